@@ -1,0 +1,60 @@
+"""ZS²: videos from the image checkpoint that is loaded. This script is the table of contents of a generation."""
+
+from modules import script_callbacks, scripts
+from modules.infotext_utils import PasteField
+from modules.ui_components import InputAccordion
+
+from zs2_lib import panel
+from zs2_lib.hosts import a1111, webui
+
+
+def with_job(p, step, *args):
+    """Calls a step of the job that `before_process` has put on `p`, if any."""
+    job = vars(p).get("zs2_job")
+    if job is not None:
+        step(job, *args)
+
+
+class Script(scripts.Script):
+    create_group = False
+
+    def title(self):
+        return "ZS2"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img):
+        with InputAccordion(False, label=panel.TITLE, elem_id=self.elem_id("enabled"), tooltip=panel.TOOLTIP) as enabled:
+            controls = panel.build(self.elem_id)
+        self.infotext_fields = [PasteField(control, value) for control, value in panel.paste_fields(enabled, controls)]
+        self.paste_field_names = panel.PASTE_FIELD_NAMES
+        return [enabled, *controls.values()]
+
+    def before_process(self, p, *args):
+        with_job(p, webui.Job.end)  # of an earlier run of the same p, which an error cut short
+        p.zs2_job = None
+        with webui.errors_stop(p):
+            settings = panel.read(args)
+            if settings.enabled and webui.applies_to(p):
+                p.zs2_job = webui.Job(p, settings)
+                p.zs2_job.before_process()
+
+    def process(self, p, *args):
+        with webui.errors_stop(p):
+            with_job(p, webui.Job.process)
+
+    def before_process_batch(self, p, *args, **kwargs):
+        with_job(p, webui.Job.before_process_batch)
+
+    def process_before_every_sampling(self, p, *args, noise, **kwargs):
+        a1111.before_every_sampling(p, noise)
+
+    def postprocess_image_after_composite(self, p, pp, *args):
+        with_job(p, webui.Job.add_frame, pp.image)
+
+    def postprocess(self, p, processed, *args):
+        with_job(p, webui.Job.postprocess, processed)
+
+
+script_callbacks.on_cfg_denoiser(a1111.on_cfg_denoiser)

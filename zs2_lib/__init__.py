@@ -1,0 +1,1 @@
+"""ZS²: zero-shot video sampling from image diffusion models."""

@@ -1,0 +1,130 @@
+"""Temporal momentum attention (paper, section 4.1, equation 2).
+
+In every self-attention layer the keys and values of frame i become running averages over frames,
+
+    K̈¹ = K¹,    K̈ⁱ = μᵢ K̈ⁱ⁻¹ + (1 - μᵢ) Kⁱ        (V likewise, Q stays).
+
+K and V are affine in the layer's input and the weights of the average sum to 1, so averaging what the
+projections `attn1.to_k` and `attn1.to_v` return is exact, whatever attention kernel, LoRA or
+hypernetwork is at work. The average is causal: carrying K̈ and V̈ of the last frame from one UNet call to
+the next makes it stream, so a clip of any length runs in passes of a few frames with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .layout import Rows
+
+PROJECTIONS = ("attn1.to_k", "attn1.to_v")
+"""Self-attention's key and value projections, as `ldm`, `sgm` and `diffusers` name them."""
+
+
+def momentum_scan_(x: torch.Tensor, rows: Rows, momentum: Sequence[float], carried: dict) -> dict:
+    """Replaces each row of `x` by its running average over frames, in place (paper, equation 2).
+
+    `x` has the shape (rows, …); `momentum[i]` is μ of frame i (that of frame 0 is not used); `carried`
+    maps a guidance group to its average after the last frame before this call, in float32. Returns the
+    averages after this call's last frames; `carried` itself is left as it was. The sum is kept in
+    float32 whatever the precision of `x`. One in-place pass over each row is the cheapest exact form
+    (`benchmarks/attention.py` compares), and gives the same bits however a clip is cut into calls.
+
+    Raises RuntimeError if a group's frames do not follow on each other.
+    """
+    state = dict(carried)
+    for index, (frame, group) in enumerate(zip(rows.frames, rows.groups)):
+        row = x[index]
+        before = state.get(group)
+        if frame == 0:
+            average = row.float()
+        elif before is None:
+            raise RuntimeError(
+                f"temporal momentum attention: frame {frame} of guidance group {group} came before frame {frame - 1}; "
+                "another extension reorders the UNet's batch: switch it off for this clip"
+            )
+        elif x.dtype == torch.float32:
+            average = torch.lerp(row, before, momentum[frame], out=row)
+        else:
+            average = torch.lerp(row.float(), before, momentum[frame])
+            row.copy_(average)
+        state[group] = average
+    return {group: average.clone() if group in rows.groups else average for group, average in state.items()}
+
+
+class TemporalMomentum:
+    """Temporal momentum attention over one clip: the hooks on a UNet and the state they carry.
+
+    `momentum` has μ of every frame. Use it as a scope: `attach` puts the hooks on a UNet (again, if
+    the UNet is another one than before), leaving the scope takes them off. Between, set `rows` before every
+    UNet call and call `restart` where a new step of the sampler begins.
+    """
+
+    def __init__(self, momentum: Sequence[float]):
+        self.momentum = tuple(momentum)
+        self.rows: Rows | None = None
+        self.carried: dict[torch.nn.Module, dict] = {}
+        self._unet: torch.nn.Module | None = None
+        self._handles: list = []
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the averages change nothing: one frame, or μ = 0 throughout. No hook is needed then."""
+        return not any(self.momentum[1:])
+
+    def attach(self, unet: torch.nn.Module) -> None:
+        """Hooks every self-attention layer of `unet`; takes the hooks off the UNet before, if it was another.
+
+        Raises ValueError if `unet` has no such layer (Flux, SD3 and other transformers).
+        """
+        if self.is_identity or unet is self._unet:
+            return
+        self.detach()
+        projections = [
+            module for name, module in unet.named_modules()
+            if name.endswith(PROJECTIONS) and _is_self_attention(unet, name)
+        ]
+        if not projections:
+            raise ValueError(
+                f"{type(unet).__name__} has no self-attention layers named attn1: temporal momentum attention works "
+                "with the UNets of SD 1.x, SD 2.x and SDXL; choose such a checkpoint, or set momentum to 0"
+            )
+        self._unet = unet
+        self._handles = [module.register_forward_hook(self._average) for module in projections]
+
+    def detach(self) -> None:
+        """Takes all hooks off and forgets what was carried."""
+        while self._handles:
+            self._handles.pop().remove()
+        self._unet = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was carried: the next call begins with frame 0."""
+        self.carried = {}
+
+    def __enter__(self) -> "TemporalMomentum":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.detach()
+
+    def _average(self, projection: torch.nn.Module, inputs, output: torch.Tensor) -> None:
+        if self.rows is None:
+            return
+        tiles, rest = divmod(output.shape[0], len(self.rows))
+        if rest:
+            raise RuntimeError(
+                f"temporal momentum attention: a projection saw {output.shape[0]} rows in a UNet call of {len(self.rows)}; "
+                "another extension changes the batch inside attention: switch it off for this clip"
+            )
+        # HyperTile splits each row into tiles, "(row tile) token channel": the average runs per tile
+        rows = output.unflatten(0, (len(self.rows), tiles))
+        self.carried[projection] = momentum_scan_(rows, self.rows, self.momentum, self.carried.get(projection, {}))
+
+
+def _is_self_attention(unet: torch.nn.Module, projection: str) -> bool:
+    """Some checkpoints make `attn1` of a block a cross-attention to the text; its keys are no frame's."""
+    block = unet.get_submodule(projection.rpartition("attn1.")[0].rstrip("."))
+    return not (getattr(block, "disable_self_attn", False) or getattr(block, "only_cross_attention", False))

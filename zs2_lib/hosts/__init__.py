@@ -1,0 +1,1 @@
+"""Adapters: how each host's UNet, noise and output meet the algorithm."""

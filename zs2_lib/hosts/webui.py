@@ -1,0 +1,229 @@
+"""One generation of clips in a WebUI: what changes on the processing object, and what becomes of its images."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from modules import images, processing
+from modules.shared import opts
+
+from .. import video
+from ..settings import Settings, SettingsError
+from . import a1111
+
+log = logging.getLogger(__name__)
+
+FOLDER = "zs2-videos"
+"""Folder of the clips, in the host's output directory of the tab."""
+PLAYABLE = (".webp", ".gif", ".apng")
+"""Files that the host's gallery, which draws <img>, plays."""
+
+
+@contextmanager
+def errors_stop(p):
+    """An error inside stops the job with its message; the API answers wrong settings with status 422.
+
+    The host prints and forgets what a script's callback raises, so the error is raised by the first of `p`'s
+    methods that the host calls outside of a callback.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SettingsError):
+            error.status_code, error.detail = 422, str(error)
+
+        def stop(*args, _error=error, **kwargs):
+            raise _error
+        p.setup_prompts = p.sample = stop
+
+
+def applies_to(p) -> bool:
+    """Whether `p` makes images; the gallery's upscale button runs hires.fix on a single one that is there."""
+    return getattr(p, "firstpass_image", None) is None
+
+
+class Job:
+    """The clips of one run of the host's `process_images`; kept on the processing object `p` as `p.zs2_job`.
+
+    The methods are called from the script's callbacks of about the same names, in this order.
+    """
+
+    def __init__(self, p, settings: Settings):
+        self.p = p
+        self.settings = settings
+        self.images: list = []
+        self.clips: list[Clip] = []
+        self.notes: list[str] = []
+        self.failed = False
+        # a script that was selected as well (X/Y/Z plot) works on the result and needs images there
+        self.as_base64 = p.is_api and not p.script_args[0]
+        self.frames_only = self.as_base64 and settings.returns == "frames"
+
+    # --- before sampling -----------------------------------------------------------------------------------
+
+    def before_process(self) -> None:
+        """Makes each batch one clip. Raises SettingsError if the job's input does not fit."""
+        p, frames = self.p, self.settings.frames
+        init_images = len(getattr(p, "init_images", None) or [])
+        if init_images > 1 and init_images != frames:
+            raise SettingsError(f"frames: {frames} does not fit {init_images} init images; give one init image, or one for each frame")
+
+        for note in self.settings.notes:
+            self.note(note)
+        if p.batch_size > 1:
+            self.note(f"Batch size {p.batch_size} was not used: a batch is one clip of {frames} frames. Batch count makes more clips.")
+        if p.get_token_merging_ratio() or p.get_token_merging_ratio(for_hr=True):
+            p.get_token_merging_ratio = lambda for_hr=False: 0
+            self.note("Token merging was off for this clip: it merges other tokens in each frame.")
+
+        if isinstance(p.prompt, list):
+            p.prompt = [prompt for prompt in p.prompt for _ in range(frames)]
+        self._batch_size, p.batch_size = p.batch_size, frames
+        self._do_not_save_grid, p.do_not_save_grid = p.do_not_save_grid, True
+
+    def process(self) -> None:
+        """All frames of a clip have one seed: clip n that which the host gives to image n."""
+        p, settings = self.p, self.settings
+        p.all_seeds = _repeat(p.all_seeds[:p.n_iter], settings.frames)
+        p.all_subseeds = _repeat(p.all_subseeds[:p.n_iter], settings.frames)
+        p.extra_generation_params.update(settings.infotext)
+        if settings.frames == 1:
+            return
+
+        self._sample = p.sample
+
+        def sample_clip(*args, **kwargs):
+            with a1111.ClipSampling(p, settings) as sampling:
+                samples = self._sample(*args, **kwargs)
+            if sampling.passes.reduced_to:
+                self.note(f"Memory ran out: the clip went on with {sampling.passes.reduced_to} frames per UNet pass.")
+            return samples
+
+        p.sample = self._sample_clip = sample_clip
+
+    def before_process_batch(self) -> None:
+        """All frames of a clip have one prompt, also where another extension made it up for each image."""
+        p, frames = self.p, self.settings.frames
+        self.write_clip()  # what a batch before this one left unfinished
+        batch = slice(p.iteration * frames, (p.iteration + 1) * frames)
+        for name in ("prompts", "negative_prompts", "hr_prompts", "hr_negative_prompts"):
+            everything = getattr(p, "all_" + name, None)
+            if everything:
+                everything[batch] = [everything[batch.start]] * frames
+                if hasattr(p, name) and not name.startswith("hr_"):
+                    setattr(p, name, everything[batch])
+
+    # --- after sampling --------------------------------------------------------------------------------------
+
+    def add_frame(self, image) -> None:
+        """Takes a finished frame, a PIL image; writes the clip when it was the last."""
+        self.images.append(image)
+        if len(self.images) == self.settings.frames:
+            self.write_clip()
+
+    def write_clip(self) -> None:
+        """Writes the clip of the frames taken so far in every format; what fails is noted, the frames are kept."""
+        frames, self.images = self.images, []
+        if not frames or (self.frames_only and not self.p.save_samples()):
+            return
+        clip = Clip(frames[0], _infotext(self.p), [])
+        for format in self.settings.formats:
+            self._write(clip, frames, format, self._target(frames[0]))
+        if not self.as_base64 and clip.playable is None:  # the gallery plays no mp4 and webm
+            self._write(clip, frames, "webp", Path(tempfile.mkdtemp(prefix="zs2-", dir=opts.temp_dir or None)) / "preview")
+        self.clips.append(clip)
+
+    def _write(self, clip: "Clip", frames: list, format: str, target: Path) -> None:
+        text = clip.infotext if opts.enable_pnginfo else None
+        try:
+            clip.files.append(video.write_clip(frames, target, format, self.settings.fps, text))
+        except Exception as error:
+            self.failed = True
+            log.exception("could not write the clip as %s", format)
+            self.note(f"The clip could not be written as {format}: {type(error).__name__}: {error}. Its frames are kept.")
+
+    def _target(self, image) -> Path:
+        """The clip's path without suffix: a name as the host gives to images, not taken yet."""
+        p = self.p
+        name = images.FilenameGenerator(p, p.seeds[0], p.prompts[0], image)
+        folder = Path(p.outpath_samples, FOLDER)
+        if opts.save_to_dirs:
+            folder /= name.apply(opts.directories_filename_pattern or "[prompt_words]").lstrip(" ").rstrip("\\ /")
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = name.apply(opts.samples_filename_pattern or ("[seed]" if opts.save_to_dirs else "[seed]-[prompt_spaces]"))
+        if opts.save_images_add_number or not stem:
+            stem = f"{images.get_next_sequence_number(folder, ''):05}-{stem}".rstrip("-")
+        return folder / stem
+
+    def postprocess(self, processed) -> None:
+        """Puts the clips before the frames in the result, and leaves `p` as it was."""
+        self.write_clip()
+        self.end()
+        if self.as_base64:
+            items = [(file, clip.infotext) for clip in self.clips for file in clip.base64()]
+        else:
+            items = [(clip.gallery_item(), clip.infotext) for clip in self.clips if clip.playable]
+        if self.frames_only:
+            items = []
+        if self.as_base64 and self.settings.returns == "video" and not self.failed:
+            processed.images, processed.infotexts = [], []
+        processed.images[:0] = [item for item, _ in items]
+        processed.infotexts[:0] = [infotext for _, infotext in items]
+        processed.index_of_first_image += len(items)
+        if self.notes:
+            processed.comments = "".join(f"{comment}\n" for comment in self.p.comments)
+            processed.extra_generation_params = {**processed.extra_generation_params, "ZS2 notes": " ".join(self.notes)}
+
+    def end(self) -> None:
+        """Undoes on `p` what this job changed, for scripts that use it again."""
+        p = self.p
+        if "_batch_size" in vars(self):
+            p.batch_size, p.do_not_save_grid = self._batch_size, self._do_not_save_grid
+            vars(p).pop("get_token_merging_ratio", None)
+        if "_sample_clip" in vars(self) and vars(p).get("sample") is self._sample_clip:
+            p.sample = self._sample
+
+    def note(self, text: str) -> None:
+        """Tells the user something: under the image, and in `info` of the API's answer."""
+        self.notes.append(text)
+        self.p.comment("ZS²: " + text)
+
+
+@dataclass
+class Clip:
+    """A written clip: its first frame, its infotext, and the file (for "png" the folder) of each format."""
+
+    first_frame: Image.Image
+    infotext: str
+    files: list[Path]
+
+    @property
+    def playable(self) -> Path | None:
+        """A file that plays in the host's gallery, which draws <img>."""
+        return next((file for suffix in PLAYABLE for file in self.files if file.suffix == suffix), None)
+
+    def gallery_item(self) -> Image.Image:
+        """An image for the host's results: the first frame, which the gallery shows as the playable file."""
+        item = self.first_frame.copy()
+        item.already_saved_as = str(self.playable)
+        item.info["parameters"] = self.infotext
+        return item
+
+    def base64(self) -> list[str]:
+        """The files for an answer of the API."""
+        return [base64.b64encode(video.clip_bytes(file)).decode() for file in self.files]
+
+
+def _repeat(values: list, times: int) -> list:
+    return [value for value in values for _ in range(times)]
+
+
+def _infotext(p) -> str:
+    return processing.create_infotext(p, p.prompts, p.seeds, p.subseeds, index=0, all_negative_prompts=p.negative_prompts)

@@ -1,0 +1,45 @@
+"""Which frame, and which guidance group, each row of a UNet call belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one UNet call.
+
+    A call's batch is not "the frames": under classifier-free guidance every frame comes once per
+    guidance group (each prompt joined by AND, the image condition of Instruct-Pix2Pix, the negative
+    prompt), in an order that differs by host, sampler and settings. Row r shows frame `frames[r]`
+    (counted from 0) under guidance group `groups[r]` (any label; equal labels belong together).
+    Frames rise within a group.
+    """
+
+    frames: tuple[int, ...]
+    groups: tuple[int, ...]
+
+    def __post_init__(self):
+        if len(self.frames) != len(self.groups):
+            raise ValueError(f"{len(self.frames)} frames for {len(self.groups)} groups: each row needs one of both")
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @classmethod
+    def blocks(cls, frames: int, groups: int) -> "Rows":
+        """Whole blocks of `frames` rows, one block per guidance group."""
+        return cls(tuple(range(frames)) * groups, tuple(group for group in range(groups) for _ in range(frames)))
+
+    def take(self, index) -> "Rows":
+        """The rows at the positions `index` (an iterable of row numbers)."""
+        index = list(index)
+        return Rows(tuple(self.frames[i] for i in index), tuple(self.groups[i] for i in index))
+
+    def of_first_frames(self, count: int) -> list[int]:
+        """The row numbers of the first `count` frames of the call, in the order the call has them.
+
+        All guidance groups of those frames: to the UNet they look like the call of a smaller batch.
+        """
+        wanted = set(sorted(set(self.frames))[:count])
+        return [row for row, frame in enumerate(self.frames) if frame in wanted]

@@ -1,0 +1,214 @@
+"""What a user can set for a clip: one table for the panel, the API, the infotext and the command line."""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+
+from .noise import MODELS, SOLVERS
+from .schedule import Schedule
+from .video import FORMATS, check_clip
+
+RETURNS = ("frames", "video", "both")
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message names the key, the value, what is allowed and a remedy."""
+
+
+# --- checks: (key, value) -> the value in its proper type ----------------------------------------------
+
+def boolean(key: str, value) -> bool:
+    if not isinstance(value, bool):
+        raise SettingsError(f"{key}: {value!r} is not allowed; give true or false")
+    return value
+
+
+def whole(low: int, high: int) -> Callable:
+    def check(key: str, value) -> int:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or value not in range(low, high + 1):
+            raise SettingsError(f"{key}: {value!r} is not allowed; give a whole number from {low} to {high}")
+        return int(value)
+    return check
+
+
+def number(low: float, high: float) -> Callable:
+    def check(key: str, value) -> float:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value <= high:
+            raise SettingsError(f"{key}: {value!r} is not allowed; give a number from {low:g} to {high:g}")
+        return float(value)
+    return check
+
+
+def schedule(low: float, high: float = float("inf")) -> Callable:
+    allowed = f"from {low:g} to {high:g}" if high < float("inf") else f"of {low:g} or more"
+    allowed = f"a number {allowed}, or keyframes of such numbers such as '0:0.01, 8:0.05' (frame:value, frames count from 0)"
+
+    def check(key: str, value) -> Schedule:
+        try:
+            parsed = Schedule.parse(value)
+        except ValueError as error:
+            raise SettingsError(f"{key}: {value!r} is not allowed: {error}; give {allowed}") from None
+        if parsed.bounds[0] < low or parsed.bounds[1] > high:
+            raise SettingsError(f"{key}: {value!r} is not allowed; give {allowed}")
+        return parsed
+    return check
+
+
+def one_of(*choices: str) -> Callable:
+    def check(key: str, value) -> str:
+        if value not in choices:
+            raise SettingsError(f"{key}: {value!r} is not allowed; give one of {_quoted(choices)}{_nearest(value, choices)}")
+        return value
+    return check
+
+
+def some_of(*choices: str) -> Callable:
+    def check(key: str, value) -> tuple[str, ...]:
+        if not isinstance(value, (list, tuple)) or not value:
+            raise SettingsError(f"{key}: {value!r} is not allowed; give a list of one or more of {_quoted(choices)}")
+        for item in value:
+            if item not in choices:
+                raise SettingsError(f"{key}: {item!r} is not allowed; the list may hold {_quoted(choices)}{_nearest(item, choices)}")
+        return tuple(dict.fromkeys(value))
+    return check
+
+
+def _quoted(choices) -> str:
+    return ", ".join(f'"{choice}"' for choice in choices)
+
+
+def _nearest(value, choices) -> str:
+    match = difflib.get_close_matches(value, choices, n=1, cutoff=0.0) if isinstance(value, str) else []
+    return f'; did you mean "{match[0]}"?' if match else ""
+
+
+# --- the settings ------------------------------------------------------------------------------------------
+
+def setting(default, check: Callable, label: str, tooltip: str, **extra):
+    return field(default=default, metadata={"check": check, "label": label, "tooltip": tooltip, **extra})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one clip, checked: a value that is not allowed raises SettingsError.
+
+    Each field's metadata has its check, the label and the tooltip of its control, and the limits of its slider.
+    """
+
+    enabled: bool = setting(
+        False, boolean, "ZS² Video",
+        "Makes a video of the prompt instead of single images: each batch becomes one clip.")
+    frames: int = setting(
+        8, whole(1, 1024), "Frames",
+        "How many frames the clip has. More frames take more time, not more memory. 1 gives the plain image.",
+        slider=(1, 1024, 1))
+    fps: float = setting(
+        8.0, number(0.1, 120), "Frames per second",
+        "How fast the clip plays. It does not change the frames.", slider=(1, 60, 1))
+    motion: Schedule = setting(
+        Schedule.parse(0.05), schedule(0), "Motion λ",
+        "How far the picture may move from one frame to the next. 0 is a still image; 0.01 to 0.05 is calm, "
+        "0.25 lively; from 1.65 on frames have nothing in common but the prompt.", slider=(0, 0.5, 0.005))
+    inertia: Schedule = setting(
+        Schedule.parse(0), schedule(0, 1), "Inertia β",
+        "How much of its direction a movement keeps. 0 trembles around a place, near 1 the picture travels "
+        "smoothly and further.", slider=(0, 1, 0.05))
+    momentum: Schedule = setting(
+        Schedule.parse(0.98), schedule(0, 1), "Momentum μ",
+        "How strongly looks are carried from frame to frame. 1 keeps those of the first frame, 0.98 lets them "
+        "change slowly, 0 lets every frame look as it likes.", slider=(0, 1, 0.01))
+    loop: bool = setting(
+        False, boolean, "Loop",
+        "The last frame leads back to the first, so that the clip can repeat without a jump.")
+    noise_model: str = setting(
+        "dependency", one_of(*MODELS), "Noise model",
+        "How the noises of the frames depend on each other. dependency: by Motion λ (the method itself); mixed and "
+        "progressive: by α, for comparison; independent: no relation, the frames are different pictures.", choices=MODELS)
+    alpha: float = setting(
+        0.9, number(0, 1), "α of mixed and progressive noise",
+        "How much noise neighbouring frames share under the models mixed and progressive. 1 is a still image, 0 is independent.",
+        slider=(0, 1, 0.01))
+    candidates: int = setting(
+        10, whole(1, 1000), "Candidates per frame",
+        "Of so many random directions the one nearest to Motion λ is taken for each frame. More give more even "
+        "steps; 1 leaves the direction to chance.", slider=(1, 50, 1))
+    solver: str = setting(
+        "exact", one_of(*SOLVERS), "Solver",
+        "How each step is brought to Motion λ. exact: at once and precisely; search: the paper's search, nearly, for comparison.",
+        choices=SOLVERS)
+    frames_per_pass: int = setting(
+        0, whole(0, 1024), "Frames per UNet pass",
+        "How many frames the UNet computes at once. Fewer need less memory and give the same clip. 0 chooses by the "
+        "picture's size and halves it when memory runs out.", slider=(0, 64, 1))
+    formats: tuple[str, ...] = setting(
+        ("mp4",), some_of(*FORMATS), "Output formats",
+        "The files written for each clip, beside its frames. mp4 plays everywhere; gif, webp and apng also play in "
+        "the gallery and carry the settings for PNG Info; png is a folder of numbered images.", choices=FORMATS)
+    returns: str = setting(
+        "both", one_of(*RETURNS), "Returned by the API",
+        "frames: the clip's images; video: one file per format; both: the files, then the images.", key="return")
+
+    def __post_init__(self):
+        for option in fields(self):
+            object.__setattr__(self, option.name, option.metadata["check"](key_of(option), getattr(self, option.name)))
+        for format in self.formats:
+            try:
+                check_clip(format, self.fps)
+            except ValueError as error:
+                raise SettingsError(f"fps: {self.fps:g} is not allowed with the format {format!r}: {error}") from None
+        if self.loop and self.noise_model != "dependency":
+            raise SettingsError(
+                f'loop: true is not allowed with noise_model "{self.noise_model}"; only the model "dependency" closes a loop')
+        if self.loop and not self.motion.is_constant:
+            raise SettingsError(
+                f"loop: true is not allowed with motion keyframes '{self.motion}'; all steps of a loop are alike: give one number")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping) -> "Settings":
+        """Settings from an API request's keys; those left out have their defaults.
+
+        Raises SettingsError for an unknown key (with the nearest valid one) or a value that is not allowed.
+        """
+        names = {key_of(option): option.name for option in fields(cls)}
+        for key in values:
+            if key not in names:
+                raise SettingsError(f"{key!r} is not a setting of ZS²; the settings are {', '.join(names)}{_nearest(key, list(names))}")
+        return cls(**{names[key]: value for key, value in values.items()})
+
+    @property
+    def infotext(self) -> dict[str, str]:
+        """What the host writes into its images: one key for each setting that belongs to the clip."""
+        return {infotext_key(option): _as_text(getattr(self, option.name)) for option in INFOTEXT_OPTIONS}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about these settings together."""
+        notes = []
+        if self.loop and self.inertia.bounds[1] > 0:
+            notes.append(f"Inertia {self.inertia} has no effect on a loop: its path is smooth by itself.")
+        if self.noise_model != "dependency" and self.inertia.bounds[1] > 0:
+            notes.append(f'Inertia {self.inertia} has no effect with the noise model "{self.noise_model}".')
+        return notes
+
+
+INFOTEXT_OPTIONS = tuple(option for option in fields(Settings) if option.name not in ("enabled", "returns"))
+"""The settings that an infotext carries. That it carries them says that ZS² was enabled."""
+
+
+def infotext_key(option) -> str:
+    """A field's key in the host's infotext: "ZS2 frames", "ZS2 noise model"."""
+    return "ZS2 " + option.name.replace("_", " ")
+
+
+def _as_text(value) -> str:
+    if isinstance(value, tuple):
+        return " ".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def key_of(option) -> str:
+    """A field's key in API requests and messages: its name, except where Python reserves that."""
+    return option.metadata.get("key", option.name)
