@@ -3,13 +3,15 @@
 `write_clip` is the whole of it. In every format
 
 - no frame is lost, also where frames are equal (a clip with motion 0 is a still that lasts);
-- the clip lasts `frames / fps` seconds, to within one tick of the format's clock;
+- the clip lasts `frames / fps` seconds, to within one tick of the format's clock (a WebP or APNG of a single frame is a
+  still: readers report no duration);
 - the generation parameters travel in the place where the WebUI's PNG Info, or a video player, looks for them;
 - the target is either the complete new clip or whatever was there before, never a torso.
 
 Videos (MP4, WebM) and PNG folders are written frame by frame, so a generator of any length costs the memory of one
 frame. The animated images (GIF, WebP, APNG) store only the rectangle that changed from the frame before. GIF and APNG
-hold all frames in memory: GIF because its palette is made from all of them, APNG because Pillow does.
+hold all frames in memory: GIF because its palette is made from all of them, APNG because Pillow does. APNG stores a
+frame that equals the one before it whole, so a long still is large.
 """
 from __future__ import annotations
 
@@ -89,7 +91,8 @@ def check_clip(format: str, fps: float | Fraction) -> Fraction:
         raise ValueError(f"unknown clip format {format!r}: choose one of {', '.join(FORMATS)}{hint}")
     limit = MAX_FPS[format]
     if not MIN_FPS <= fps <= limit:  # also catches NaN
-        remedy = " (more than that plays slower, not faster, in browsers: use mp4)" if limit < MAX_FPS["mp4"] else ""
+        too_fast_here = limit < fps <= MAX_FPS["mp4"]
+        remedy = " (browsers play it slower, not faster, beyond that: use mp4)" if too_fast_here else ""
         raise ValueError(f"fps is {fps}, but {format} takes {MIN_FPS} to {limit} frames per second{remedy}")
     return Fraction(float(fps)).limit_denominator(1001)
 
@@ -440,11 +443,18 @@ def _uint24(*numbers: int) -> bytes:
 
 
 def _exif(text: str) -> bytes:
-    """EXIF data with `text` as its UserComment, as the WebUI writes and reads it."""
-    exif_ifd, user_comment = 0x8769, 0x9286
-    exif = Image.Exif()
-    exif[exif_ifd] = {user_comment: b"UNICODE\0" + text.encode("utf-16-be")}
-    return exif.tobytes()
+    """EXIF data that holds `text` as its UserComment, as the WebUI writes and reads it.
+
+    By hand, since Pillow stores the comment as the type BYTE, where the standard and piexif want UNDEFINED.
+    """
+    exif_ifd, user_comment, long, undefined = 0x8769, 0x9286, 4, 7
+    comment = b"UNICODE\0" + text.encode("utf-16-be")
+    return (
+        struct.pack(">2sHI", b"MM", 42, 8)  # big-endian TIFF, its directory is at 8
+        + struct.pack(">HHHIII", 1, exif_ifd, long, 1, 26, 0)  # 1 entry: the EXIF directory is at 26; no next one
+        + struct.pack(">HHHIII", 1, user_comment, undefined, len(comment), 44, 0)  # 1 entry: the comment is at 44
+        + comment
+    )
 
 
 # PNG --------------------------------------------------------------------------------------------------------------
