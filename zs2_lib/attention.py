@@ -26,8 +26,8 @@ def momentum_scan_(x: torch.Tensor, rows: Rows, momentum: Sequence[float], carri
     """Replaces each row of `x` by its running average over frames, in place (paper, equation 2).
 
     `x` has the shape (rows, …); `momentum[i]` is μ of frame i (that of frame 0 is not used); `carried`
-    maps a guidance group to its average after the last frame before this call, in float32. Returns the
-    averages after this call's last frames; `carried` itself is left as it was. The sum is kept in
+    maps a guidance group to its last frame before this call and the average after it, in float32. Returns
+    the same after this call's last frames; `carried` itself is left as it was. The sum is kept in
     float32 whatever the precision of `x`. One in-place pass over each row is the cheapest exact form
     (`benchmarks/attention.py` compares), and gives the same bits however a clip is cut into calls.
 
@@ -36,21 +36,24 @@ def momentum_scan_(x: torch.Tensor, rows: Rows, momentum: Sequence[float], carri
     state = dict(carried)
     for index, (frame, group) in enumerate(zip(rows.frames, rows.groups)):
         row = x[index]
-        before = state.get(group)
+        last, before = state.get(group, (None, None))
         if frame == 0:
             average = row.float()
-        elif before is None:
+        elif last != frame - 1:
             raise RuntimeError(
-                f"temporal momentum attention: frame {frame} of guidance group {group} came before frame {frame - 1}; "
-                "another extension reorders the UNet's batch: switch it off for this clip"
+                f"temporal momentum attention: frame {frame} of guidance group {group} did not come right after "
+                f"frame {frame - 1}; another extension reorders the UNet's batch: switch it off for this clip"
             )
         elif x.dtype == torch.float32:
             average = torch.lerp(row, before, momentum[frame], out=row)
         else:
             average = torch.lerp(row.float(), before, momentum[frame])
             row.copy_(average)
-        state[group] = average
-    return {group: average.clone() if group in rows.groups else average for group, average in state.items()}
+        state[group] = frame, average
+    return {
+        group: (frame, average.clone() if group in rows.groups else average)
+        for group, (frame, average) in state.items()
+    }
 
 
 class TemporalMomentum:

@@ -254,7 +254,7 @@ class ClipNoise:
             self.mixing = progressive_matrix(self.frames, alpha)
         elif model == "independent":
             self.mixing = torch.eye(self.frames, dtype=torch.float64)
-        elif loop:
+        elif loop and self.frames > 1:
             self.mixing = loop_matrix(self.frames, self.motion[0])
 
     def draw(self, still: torch.Tensor) -> torch.Tensor:

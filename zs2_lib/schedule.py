@@ -74,8 +74,14 @@ class Schedule:
 
     def __str__(self) -> str:
         if len(self.keyframes) == 1:
-            return f"{self.keyframes[0][1]:g}"
-        return ", ".join(f"{frame}:{value:g}" for frame, value in self.keyframes)
+            return number_text(self.keyframes[0][1])
+        return ", ".join(f"{frame}:{number_text(value)}" for frame, value in self.keyframes)
+
+
+def number_text(value: float) -> str:
+    """The shortest text that reads back as `value`: "0.05", "8"."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _finite(value: float | str) -> float:
@@ -83,6 +89,8 @@ def _finite(value: float | str) -> float:
         number = float(value)
     except ValueError:
         raise ValueError(f"{value!r} is not a number") from None
+    except OverflowError:  # an integer beyond all floats
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{value!r} is not a finite number")
     return number

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
 from .noise import MODELS, SOLVERS
-from .schedule import Schedule
+from .schedule import Schedule, number_text
 from .video import FORMATS, check_clip
 
 RETURNS = ("frames", "video", "both")
@@ -206,7 +206,7 @@ def infotext_key(option) -> str:
 def _as_text(value) -> str:
     if isinstance(value, tuple):
         return " ".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return number_text(value) if isinstance(value, float) else str(value)
 
 
 def key_of(option) -> str:

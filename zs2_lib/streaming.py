@@ -71,7 +71,7 @@ class Passes:
             limit = self.reduced_to or self.frames_per_pass or automatic_frames_per_pass(*x.shape[-2:])
             index = [remaining[row] for row in rows.take(remaining).of_first_frames(limit)]
             part = rows.take(index)
-            before_pass(Progress((part.frames[0] + 1, part.frames[-1] + 1), 1 - len(remaining) / len(rows)))
+            before_pass(Progress((min(part.frames) + 1, max(part.frames) + 1), 1 - len(remaining) / len(rows)))
 
             carried = dict(self.attention.carried)
             self.attention.rows = part

@@ -6,10 +6,12 @@ Everything here is undone when the scope is left, however it is left.
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from contextlib import ExitStack
 from types import SimpleNamespace
 
+import k_diffusion.sampling
 import torch
 
 from modules import sd_samplers_common, sd_unet, shared
@@ -143,6 +145,8 @@ class ClipSampling:
         p.rng = copy.copy(p.rng)
         p.rng.next = lambda: self.noise.draw(still.next())
         _override(self._undo, p.sampler, "create_noise_sampler", self._brownian(p.sampler.create_noise_sampler))
+        if p.sampler.funcname == "sample_dpm_adaptive":
+            _override(self._undo, p.sampler, "func", _steps_for_first_frame(p.sampler.func))
 
     def _brownian(self, create_noise_sampler):
         """The host's noise sampler for SDE samplers with each frame's own Brownian motion, correlated."""
@@ -151,10 +155,8 @@ class ClipSampling:
             batch = SimpleNamespace(all_seeds=seeds, iteration=0, batch_size=self.frames)
             brownian = create_noise_sampler(x, sigmas, batch)
             if brownian is None:  # the option "Do not make DPM++ SDE deterministic": k-diffusion draws the still's seed
-                from k_diffusion.sampling import BrownianTreeNoiseSampler
-
                 seeds[0] = torch.randint(0, 2**63 - 1, []).item()
-                brownian = BrownianTreeNoiseSampler(x, sigmas[sigmas > 0].min(), sigmas.max(), seed=seeds)
+                brownian = k_diffusion.sampling.BrownianTreeNoiseSampler(x, sigmas[sigmas > 0].min(), sigmas.max(), seed=seeds)
             return lambda sigma, sigma_next: self.noise.mix(brownian(sigma, sigma_next))
         return create
 
@@ -205,6 +207,20 @@ def _same_for_all_frames(image_conditioning):
     def conditioning(x, *args, **kwargs):
         return image_conditioning(x[:1], *args, **kwargs).expand(x.shape[0], -1, -1, -1).clone()
     return conditioning
+
+
+def _steps_for_first_frame(sample_dpm_adaptive):
+    """DPM adaptive with its step sizes chosen by frame 1, as for the still, not by the error of the whole batch."""
+    @functools.wraps(sample_dpm_adaptive)
+    def sample(model, x, *args, **kwargs):
+        hijacked_torch = k_diffusion.sampling.torch  # the host's, made anew for each sampling
+        frames = x.shape[0]
+        hijacked_torch.linalg = SimpleNamespace(norm=lambda error: torch.linalg.norm(error[:1]) * frames**0.5)
+        try:
+            return sample_dpm_adaptive(model, x, *args, **kwargs)
+        finally:
+            del hijacked_torch.linalg
+    return sample
 
 
 def _share_init_image(p) -> None:

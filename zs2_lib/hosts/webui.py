@@ -26,6 +26,9 @@ PLAYABLE = (".webp", ".gif", ".apng")
 """Files that the host's gallery, which draws <img>, plays."""
 
 
+TOKEN_MERGING_NOTE = "Token merging was off for this clip: it merges other tokens in each frame."
+
+
 @contextmanager
 def errors_stop(p):
     """An error inside stops the job with its message; the API answers wrong settings with status 422.
@@ -79,14 +82,22 @@ class Job:
             self.note(note)
         if p.batch_size > 1:
             self.note(f"Batch size {p.batch_size} was not used: a batch is one clip of {frames} frames. Batch count makes more clips.")
-        if p.get_token_merging_ratio() or p.get_token_merging_ratio(for_hr=True):
-            p.get_token_merging_ratio = lambda for_hr=False: 0
-            self.note("Token merging was off for this clip: it merges other tokens in each frame.")
+        self._switch_off_token_merging()
 
-        if isinstance(p.prompt, list):
-            p.prompt = [prompt for prompt in p.prompt for _ in range(frames)]
+        if isinstance(p.prompt, list):  # of a script, such as Prompt matrix: a clip for each
+            p.n_iter = len(p.prompt)
+            p.prompt = _repeat(p.prompt, frames)
         self._batch_size, p.batch_size = p.batch_size, frames
         self._do_not_save_grid, p.do_not_save_grid = p.do_not_save_grid, True
+
+    def _switch_off_token_merging(self) -> None:
+        ratio = self.p.get_token_merging_ratio
+
+        def no_merging(for_hr=False) -> float:
+            if ratio(for_hr=for_hr) and TOKEN_MERGING_NOTE not in self.notes:
+                self.note(TOKEN_MERGING_NOTE)
+            return 0.0
+        self.p.get_token_merging_ratio = no_merging
 
     def process(self) -> None:
         """All frames of a clip have one seed: clip n that which the host gives to image n."""
@@ -112,13 +123,12 @@ class Job:
         """All frames of a clip have one prompt, also where another extension made it up for each image."""
         p, frames = self.p, self.settings.frames
         self.write_clip()  # what a batch before this one left unfinished
-        batch = slice(p.iteration * frames, (p.iteration + 1) * frames)
-        for name in ("prompts", "negative_prompts", "hr_prompts", "hr_negative_prompts"):
-            everything = getattr(p, "all_" + name, None)
-            if everything:
-                everything[batch] = [everything[batch.start]] * frames
-                if hasattr(p, name) and not name.startswith("hr_"):
-                    setattr(p, name, everything[batch])
+        clip = slice(p.iteration * frames, (p.iteration + 1) * frames)
+        for name in ("all_prompts", "all_negative_prompts", "all_hr_prompts", "all_hr_negative_prompts"):
+            prompts = getattr(p, name, None)
+            if prompts:
+                prompts[clip] = [prompts[clip.start]] * frames
+        p.prompts, p.negative_prompts = p.all_prompts[clip], p.all_negative_prompts[clip]
 
     # --- after sampling --------------------------------------------------------------------------------------
 
@@ -134,20 +144,28 @@ class Job:
         if not frames or (self.frames_only and not self.p.save_samples()):
             return
         clip = Clip(frames[0], _infotext(self.p), [])
-        for format in self.settings.formats:
-            self._write(clip, frames, format, self._target(frames[0]))
-        if not self.as_base64 and clip.playable is None:  # the gallery plays no mp4 and webm
-            self._write(clip, frames, "webp", Path(tempfile.mkdtemp(prefix="zs2-", dir=opts.temp_dir or None)) / "preview")
+        try:
+            target = self._target(frames[0])
+        except Exception as error:
+            self._note_failure("The clip", error)
+            return
         self.clips.append(clip)
+        for format in self.settings.formats:
+            self._write(clip, frames, target, format)
+        if not self.as_base64 and clip.playable is None:  # the gallery plays no mp4 and webm
+            self._write(clip, frames, Path(tempfile.mkdtemp(prefix="zs2-", dir=opts.temp_dir or None), "preview"), "webp")
 
-    def _write(self, clip: "Clip", frames: list, format: str, target: Path) -> None:
+    def _write(self, clip: "Clip", frames: list, target: Path, format: str) -> None:
         text = clip.infotext if opts.enable_pnginfo else None
         try:
             clip.files.append(video.write_clip(frames, target, format, self.settings.fps, text))
         except Exception as error:
-            self.failed = True
-            log.exception("could not write the clip as %s", format)
-            self.note(f"The clip could not be written as {format}: {type(error).__name__}: {error}. Its frames are kept.")
+            self._note_failure(f"The clip as {format}", error)
+
+    def _note_failure(self, what: str, error: Exception) -> None:
+        self.failed = True
+        log.error("%s could not be written", what, exc_info=error)
+        self.note(f"{what} could not be written: {type(error).__name__}: {error}. Its frames are kept.")
 
     def _target(self, image) -> Path:
         """The clip's path without suffix: a name as the host gives to images, not taken yet."""
