@@ -26,10 +26,10 @@ class Script(scripts.Script):
 
     def ui(self, is_img2img):
         with InputAccordion(False, label=panel.TITLE, elem_id=self.elem_id("enabled"), tooltip=panel.TOOLTIP) as enabled:
-            controls = panel.build(self.elem_id)
-        self.infotext_fields = [PasteField(control, value) for control, value in panel.paste_fields(enabled, controls)]
-        self.paste_field_names = panel.PASTE_FIELD_NAMES
-        return [enabled, *controls.values()]
+            controls = {"enabled": enabled, **panel.build(self.elem_id)}
+        self.infotext_fields = [PasteField(control, panel.PASTE[name]) for name, control in controls.items()]
+        self.paste_field_names = list(panel.PASTE.values())
+        return list(controls.values())
 
     def before_process(self, p, *args):
         with_job(p, webui.Job.end)  # of an earlier run of the same p, which an error cut short

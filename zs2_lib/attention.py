@@ -81,7 +81,7 @@ class TemporalMomentum:
 
         Raises ValueError if `unet` has no such layer (Flux, SD3 and other transformers).
         """
-        if self.is_identity or unet is self._unet:
+        if unet is self._unet:
             return
         self.detach()
         projections = [
@@ -91,10 +91,11 @@ class TemporalMomentum:
         if not projections:
             raise ValueError(
                 f"{type(unet).__name__} has no self-attention layers named attn1: temporal momentum attention works "
-                "with the UNets of SD 1.x, SD 2.x and SDXL; choose such a checkpoint, or set momentum to 0"
+                "with the UNets of SD 1.x, SD 2.x and SDXL; choose such a checkpoint"
             )
         self._unet = unet
-        self._handles = [module.register_forward_hook(self._average) for module in projections]
+        if not self.is_identity:
+            self._handles = [module.register_forward_hook(self._average) for module in projections]
 
     def detach(self) -> None:
         """Takes all hooks off and forgets what was carried."""

@@ -8,16 +8,18 @@ from dataclasses import fields
 import gradio as gr
 
 from .schedule import Schedule
-from .settings import INFOTEXT_OPTIONS, Settings, SettingsError, infotext_key, key_of
+from .settings import Settings, SettingsError, infotext_key
 
 OPTIONS = {option.name: option for option in fields(Settings)}
 TITLE = OPTIONS["enabled"].metadata["label"]
 TOOLTIP = OPTIONS["enabled"].metadata["tooltip"]
 
-MAIN = ("frames", "fps", "motion", "inertia", "momentum", "loop")
-ADVANCED = ("noise_model", "alpha", "candidates", "solver", "frames_per_pass", "formats")
+ROWS = (("frames", "fps"), ("motion", "inertia", "momentum"), ("loop",))
+ADVANCED_ROWS = (("noise_model", "alpha"), ("candidates", "solver"), ("frames_per_pass", "formats"))
+SETTINGS = tuple(name for row in ROWS + ADVANCED_ROWS for name in row)
 SCHEDULES = ("motion", "inertia", "momentum")
-PASTE_FIELD_NAMES = [infotext_key(option) for option in INFOTEXT_OPTIONS]
+KEYFRAMES = "_keyframes"
+"""Ending of the name of the text field that takes the place of a schedule's slider."""
 
 KEYFRAMES_TOOLTIP = (
     "{label} over the clip, as frame:value pairs with straight lines between, for instance 0:{low}, 8:{high}. "
@@ -28,15 +30,15 @@ KEYFRAMES_TOOLTIP = (
 def build(elem_id: Callable[[str], str]) -> dict[str, gr.components.Component]:
     """Makes the controls; `elem_id` names them. Call it inside the accordion. Returns them by name, in the order `read` takes."""
     controls = {}
-    for row in (("frames", "fps"), ("motion", "inertia", "momentum"), ("loop",)):
+    for row in ROWS:
         with gr.Row():
             controls.update({name: _control(name, elem_id) for name in row})
     with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced")):
-        for row in (("noise_model", "alpha"), ("candidates", "solver"), ("frames_per_pass", "formats")):
+        for row in ADVANCED_ROWS:
             with gr.Row():
                 controls.update({name: _control(name, elem_id) for name in row})
         with gr.Row():
-            controls.update({_keyframes(name): _keyframes_control(name, elem_id) for name in SCHEDULES})
+            controls.update({name + KEYFRAMES: _keyframes_control(name, elem_id) for name in SCHEDULES})
     return controls
 
 
@@ -55,46 +57,49 @@ def read(args: tuple) -> Settings:
         )
     if not enabled:
         return Settings()
-    names = MAIN + ADVANCED + tuple(_keyframes(name) for name in SCHEDULES)
+    names = SETTINGS + tuple(name + KEYFRAMES for name in SCHEDULES)
     by_name = dict(zip(names, values))
     for name in SCHEDULES:
-        keyframes = by_name.pop(_keyframes(name), "")
+        keyframes = by_name.pop(name + KEYFRAMES, "")
         if keyframes and keyframes.strip():
             by_name[name] = keyframes
     return Settings(enabled=True, **by_name)
 
 
-def paste_fields(enabled, controls: Mapping) -> list[tuple]:
-    """(control, function of the parsed infotext) pairs; an infotext without a clip leaves the panel as it is but closed."""
-    pairs = [(enabled, lambda infotext: "ZS2 frames" in infotext)]
-    for option in INFOTEXT_OPTIONS:
-        key = infotext_key(option)
-        if option.name in SCHEDULES:
-            pairs.append((controls[option.name], _slider_value(key)))
-            pairs.append((controls[_keyframes(option.name)], _keyframes_text(key)))
-        elif option.name == "formats":
-            pairs.append((controls[option.name], lambda infotext, key=key: infotext[key].split() if key in infotext else None))
-        else:
-            pairs.append((controls[option.name], key))
-    return pairs
+# --- pasting: for each control a function from a parsed infotext to its value, None to leave it alone ------
+
+def _enabled(infotext: Mapping) -> bool:
+    return "ZS2 frames" in infotext
 
 
-def _slider_value(key: str) -> Callable:
-    def value(infotext):
-        return Schedule.parse(infotext[key]).keyframes[0][1] if key in infotext else None
-    return value
+def _from_infotext(name: str) -> Callable:
+    key, default = infotext_key(OPTIONS[name]), OPTIONS[name].default
 
-
-def _keyframes_text(key: str) -> Callable:
-    def value(infotext):
-        if key not in infotext:
+    def value(infotext: Mapping):
+        text = infotext.get(key)
+        if text is None:
             return None
-        return infotext[key] if ":" in infotext[key] else ""
+        if isinstance(default, Schedule):
+            return Schedule.parse(text).keyframes[0][1]
+        if isinstance(default, tuple):
+            return text.split()
+        return text == "True" if isinstance(default, bool) else type(default)(text)
     return value
 
 
-def _keyframes(name: str) -> str:
-    return name + "_keyframes"
+def _keyframes_from_infotext(name: str) -> Callable:
+    key = infotext_key(OPTIONS[name])
+
+    def value(infotext: Mapping):
+        text = infotext.get(key)
+        return text if text is None or ":" in text else ""
+    return value
+
+
+PASTE = {"enabled": _enabled}
+"""The paste function of each control. "Send to" finds the same control in the other tab by the function's identity."""
+PASTE.update({name: _from_infotext(name) for name in SETTINGS})
+PASTE.update({name + KEYFRAMES: _keyframes_from_infotext(name) for name in SCHEDULES})
 
 
 def _control(name: str, elem_id: Callable[[str], str]) -> gr.components.Component:
@@ -117,4 +122,4 @@ def _keyframes_control(name: str, elem_id: Callable[[str], str]) -> gr.component
     label = OPTIONS[name].metadata["label"]
     low, high, _ = OPTIONS[name].metadata["slider"]
     tooltip = KEYFRAMES_TOOLTIP.format(label=label, low=low, high=high)
-    return gr.Textbox(label=f"{label} keyframes", value="", placeholder=f"0:{low}, 8:{high}", elem_id=elem_id(_keyframes(name)), tooltip=tooltip)
+    return gr.Textbox(label=f"{label} keyframes", value="", placeholder=f"0:{low}, 8:{high}", elem_id=elem_id(name + KEYFRAMES), tooltip=tooltip)

@@ -14,7 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DPMSolverSDEScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    CosineDPMSolverMultistepScheduler,
+    DPMSolverSDEScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
@@ -335,10 +340,9 @@ def check_pipeline(pipe) -> None:
         raise ValueError("ZS² needs separate projections for keys and values; call pipe.unfuse_qkv_projections()")
     if hasattr(unet, "_tome_info"):
         raise ValueError("ZS²: token merging merges other tokens in each frame; call tomesd.remove_patch(pipe)")
-    if hasattr(scheduler, "noise_sampler") and not isinstance(scheduler, DPMSolverSDEScheduler):
+    if isinstance(scheduler, CosineDPMSolverMultistepScheduler):  # one Brownian motion for the whole batch
         raise ValueError(
-            f"ZS² cannot correlate the noise of {type(scheduler).__name__}, which makes a noise sampler of its own; "
-            "use another scheduler, such as DDIMScheduler"
+            f"ZS² cannot correlate the noise of {type(scheduler).__name__}; use another scheduler, such as DDIMScheduler"
         )
 
 
