@@ -9,13 +9,14 @@ import os
 import random
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 PROGRAM = "python -m zs2_lib"
 PACKAGES = {
-    "torch": "torch", "numpy": "numpy", "PIL": "pillow", "safetensors": "safetensors", "tqdm": "tqdm",
-    "diffusers": "diffusers", "transformers": "transformers", "accelerate": "accelerate",
+    "torch": "torch", "numpy": "numpy", "PIL": "pillow", "tqdm": "tqdm",
+    "diffusers": "diffusers", "transformers": "transformers", "safetensors": "safetensors",
 }
 """What is needed, by the name Python imports: the name under which pip installs it."""
 VIDEO_PACKAGES = {"av": "av"}
@@ -82,12 +83,16 @@ def run(arguments: list[str] | None) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.simplefilter("ignore", FutureWarning)  # the libraries' words to their programmers
+    import torch
     from diffusers.utils.logging import disable_progress_bar
     from tqdm import tqdm
 
     from .hosts import diffusers as host
 
     disable_progress_bar()
+    if options.model is None and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # of so small a model threads mostly wait for each other, on a busy machine for minutes
     try:
         pipe = host.load_pipeline(options.model, options.config)
         host.check_pipeline(pipe)
@@ -107,7 +112,7 @@ def run(arguments: list[str] | None) -> None:
         bar.n = 1.0
         bar.set_description(f"{settings.frames} frames, {steps} steps")
 
-    model = Path(options.model).stem if options.model else "tiny-sd"
+    model = Path(options.model).name.removesuffix(".safetensors") if options.model else "tiny-sd"
     first, frames = peek(tqdm(frames, "decoding", total=settings.frames))
     text = infotext(options.prompt, options.negative, {
         "Steps": steps,
@@ -209,7 +214,7 @@ def read_seed(text: str | None) -> int:
 def read_steps(text: str) -> int:
     from .settings import whole
 
-    return whole(1, 1000)("--steps", as_number(text))
+    return whole(1, 999)("--steps", as_number(text))
 
 
 def read_cfg(text: str) -> float:

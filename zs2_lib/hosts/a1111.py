@@ -205,7 +205,8 @@ def _set_current(sampling: ClipSampling | None) -> None:
 def _same_for_all_frames(image_conditioning):
     """Frames share the image condition of frame 1: the VAE draws noise of its own for each."""
     def conditioning(x, *args, **kwargs):
-        return image_conditioning(x[:1], *args, **kwargs).expand(x.shape[0], -1, -1, -1).clone()
+        first = image_conditioning(x[:1], *args, **kwargs)
+        return first.expand(x.shape[0], *first.shape[1:]).clone()
     return conditioning
 
 

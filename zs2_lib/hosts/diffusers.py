@@ -36,6 +36,7 @@ TINY_SD = Path(__file__).parent.parent / "tiny-sd"
 """The project's own checkpoint."""
 CONFIGS = Path(__file__).parent / "diffusers_configs"
 """The components of SD 1.x, SD 2.x and SDXL: what `diffusers` has to know of a single file, and would download."""
+PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 PIPELINES = {cls.__name__: cls for cls in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
 
 
@@ -412,6 +413,12 @@ def load_pipeline(
 def _load_folder(folder: Path, dtype: torch.dtype):
     """A folder in the format of `diffusers`."""
     cls = _pipeline_class(folder)
+    for component in filter(Path.is_dir, folder.iterdir()):
+        pickled = [file for file in component.iterdir() if file.suffix in PICKLED]
+        if pickled and not any(component.glob("*.safetensors")):
+            raise ModelError(
+                f"model: {str(pickled[0])!r} can run code when it is opened; get the folder with .safetensors files, or convert it to them"
+            )
     half_only = any(folder.glob("unet/*.fp16*.safetensors")) and not (folder / "unet/diffusion_pytorch_model.safetensors").exists()
     return cls.from_pretrained(
         folder, torch_dtype=dtype, use_safetensors=True, variant="fp16" if half_only else None, local_files_only=True
@@ -422,8 +429,8 @@ def _load_file(file: Path, config: str | Path | None, dtype: torch.dtype):
     """A single file in the format of the original releases, as the WebUI reads it."""
     if file.suffix != ".safetensors":
         raise ModelError(
-            f"model: {str(file)!r} is no .safetensors file; files such as .ckpt and .bin can run code when they are opened: "
-            "convert it to .safetensors first"
+            f"model: {str(file)!r} is no .safetensors file (others, such as .ckpt and .bin, can run code when they are opened); "
+            "convert it to .safetensors"
         )
     tokenizers = {}
     if config is None:

@@ -1,0 +1,236 @@
+"""The command line, from its arguments to the files it writes."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("diffusers")
+
+from zs2_lib import __main__ as cli  # noqa: E402
+from zs2_lib.hosts import diffusers as host  # noqa: E402
+from zs2_lib.settings import Settings  # noqa: E402
+from zs2_lib.video import FORMATS  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+PROMPT = "a red circle on a blue background"
+QUICK = ["--steps", "2", "--size", "64", "--frames", "3", "--seed", "1"]
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch):
+    """What the command line sets for its process is undone; one thread is the fastest for small tensors."""
+    for name in ("HF_HUB_OFFLINE", "DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.setenv(name, os.environ.get(name, "error" if "VERBOSITY" in name else "1"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def pipe(monkeypatch):
+    """The tiny checkpoint, loaded once for all tests."""
+    if not hasattr(pipe_cache, "pipe"):
+        pipe_cache.pipe = host.load_pipeline(device="cpu")
+    monkeypatch.setattr(host, "load_pipeline", lambda model, config: pipe_cache.pipe)
+    return pipe_cache.pipe
+
+
+class pipe_cache:
+    pass
+
+
+def refused(capsys, *arguments) -> str:
+    """The one line with which the command line refuses `arguments`."""
+    assert cli.main([PROMPT, *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    *notes, line = err.splitlines()
+    assert all(note.startswith("zs2: loading") for note in notes)
+    assert line.startswith("zs2: error: ")
+    return line.removeprefix("zs2: error: ")
+
+
+# --- clips ---------------------------------------------------------------------------------------------
+
+def test_every_format(pipe, tmp_path, capsys):
+    files = [tmp_path / f"new/{format}.{format}" for format in FORMATS]
+    outputs = [argument for file in files for argument in ("-o", str(file))]
+    assert cli.main([PROMPT, *outputs, *QUICK, "--negative", "green: dark, small", "--motion", "0:0.01, 2:0.05", "--fps", "5"]) == 0
+    out, err = capsys.readouterr()
+
+    av = pytest.importorskip("av")
+    text = (
+        f"{PROMPT}\nNegative prompt: green: dark, small\nSteps: 2, Sampler: DDIM, CFG scale: 5, Seed: 1, Size: 64x64, "
+        'Model: tiny-sd, ZS2 frames: 3, ZS2 fps: 5, ZS2 motion: "0:0.01, 2:0.05", ZS2 inertia: 0, ZS2 momentum: 0.98, '
+        "ZS2 loop: False, ZS2 noise model: dependency, ZS2 alpha: 0.9, ZS2 candidates: 10, ZS2 solver: exact, "
+        "ZS2 frames per pass: 0, ZS2 formats: mp4 gif webp apng webm png"
+    )
+    for format, file in zip(FORMATS, files):
+        if format in ("mp4", "webm"):
+            with av.open(str(file)) as container:
+                assert len(list(container.decode(video=0))) == 3
+                assert dict((key.lower(), value) for key, value in container.metadata.items())["comment"] == text
+        elif format == "png":
+            images = sorted(file.with_suffix("").iterdir())
+            assert [image.name for image in images] == ["00001.png", "00002.png", "00003.png"]
+            assert Image.open(images[0]).info["parameters"] == text
+        else:
+            image = Image.open(file)
+            assert image.n_frames == 3 and image.size == (64, 64)
+        written = file.with_suffix("") if format == "png" else file
+        assert f"{written}: 3 frames of 64x64, 0.6 s, seed 1" in out
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(
+        file.stem if file.suffix == ".png" else file.name for file in files
+    )
+
+
+def test_the_clip_is_that_of_the_library(pipe, tmp_path):
+    assert cli.main([PROMPT, "-o", str(tmp_path / "a.png"), *QUICK, "--cfg", "1", "--loop", "--frames-per-pass", "2"]) == 0
+    frames = host.sample_clip(pipe, PROMPT, Settings(frames=3, loop=True), 1, steps=2, guidance=1.0, width=64, height=64)
+    for number, frame in enumerate(frames, start=1):
+        with Image.open(tmp_path / "a" / f"{number:05}.png") as image:
+            assert max(abs(a - b) for a, b in zip(image.tobytes(), frame.tobytes())) <= 2
+
+
+def test_size_and_seed(pipe, tmp_path, capsys):
+    assert cli.main([PROMPT, "-o", str(tmp_path / "a.gif"), "--steps", "1", "--frames", "1", "--size", "96x64"]) == 0
+    first = capsys.readouterr().out
+    assert "1 frames of 96x64" in first
+    assert cli.main([PROMPT, "-o", str(tmp_path / "a.gif"), "--steps", "1", "--frames", "1", "--size", "96x64"]) == 0
+    assert capsys.readouterr().out != first  # a new seed each time
+
+
+def test_notes_are_said(pipe, tmp_path, capsys):
+    assert cli.main([PROMPT, "-o", str(tmp_path / "a.gif"), *QUICK, "--loop", "--inertia", "0.5"]) == 0
+    assert "zs2: Inertia 0.5 has no effect on a loop" in capsys.readouterr().err
+
+
+def test_a_fresh_process_without_network(tmp_path):
+    """The command of the README, with fewer steps; any use of the network is an error."""
+    script = (
+        "import socket, sys\n"
+        "def no_network(*args, **kwargs): sys.exit('the network was used')\n"
+        "socket.getaddrinfo = socket.create_connection = socket.socket.connect = no_network\n"
+        "from zs2_lib.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_", "DIFFUSERS_"))}
+    environment["OMP_NUM_THREADS"] = "1"
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    environment["HF_HOME"] = str(tmp_path / "cache")
+    ran = subprocess.run(
+        [sys.executable, "-c", script, PROMPT, "-o", "clip.mp4", "--steps", "2", "--frames", "2"],
+        cwd=tmp_path, env=environment, text=True, capture_output=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("clip.mp4: 2 frames of 128x128")
+    assert "Warning" not in ran.stderr and "Traceback" not in ran.stderr
+    assert (tmp_path / "clip.mp4").stat().st_size > 1000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a signal")
+def test_ctrl_c_leaves_nothing(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zs2_lib", PROMPT, "-o", str(tmp_path / "out" / "clip.mp4"), "--frames", "64"],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE,
+    )
+    seen = b""
+    while b"step 1/20" not in seen:
+        part = os.read(process.stderr.fileno(), 4096)
+        assert part, seen
+        seen += part
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert rest.decode().splitlines()[-1] == "zs2: interrupted; the clip was not written"
+    assert "Traceback" not in rest.decode()
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_while_writing_leaves_the_old_clip(pipe, tmp_path, monkeypatch, capsys):
+    target = tmp_path / "clip.webp"
+    target.write_bytes(b"old")
+    decode, decoded = host._decode, []
+
+    def interrupted(*args):
+        decoded.append(args)
+        if len(decoded) == 3:
+            raise KeyboardInterrupt
+        return decode(*args)
+
+    monkeypatch.setattr(host, "_decode", interrupted)
+    assert cli.main([PROMPT, "-o", str(target), *QUICK]) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.webp"]
+    assert target.read_bytes() == b"old"
+
+
+# --- wrong values --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--frames", "0"], "--frames: 0 is not allowed; give a whole number from 1 to 1024"),
+    (["--frames", "2.5"], "--frames: 2.5 is not allowed; give a whole number from 1 to 1024"),
+    (["--frames", "many"], "--frames: 'many' is not allowed; give a whole number from 1 to 1024"),
+    (["--fps", "nan"], "--fps: nan is not allowed; give a number from 0.1 to 120"),
+    (["--motion", "-1"], "--motion: '-1' is not allowed; give a number of 0 or more, or keyframes"),
+    (["--motion", "0:a"], "--motion: '0:a' is not allowed: 'a' is not a number; give a number"),
+    (["--momentum", "1.5"], "--momentum: '1.5' is not allowed; give a number from 0 to 1"),
+    (["--inertia", ""], "--inertia: '' is not allowed: no value given"),
+    (["--noise-model", "depend"], "--noise-model: 'depend' is not allowed; give one of \"dependency\""),
+    (["--alpha", "2"], "--alpha: 2 is not allowed; give a number from 0 to 1"),
+    (["--frames-per-pass", "-1"], "--frames-per-pass: -1 is not allowed; give a whole number from 0 to 1024"),
+    (["--loop", "--noise-model", "mixed"], 'loop: true is not allowed with noise_model "mixed"'),
+    (["--steps", "0"], "--steps: 0 is not allowed; give a whole number from 1 to 999"),
+    (["--cfg", "x"], "--cfg: 'x' is not allowed; give a number from 0 to 100"),
+    (["--seed", "-1"], "--seed: -1 is not allowed; give a whole number from 0"),
+    (["--size", "100"], "--size: '100' is not allowed; give one number or WIDTHxHEIGHT, multiples of 8"),
+    (["--size", "0x64"], "--size: '0x64' is not allowed"),
+    (["--frame", "3"], "unrecognized arguments: --frame 3"),
+    (["--frames"], "argument --frames: expected one argument"),
+])
+def test_wrong_values(capsys, tmp_path, arguments, message):
+    assert refused(capsys, "-o", str(tmp_path / "clip.mp4"), *arguments).startswith(message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_outputs(capsys, tmp_path):
+    assert refused(capsys) == "the following arguments are required: -o/--output"
+    assert refused(capsys, "-o", "clip.avi").startswith("--output: cannot tell the clip format of 'clip.avi'")
+    assert refused(capsys, "-o", "clip.gif", "--fps", "60").startswith("fps: 60 is not allowed with the format 'gif'")
+    (tmp_path / "clip.mp4").mkdir()
+    assert "a folder has this name" in refused(capsys, "-o", str(tmp_path / "clip.mp4"))
+    (tmp_path / "file").touch()
+    assert "cannot write into" in refused(capsys, "-o", str(tmp_path / "file" / "clip.mp4"))
+
+
+def test_wrong_models(capsys, tmp_path):
+    output = ["-o", str(tmp_path / "clip.mp4")]
+    assert "there is no 'owner/name'" in refused(capsys, *output, "--model", "owner/name")
+    (tmp_path / "model.ckpt").touch()
+    assert "no .safetensors file" in refused(capsys, *output, "--model", str(tmp_path / "model.ckpt"))
+
+
+def test_missing_packages(capsys, tmp_path, monkeypatch):
+    find_spec = cli.importlib.util.find_spec
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name in ("diffusers", "av") else find_spec(name))
+    line = refused(capsys, "-o", str(tmp_path / "clip.gif"))
+    assert line == f"missing packages; install them with: {sys.executable} -m pip install diffusers"
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "av" else find_spec(name))
+    assert refused(capsys, "-o", str(tmp_path / "clip.mp4")).endswith("-m pip install av")
+
+
+def test_help_explains_every_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for option in cli.clip_options():
+        assert cli.flag(option) in text
+        assert option.metadata["tooltip"].split()[0] in text
+    assert "Default 8." in text and "Default 0.98." in text
