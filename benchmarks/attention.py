@@ -118,8 +118,8 @@ def compare_forms(tokens: int, channels: int, frames: int, dtype: torch.dtype, b
               f"{statistics.median(times[name]) * 1e3:9.3f} {ratio:6.2f} {errors[name]:9.0e} {extra:6d}", flush=True)
 
 
-def sd15_unet() -> tuple[str, Callable]:
-    """SD 1.5's UNet with random weights, as f(x, timesteps, context), from `ldm` or else diffusers."""
+def sd15_unet() -> tuple[str, torch.nn.Module]:
+    """SD 1.5's UNet with random weights and the name of its class, from `ldm` or else diffusers."""
     if importlib.util.find_spec("ldm"):
         from ldm.modules.diffusionmodules.openaimodel import UNetModel
         unet = UNetModel(

@@ -140,6 +140,7 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "zs2_lib", PROMPT, "-o", str(tmp_path / "out" / "clip.mp4"), "--frames", "64"],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's processes ignore Ctrl-C
     )
     seen = b""
     while b"step 1/20" not in seen:

@@ -99,6 +99,10 @@ class ClipSampling:
         self._follow_model()
         self.attention.restart()
         self.rows, self.next_row = _rows_of_step(denoiser), 0
+        # the host's step number goes up after each `calls` of the denoiser, first after the very first one
+        calls = max(denoiser.total_steps // denoiser.steps, 1)
+        self.step = denoiser.step // calls + 1
+        self.part_of_step = (max(denoiser.step - 1, 0) % calls / calls, 1 / calls if denoiser.step else 0.0)
 
     def apply_model(self, x: torch.Tensor, t: torch.Tensor, cond, **kwargs) -> torch.Tensor:
         """The host's `sd_model.apply_model`, in passes of a few frames; sees every UNet call in order."""
@@ -119,9 +123,10 @@ class ClipSampling:
             if shared.state.interrupted or shared.state.skipped:
                 raise sd_samplers_common.InterruptedException
             _set_hypertile_state(tiling)
-            shared.state.sampling_step = step + (call.start + progress.done * len(call)) / len(self.rows)
+            start, length = self.part_of_step
+            shared.state.sampling_step = step + start + length * (call.start + progress.done * len(call)) / len(self.rows)
             first, last = progress.frames
-            shared.state.textinfo = f"Step {step + 1}: frames {first} to {last} of {self.frames}"
+            shared.state.textinfo = f"Step {self.step}: frames {first} to {last} of {self.frames}"
 
         try:
             return self.passes.run(self._apply_model, self.rows.take(call), x, t, cond, before_pass=before_pass, **kwargs)

@@ -66,7 +66,7 @@ class Job:
         self.notes: list[str] = []
         self.failed = False
         # a script that was selected as well (X/Y/Z plot) works on the result and needs images there
-        self.as_base64 = p.is_api and not p.script_args[0]
+        self.as_base64 = p.is_api and p.script_args[0] in (0, None, "None")
         self.frames_only = self.as_base64 and settings.returns == "frames"
 
     # --- before sampling -----------------------------------------------------------------------------------
