@@ -154,7 +154,7 @@ def test_random_search_keeps_the_nearest_candidate(motion, inertia):
 
 @pytest.mark.parametrize("motion", [0.001, 0.05, 0.25, 1.0, 1.5])
 def test_search_converges(motion):
-    noise = clip("search", motion=motion)
+    noise = clip("search", motion=motion, candidates=10)
     frames = noise.draw(still())
     assert len(noise.traces) == 7
     for trace, x, p in zip(noise.traces, frames[1:], frames):
@@ -285,7 +285,7 @@ def test_every_frame_is_standard_normal(variant, motion, seed):
 
 def test_long_walks_stay_standard_normal():
     """Without random search: to keep the nearest candidate pushes every step along eᵖ, which adds up over 30 frames."""
-    for frame in clip(frames=64, candidates=1).draw(still())[::8]:
+    for frame in clip(frames=64).draw(still())[::8]:
         assert all(abs(value) < 4.5 for value in deviations(frame).values()), deviations(frame)
 
 

@@ -177,7 +177,7 @@ def test_defaults():
     assert settings == Settings()
     assert (settings.enabled, settings.frames, settings.fps, settings.loop) == (False, 8, 8.0, False)
     assert (str(settings.motion), str(settings.inertia), str(settings.momentum)) == ("0.05", "0", "0.98")
-    assert (settings.noise_model, settings.candidates, settings.solver) == ("dependency", 10, "exact")
+    assert (settings.noise_model, settings.candidates, settings.solver) == ("dependency", 1, "exact")
     assert (settings.frames_per_pass, settings.formats, settings.returns) == (0, ("mp4",), "both")
 
 
@@ -233,7 +233,7 @@ def test_infotext_has_one_key_for_each_setting_of_the_clip():
         "ZS2 loop": "False",
         "ZS2 noise model": "dependency",
         "ZS2 alpha": "0.3333333333333333",
-        "ZS2 candidates": "10",
+        "ZS2 candidates": "1",
         "ZS2 solver": "exact",
         "ZS2 frames per pass": "0",
         "ZS2 formats": "gif mp4",

@@ -98,7 +98,7 @@ def dependency_noise(
     motion: Sequence[float],
     draw: Callable[[int], torch.Tensor],
     inertia: Sequence[float] | None = None,
-    candidates: int = 10,
+    candidates: int = 1,
     solver: str = "exact",
     traces: list[SearchTrace] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,6 +108,10 @@ def dependency_noise(
     `draw(i)` returns one more independent innovation for frame i. Of `candidates` innovations per frame
     the one whose divergence from the previous frame is nearest λ is kept, and mixed with the previous
     frame at the angle that gives λ exactly (solver "exact") or nearly ("search").
+
+    The paper keeps the best of 10. The exact solver needs no search, and for small λ the nearest candidate is the one
+    most along eᵖ, step after step: over 32 frames of 4×64×64 at λ = .05 that raises a frame's variance by 5 %, where a
+    single candidate leaves each frame N(0, I).
 
     Beyond the paper, `inertia[i]` = β in [0, 1] lets the step into frame i keep part of the last step's
     heading t: its direction is q = β t + √(1 - β²) n. β = 0 is the paper's random walk, β = 1 a great circle.
@@ -232,7 +236,7 @@ class ClipNoise:
         model: str = "dependency",
         alpha: float = 0.9,
         loop: bool = False,
-        candidates: int = 10,
+        candidates: int = 1,
         solver: str = "exact",
     ):
         if model not in MODELS:

@@ -132,9 +132,10 @@ class Settings:
         "How much noise neighbouring frames share under the models mixed and progressive. 1 is a still image, 0 is independent.",
         slider=(0, 1, 0.01))
     candidates: int = setting(
-        10, whole(1, 1000), "Candidates per frame",
-        "Of so many random directions the one nearest to Motion λ is taken for each frame. More give more even "
-        "steps; 1 leaves the direction to chance.", slider=(1, 50, 1))
+        1, whole(1, 1000), "Candidates per frame",
+        "Of so many random directions the one nearest to Motion λ is taken for each frame (the paper: 10). 1 leaves the "
+        "direction to chance; more move further at a small λ, and make the noise of long clips stronger than it should be.",
+        slider=(1, 50, 1))
     solver: str = setting(
         "exact", one_of(*SOLVERS), "Solver",
         "How each step is brought to Motion λ. exact: at once and precisely; search: the paper's search, nearly, for comparison.",
