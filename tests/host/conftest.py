@@ -1,0 +1,93 @@
+"""The host tests: a real WebUI on the tiny checkpoint. They need ZS2_WEBUI, the folder of an installed WebUI.
+
+    ZS2_WEBUI=~/stable-diffusion-webui python -m pytest tests/host
+
+The WebUI runs on a data directory of its own: nobody's models, outputs, settings and extensions are touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import models
+import pytest
+from host import Host
+from report import Compatibility
+from webui import Installation, Server
+
+HERE = Path(__file__).resolve().parent
+INSTALLATION = Installation.from_environment()
+COMPATIBILITY = pytest.StashKey[Compatibility]()
+OURS = pytest.StashKey[set]()
+UNSET = "ZS2_WEBUI is not set: give it the folder of an installed WebUI"
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: starts a WebUI of its own, or takes more than a minute")
+    config.stash[COMPATIBILITY] = Compatibility()
+
+
+def pytest_collection_modifyitems(config, items):
+    ours = [item for item in items if HERE in item.path.parents]
+    config.stash[OURS] = {item.nodeid for item in ours}
+    if INSTALLATION is None:
+        for item in ours:
+            item.add_marker(pytest.mark.skip(reason=UNSET))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if report.nodeid in config.stash.get(OURS, ())]
+    if skipped:
+        reasons = sorted({report.longrepr[2] for report in skipped})
+        terminalreporter.section("host tests NOT RUN", red=True, bold=True)
+        terminalreporter.line(f"{len(skipped)} tests against a real WebUI did not run: {'; '.join(reasons)}", red=True)
+    if note := config.stash[COMPATIBILITY].note:
+        terminalreporter.section("compatibility")
+        terminalreporter.line(note)
+
+
+@pytest.fixture(scope="session")
+def installation() -> Installation:
+    if not INSTALLATION.python.exists():
+        pytest.fail(f"no Python at {INSTALLATION.python}: set ZS2_WEBUI_PYTHON to the one the WebUI runs on")
+    INSTALLATION.install_extension(models.ROOT)
+    return INSTALLATION
+
+
+@pytest.fixture(scope="session")
+def models_folder(tmp_path_factory) -> Path:
+    return models.make(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def start(installation, models_folder, tmp_path_factory):
+    """Starts a WebUI: `with start("--medvram") as host:`; with `extension=False` one that does not have ZS²."""
+
+    @contextlib.contextmanager
+    def start_host(*flags: str, extension: bool = True):
+        data = tmp_path_factory.mktemp("data")
+        for entry in ("models", "embeddings"):
+            (data / entry).symlink_to(models_folder / entry)
+        (data / "extensions").mkdir()
+        if extension:
+            (data / "extensions" / "sd-webui-zs2").symlink_to(models.ROOT)
+        (data / "extensions" / "zs2-probe").symlink_to(HERE / "probe")
+        checkpoint = data / "models" / "Stable-diffusion" / "tiny.safetensors"
+        with Server(installation, data, f"--ckpt={checkpoint}", *flags) as client:
+            client.post("/sdapi/v1/options", {"live_previews_enable": False})
+            yield Host(client, data, installation.version)
+
+    return start_host
+
+
+@pytest.fixture(scope="session")
+def host(start):
+    """The WebUI that most tests share."""
+    with start() as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def compatibility(request) -> Compatibility:
+    return request.config.stash[COMPATIBILITY]

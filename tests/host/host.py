@@ -1,0 +1,76 @@
+"""A running WebUI as the tests see it: stills, clips, the probe; and how pictures are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from webui import Background, Client, Result
+
+STILL = {
+    "prompt": "a red circle on a blue background", "seed": 11, "steps": 7, "width": 128, "height": 128, "cfg_scale": 5,
+    "sampler_name": "Euler",
+}
+CLIP = {"frames": 6, "motion": 0.05, "momentum": 0.75, "frames_per_pass": 6, "return": "frames"}
+"""One pass for all frames; momentum high enough for every frame to look at the ones before."""
+
+
+@dataclass
+class Host:
+    client: Client
+    data: Path
+    version: str
+
+    def generate(self, **payload) -> Result:
+        """A generation as the host does it; img2img if there are `init_images`. Repeats bit for bit."""
+        generate = self.client.img2img if "init_images" in payload else self.client.txt2img
+        return generate(**{**STILL, **payload})
+
+    def clip(self, settings: dict | None = None, **payload) -> Result:
+        """A generation with ZS² on: `settings` over those of CLIP, `payload` over that of STILL."""
+        return self.generate(alwayson_scripts=zs2({**CLIP, **(settings or {})}), **payload)
+
+    def in_background(self, call, *args, **kwargs) -> Background:
+        return Background(call, *args, **kwargs)
+
+    def arm(self, kind: str | None = None, at: int | None = None, rows_over: int | None = None, site: str = "unet") -> None:
+        """From now on UNet calls are recorded, and the fault strikes at the `at`-th, or at all of more rows than `rows_over`."""
+        self.client.post("/zs2-probe/arm", {"kind": kind, "at": at, "rows_over": rows_over, "site": site})
+
+    def disarm(self) -> list[dict]:
+        """The UNet calls since `arm`: rows and time of each."""
+        return self.client.post("/zs2-probe/disarm")
+
+    def state(self) -> dict:
+        return self.client.get("/zs2-probe/state")
+
+    def about(self) -> dict:
+        return self.client.get("/zs2-probe/about")
+
+
+def zs2(settings: dict) -> dict:
+    """The request's `alwayson_scripts` that switches ZS² on."""
+    return {"ZS2": {"args": [{"enabled": True, **settings}]}}
+
+
+def left_behind(before: dict, after: dict) -> list[str]:
+    """What differs between two states of the probe: hooks, patched functions, callbacks, options."""
+    found = []
+    for kind in ("hooks", "instance attributes", "functions", "callbacks", "options", "job"):
+        names = before[kind].keys() & after[kind].keys() if kind == "functions" else before[kind].keys() | after[kind].keys()
+        found += [f"{kind}: {name} was {before[kind].get(name)}, is {after[kind].get(name)}"
+                  for name in sorted(names) if before[kind].get(name) != after[kind].get(name)]
+    return found
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> int:
+    """The largest difference between two pictures or clips, of 255."""
+    assert a.shape == b.shape, f"pictures of different shapes: {a.shape} and {b.shape}"
+    return int(np.abs(a - b).max())
+
+
+def change(frames: np.ndarray) -> float:
+    """The mean absolute change from frame to frame, of 255."""
+    return float(np.abs(np.diff(frames, axis=0)).mean())

@@ -1,0 +1,257 @@
+"""Checkpoints and additional networks for the host tests, made from the tiny trained checkpoint.
+
+All checkpoints but the v-prediction one still draw what their prompt says: what a variant adds is
+zero or small. All share a VAE whose posterior has no spread: the host samples it from an unseeded
+generator, so that its own img2img would not repeat itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "zs2_lib" / "tiny-sd"
+"""The project's tiny checkpoint: `tiny-sd.safetensors`, its `.yaml` and `diffusers-config/`."""
+
+UNET, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.transformer.text_model.", "first_stage_model."
+OPEN_CLIP = {"arch": "zs2-tiny", "layer": "last", "freeze": True}  # the probe extension registers this architecture
+
+
+def make(folder: Path) -> Path:
+    """Writes everything into `folder`, laid out as a WebUI's data directory."""
+    checkpoints, networks = folder / "models" / "Stable-diffusion", folder / "models" / "Lora"
+    hypernetworks, embeddings = folder / "models" / "hypernetworks", folder / "embeddings"
+    for directory in (checkpoints, networks, hypernetworks, embeddings):
+        directory.mkdir(parents=True, exist_ok=True)
+    weights, config = tiny()
+    for name, (variant, variant_config) in {
+        "tiny": (weights, config),
+        "second": (second(weights), config),
+        "inpainting": inpainting(weights, config),
+        "pix2pix": pix2pix(weights, config),
+        "sd2-v": sd2_v(weights, config),
+        "sdxl": sdxl(weights, config),
+    }.items():
+        save_file({key: value.clone().contiguous() for key, value in variant.items()}, checkpoints / f"{name}.safetensors")
+        (checkpoints / f"{name}.yaml").write_text(yaml.safe_dump(variant_config))
+    # The same config file for two checkpoints: the host loads the one into the modules of the other.
+    _save_pickle({"state_dict": second(weights)}, checkpoints / "tiny.ckpt")
+    save_file(lora(weights), networks / "zs2_lora.safetensors")
+    save_file(loha(weights), networks / "zs2_loha.safetensors")
+    save_file(lokr(weights), networks / "zs2_lokr.safetensors")
+    save_file({"emb_params": embedding(weights)}, embeddings / "zs2_embedding.safetensors")
+    _save_pickle(hypernetwork(), hypernetworks / "zs2_hypernetwork.pt")
+    return folder
+
+
+def tiny() -> tuple[dict, dict]:
+    weights = load_file(TINY / "tiny-sd.safetensors")
+    config = yaml.safe_load((TINY / "tiny-sd.yaml").read_text())
+    config["model"]["params"]["cond_stage_config"]["params"]["version"] = str(TINY / "diffusers-config" / "tokenizer")
+    mean, log_variance = weights[VAE + "quant_conv.weight"].chunk(2)
+    weights[VAE + "quant_conv.weight"] = torch.cat([mean, torch.zeros_like(log_variance)])
+    mean, log_variance = weights[VAE + "quant_conv.bias"].chunk(2)
+    weights[VAE + "quant_conv.bias"] = torch.cat([mean, torch.full_like(log_variance, -30)])
+    return weights, config
+
+
+def second(weights: dict, strength: float = 0.15) -> dict:
+    """Another SD 1.x checkpoint: the UNet's weights with noise on them."""
+    noise = _noise(2)
+    return {key: value + strength * value.float().std().to(value.dtype) * noise(value) if _is_unet_matrix(key, value) else value
+            for key, value in weights.items()}
+
+
+def inpainting(weights: dict, config: dict) -> tuple[dict, dict]:
+    """SD 1.x inpainting: latents, mask and masked image, 9 channels."""
+    config = copy.deepcopy(config)
+    config["model"]["target"] = "ldm.models.diffusion.ddpm.LatentInpaintDiffusion"
+    config["model"]["params"] |= {"conditioning_key": "hybrid", "finetune_keys": None}
+    return _with_input_channels(weights, config, 5)
+
+
+def pix2pix(weights: dict, config: dict) -> tuple[dict, dict]:
+    """Instruct-Pix2Pix: latents and the image to edit, 8 channels."""
+    config = copy.deepcopy(config)
+    config["model"]["target"] = "modules.models.diffusion.ddpm_edit.LatentDiffusion"
+    config["model"]["params"] |= {"conditioning_key": "hybrid", "first_stage_key": "edited", "cond_stage_key": "edit"}
+    return _with_input_channels(weights, config, 4)
+
+
+def sd2_v(weights: dict, config: dict) -> tuple[dict, dict]:
+    """SD 2.x: OpenCLIP text encoder, linear projections, v-prediction (which the weights do not know: it draws no shapes)."""
+    config = copy.deepcopy(config)
+    params = config["model"]["params"]
+    params["parameterization"] = "v"
+    params["unet_config"]["params"]["use_linear_in_transformer"] = True
+    params["cond_stage_config"] = {"target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder", "params": OPEN_CLIP}
+    weights = _with_linear_projections(weights)
+    return _without_text(weights) | _open_clip(weights, "cond_stage_model.model."), config
+
+
+def sdxl(weights: dict, config: dict) -> tuple[dict, dict]:
+    """SDXL: two text encoders side by side, and a vector of the pooled text and three sizes."""
+    size_channels = 32
+    unet = config["model"]["params"]["unet_config"]["params"]
+    time_channels, context = 4 * unet["model_channels"], unet["context_dim"]
+    vector = context + 3 * 2 * size_channels
+    clip = config["model"]["params"]["cond_stage_config"]["params"]["version"]
+    sgm, unused = "sgm.modules.diffusionmodules.", {"target": "torch.nn.Identity"}
+
+    def embedder(key: str, target: str, **params) -> dict:
+        return {"is_trainable": False, "input_key": key, "target": f"sgm.modules.encoders.modules.{target}", "params": params}
+
+    sizes = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
+    params = {
+        "scale_factor": config["model"]["params"]["scale_factor"],
+        "disable_first_stage_autocast": True,
+        "denoiser_config": {"target": sgm + "denoiser.DiscreteDenoiser", "params": {
+            "num_idx": 1000,
+            "weighting_config": {"target": sgm + "denoiser_weighting.EpsWeighting"},
+            "scaling_config": {"target": sgm + "denoiser_scaling.EpsScaling"},
+            "discretization_config": {"target": sgm + "discretizer.LegacyDDPMDiscretization"},
+        }},
+        "network_config": {"target": sgm + "openaimodel.UNetModel", "params": {
+            **{key: value for key, value in unet.items() if key != "image_size"},
+            "use_linear_in_transformer": True, "num_classes": "sequential", "adm_in_channels": vector,
+            "context_dim": 2 * context, "spatial_transformer_attn_type": "softmax",
+        }},
+        "conditioner_config": {"target": "sgm.modules.GeneralConditioner", "params": {"emb_models": [
+            embedder("txt", "FrozenCLIPEmbedder", version=clip, layer="last"),
+            embedder("txt", "FrozenOpenCLIPEmbedder2", **OPEN_CLIP, always_return_pooled=True, legacy=False),
+            *(embedder(size, "ConcatTimestepEmbedderND", outdim=size_channels) for size in sizes),
+        ]}},
+        "first_stage_config": {
+            "target": "sgm.models.autoencoder.AutoencoderKLInferenceWrapper",
+            "params": {**config["model"]["params"]["first_stage_config"]["params"], "lossconfig": unused},
+        },
+    }
+    noise = _noise(3)
+    result = _without_text(_with_linear_projections(weights))
+    for key, value in result.items():
+        if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            result[key] = torch.cat([value, torch.zeros_like(value)], dim=1)
+    result |= {key.replace("cond_stage_model.", "conditioner.embedders.0."): value
+               for key, value in weights.items() if key.startswith(TEXT)}
+    result |= _open_clip(weights, "conditioner.embedders.1.model.")
+    label = UNET + "label_emb.0."
+    for layer, shape in (("0", (time_channels, vector)), ("2", (time_channels, time_channels))):
+        result[f"{label}{layer}.weight"] = 0.02 * noise(torch.empty(shape))
+        result[f"{label}{layer}.bias"] = torch.zeros(shape[0])
+    return result, {"model": {"target": "sgm.models.diffusion.DiffusionEngine", "params": params}}
+
+
+def lora(weights: dict, rank: int = 4, strength: float = 0.7) -> dict:
+    """A LoRA on every attention projection of the UNet and on the text encoder's."""
+    noise, result = _noise(4), {}
+    for name, (rows, columns), scale in _attention_layers(weights, text=True):
+        result[f"{name}.lora_up.weight"] = noise(torch.empty(rows, rank)) * strength * scale / rank ** 0.5
+        result[f"{name}.lora_down.weight"] = noise(torch.empty(rank, columns))
+        result[f"{name}.alpha"] = torch.tensor(float(rank))
+    return result
+
+
+def loha(weights: dict, rank: int = 4, strength: float = 0.5) -> dict:
+    """A LyCORIS of the LoHa kind: the elementwise product of two low-rank matrices."""
+    noise, result = _noise(5), {}
+    for name, (rows, columns), scale in _attention_layers(weights):
+        for part, factor in (("w1", strength * scale / rank), ("w2", 1)):
+            result[f"{name}.hada_{part}_a"] = noise(torch.empty(rows, rank)) * factor
+            result[f"{name}.hada_{part}_b"] = noise(torch.empty(rank, columns))
+        result[f"{name}.alpha"] = torch.tensor(float(rank))
+    return result
+
+
+def lokr(weights: dict, factor: int = 8, strength: float = 0.5) -> dict:
+    """A LyCORIS of the LoKr kind: a Kronecker product."""
+    noise, result = _noise(6), {}
+    for name, (rows, columns), scale in _attention_layers(weights):
+        result[f"{name}.lokr_w1"] = noise(torch.empty(factor, factor)) * strength * scale
+        result[f"{name}.lokr_w2"] = noise(torch.empty(rows // factor, columns // factor))
+    return result
+
+
+def embedding(weights: dict, vectors: int = 2) -> torch.Tensor:
+    tokens = weights[TEXT + "embeddings.token_embedding.weight"].float()
+    return _noise(7)(torch.empty(vectors, tokens.shape[1])) * tokens.std()
+
+
+def hypernetwork(sizes=(64, 128, 192), strength: float = 0.3) -> dict:
+    noise = _noise(8)
+
+    def layers(size: int) -> dict:
+        return {"linear.0.weight": noise(torch.empty(2 * size, size)) * strength / size ** 0.5, "linear.0.bias": torch.zeros(2 * size),
+                "linear.1.weight": noise(torch.empty(size, 2 * size)) / size ** 0.5, "linear.1.bias": torch.zeros(size)}
+
+    return {**{size: (layers(size), layers(size)) for size in sizes}, "name": "zs2_hypernetwork", "step": 1,
+            "layer_structure": [1, 2, 1], "activation_func": "linear", "is_layer_norm": False, "weight_initialization": "Normal",
+            "sd_checkpoint": None, "sd_checkpoint_name": None, "activate_output": False, "use_dropout": False,
+            "dropout_structure": [0, 0, 0], "last_layer_dropout": False, "optional_info": None}
+
+
+def _noise(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda like: torch.randn(like.shape, generator=generator).to(like.dtype)
+
+
+def _is_unet_matrix(key: str, value: torch.Tensor) -> bool:
+    return key.startswith(UNET) and value.ndim > 1
+
+
+def _with_input_channels(weights: dict, config: dict, extra: int) -> tuple[dict, dict]:
+    """The first convolution sees `extra` channels more, faintly."""
+    key = UNET + "input_blocks.0.0.weight"
+    config["model"]["params"]["unet_config"]["params"]["in_channels"] += extra
+    faint = 0.1 * weights[key].mean(dim=1, keepdim=True).expand(-1, extra, -1, -1)
+    return {**weights, key: torch.cat([weights[key], faint], dim=1)}, config
+
+
+def _with_linear_projections(weights: dict) -> dict:
+    """Transformers' proj_in and proj_out as linear layers in place of 1×1 convolutions."""
+    return {key: value.flatten(1) if key.startswith(UNET) and key.endswith(("proj_in.weight", "proj_out.weight")) else value
+            for key, value in weights.items()}
+
+
+def _without_text(weights: dict) -> dict:
+    return {key: value for key, value in weights.items() if not key.startswith("cond_stage_model.")}
+
+
+def _open_clip(weights: dict, prefix: str) -> dict:
+    """The CLIP text encoder of `weights` under OpenCLIP's names."""
+    text = {key[len(TEXT):]: value for key, value in weights.items() if key.startswith(TEXT)}
+    width = text["final_layer_norm.weight"].shape[0]
+    result = {
+        "token_embedding.weight": text["embeddings.token_embedding.weight"],
+        "positional_embedding": text["embeddings.position_embedding.weight"],
+        "ln_final.weight": text["final_layer_norm.weight"], "ln_final.bias": text["final_layer_norm.bias"],
+        "text_projection": torch.eye(width), "logit_scale": torch.tensor(1.0),
+    }
+    layers = {key.split(".")[2] for key in text if key.startswith("encoder.layers.")}
+    for layer in layers:
+        ours, theirs = f"encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
+        for kind in ("weight", "bias"):
+            result[f"{theirs}attn.in_proj_{kind}"] = torch.cat([text[f"{ours}self_attn.{part}_proj.{kind}"] for part in "qkv"])
+            for here, there in (("self_attn.out_proj", "attn.out_proj"), ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"),
+                                ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj")):
+                result[f"{theirs}{there}.{kind}"] = text[f"{ours}{here}.{kind}"]
+    return {prefix + key: value for key, value in result.items()}
+
+
+def _attention_layers(weights: dict, text: bool = False):
+    """(network layer's name, shape, scale of its weights) of the UNet's attention projections."""
+    for key, value in weights.items():
+        layer = key.removesuffix(".weight")
+        if key.startswith(UNET) and layer.endswith(("to_q", "to_k", "to_v", "to_out.0")):
+            yield "lora_unet_" + layer[len(UNET):].replace(".", "_"), value.shape, value.float().std()
+        elif text and key.startswith(TEXT) and layer.endswith(("q_proj", "k_proj", "v_proj")):
+            yield "lora_te_text_model_" + layer[len(TEXT):].replace(".", "_"), value.shape, value.float().std()
+
+
+def _save_pickle(data: dict, path: Path) -> None:
+    """The format of before torch 1.6: the host refuses archive members that newer versions of torch add."""
+    torch.save(data, path, _use_new_zipfile_serialization=False)

@@ -1,0 +1,233 @@
+"""Test-only extension: reports what a generation left behind in the host, and makes a UNet call fail.
+
+Routes: GET state and about, POST arm and disarm, all under /zs2-probe/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import platform
+import sys
+import time
+
+import open_clip
+import torch
+from fastapi import Body, FastAPI
+from modules import script_callbacks, scripts, sd_hijack, sd_models, sd_unet, shared
+
+HOST_PACKAGES = ("modules", "k_diffusion", "ldm", "sgm", "torchsde")
+
+TINY_OPEN_CLIP = {
+    "embed_dim": 64, "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "head_width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
+}
+"""The text encoder of the tiny checkpoint, as the OpenCLIP encoders of SD 2.x and SDXL know it."""
+
+open_clip.factory._MODEL_CONFIGS["zs2-tiny"] = TINY_OPEN_CLIP
+
+
+class Fault:
+    """What happens at the n-th call from now (counted from 1) of the UNet or of the VAE's decoder, and a record of all calls.
+
+    With `rows_over` it happens at every call of more rows than that.
+    """
+
+    SITES = {"unet": ("model.diffusion_model", "forward"), "vae": ("first_stage_model", "decode")}
+
+    def __init__(self, kind: str | None = None, at: int | None = None, rows_over: int | None = None, site: str = "unet"):
+        self.kind, self.at, self.rows_over, self.site = kind, at, rows_over, site
+        self.calls: list[dict] = []
+        self.modules: list[torch.nn.Module] = []
+
+    def install(self, sd_model) -> None:
+        path, method = self.SITES[self.site]
+        module = sd_model.get_submodule(path)
+        if any(module is known for known in self.modules):
+            return
+        self.modules.append(module)
+
+        def call(x, *args, **kwargs):
+            self.strike(len(x))
+            return getattr(type(module), method)(module, x, *args, **kwargs)
+
+        setattr(module, method, call)
+
+    def remove(self) -> None:
+        for module in self.modules:
+            vars(module).pop(self.SITES[self.site][1], None)
+
+    def strike(self, rows: int) -> None:
+        self.calls.append({"rows": rows, "time": time.monotonic()})
+        if self.rows_over is not None:
+            due = rows > self.rows_over
+        else:
+            due = len(self.calls) == self.at
+        if not due:
+            return
+        if self.kind == "exception":
+            raise RuntimeError(f"zs2-probe: the {self.site} failed as asked")
+        if self.kind == "oom":
+            raise torch.cuda.OutOfMemoryError("zs2-probe: CUDA out of memory as asked")
+        if self.kind == "interrupt":
+            shared.state.interrupt()
+        if self.kind == "skip":
+            shared.state.skip()
+
+
+armed: Fault | None = None
+
+
+def disarm() -> list[dict]:
+    global armed
+    calls = armed.calls if armed else []
+    if armed:
+        armed.remove()
+    armed = None
+    return calls
+
+
+def arm(**fault) -> None:
+    global armed
+    disarm()
+    armed = Fault(**fault)
+    armed.install(shared.sd_model)
+
+
+def model_loaded(sd_model) -> None:
+    if armed:
+        armed.install(sd_model)
+
+
+def hooks() -> dict:
+    """Forward hooks and pre-hooks on the modules of all checkpoints in memory, by module."""
+    found = {}
+    for number, model in enumerate(loaded_models()):
+        for name, module in model.named_modules():
+            count = len(module._forward_hooks) + len(module._forward_pre_hooks)
+            if count:
+                found[f"model {number}: {name or 'root'}"] = count
+    return found
+
+
+def instance_attributes() -> dict:
+    """Functions that lie on instances over their class: on the models, their denoisers and UNets.
+
+    By name only: the host makes its own ones anew with every checkpoint it loads.
+    """
+    found = {}
+    for number, model in enumerate(loaded_models()):
+        for name, module in model.named_modules():
+            for attribute, value in vars(module).items():
+                if inspect.isroutine(value):
+                    found[f"model {number}: {name or 'root'}.{attribute}"] = value.__qualname__
+    return found
+
+
+def loaded_models() -> list:
+    models = [model for model in sd_models.model_data.loaded_sd_models if model is not shared.sd_model]
+    return [shared.sd_model, *models]
+
+
+def functions() -> dict:
+    """Identity of every function and method of the host's modules: a patch shows as a changed one."""
+    found = {}
+    for module_name, module in list(sys.modules.items()):
+        if module is None or module_name.partition(".")[0] not in HOST_PACKAGES:
+            continue
+        for name, value in list(vars(module).items()):
+            if inspect.isroutine(value):
+                found[f"{module_name}.{name}"] = identity(value)
+            elif inspect.isclass(value) and value.__module__ == module_name:
+                for method, function in vars(value).items():
+                    if inspect.isroutine(function):
+                        found[f"{module_name}.{name}.{method}"] = identity(function)
+    return found
+
+
+def identity(function) -> str:
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')} at {id(function):x}"
+
+
+def state() -> dict:
+    options = {name: repr(value) for name, value in sorted(shared.opts.data.items())}
+    options.pop("sd_checkpoint_hash", None)  # the host changes it with what is loaded
+    patched_torch = type(sys.modules["k_diffusion.sampling"].torch).__name__
+    return {
+        "hooks": hooks(),
+        "instance attributes": instance_attributes(),
+        "functions": {**functions(), "k_diffusion.sampling.torch": patched_torch},
+        "callbacks": {name: len(callbacks) for name, callbacks in script_callbacks.callback_map.items()},
+        "options": options,
+        "options hash": hashlib.sha256(json.dumps(options).encode()).hexdigest(),
+        "job": {"running": bool(shared.state.job)},
+    }
+
+
+class UnetOption(sd_unet.SdUnetOption):
+    """An alternative UNet, as TensorRT and ONNX extensions offer them."""
+
+    model_name = "no checkpoint of this name"
+    label = "[ZS2 probe] alternative"
+
+    def create_unet(self):
+        return AlternativeUnet()
+
+
+class AlternativeUnet(sd_unet.SdUnet):
+    def forward(self, x, timesteps, context, *args, **kwargs):
+        return torch.zeros_like(x)
+
+
+def about() -> dict:
+    """What the host offers on this machine, and what it runs on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "attention": ["None", *(o.title().strip() for o in sd_hijack.optimizers if o.is_available())],
+        "unet": UnetOption.label,
+    }
+
+
+class Seed(scripts.Script):
+    """Starts every job from the same state of the global generator, which the host draws from when it encodes an image."""
+
+    def title(self):
+        return "ZS2 probe"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def process(self, p, *args):
+        torch.manual_seed(0)
+
+
+def complete_options() -> None:
+    """All settings in the host's own table, as where they were saved once; for one that is missing there, the
+    host would go on with what a job's `override_settings` changed.
+    """
+    for name, option in shared.opts.data_labels.items():
+        if not option.do_not_save:
+            shared.opts.data.setdefault(name, option.default)
+
+
+def app_started(_, app: FastAPI) -> None:
+    complete_options()
+    app.get("/zs2-probe/state")(state)
+    app.get("/zs2-probe/about")(about)
+
+
+    @app.post("/zs2-probe/arm")
+    def arm_route(fault: dict = Body({})):
+        arm(**fault)
+
+    @app.post("/zs2-probe/disarm")
+    def disarm_route() -> list:
+        return disarm()
+
+
+script_callbacks.on_app_started(app_started)
+script_callbacks.on_model_loaded(model_loaded)
+script_callbacks.on_list_unets(lambda unets: unets.append(UnetOption()))

@@ -1,0 +1,195 @@
+"""Faults at any point: the host is left as it was, what was finished is delivered, memory running out only costs time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import clipfiles
+import numpy as np
+import pytest
+from host import CLIP, STILL, difference, left_behind
+from webui import HostError
+
+BAR = 2
+PASSES = {"frames_per_pass": 2}
+"""Three passes for each step of the sampler."""
+FRAMES, STEPS = CLIP["frames"], STILL["steps"]
+HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_second_pass_steps": 4, "hr_upscaler": "Latent"}
+REFINER = {"refiner_checkpoint": "second.safetensors", "refiner_switch_at": 0.5}
+AND = {"prompt": STILL["prompt"] + " AND a yellow star on a green background :0.6"}
+
+PAYLOADS = {
+    "Euler": {}, "DPM++ SDE": {"sampler_name": "DPM++ SDE"}, "hires.fix": HIRES, "refiner": REFINER, "AND": AND,
+    "batch_cond_uncond off": {"override_settings": {"batch_cond_uncond": False}}, "ToMe": {"override_settings": {"token_merging_ratio": 0.5}},
+}
+
+
+@contextlib.contextmanager
+def no_trace(host, **payload):
+    """After what happens inside, nothing is left behind in the host, and its next still is the one before, bit for bit."""
+    payload = {key: value for key, value in payload.items() if key != "n_iter"}
+    before, clean = host.generate(**payload).frames, host.state()
+    try:
+        yield
+    finally:
+        host.disarm()
+    still = host.generate(**payload).frames
+    assert left_behind(clean, host.state()) == []
+    assert difference(still, before) == 0
+
+
+@pytest.mark.parametrize("at", [1, 5, 3 * STEPS], ids=lambda at: f"call {at}")
+@pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
+def test_exception(host, payload, at):
+    with no_trace(host, **payload):
+        host.arm("exception", at)
+        with pytest.raises(HostError, match="the unet failed as asked"):
+            host.clip(PASSES, **payload)
+        assert len(host.disarm()) == at
+
+
+def test_exception_in_the_second_pass_of_hires_fix(host):
+    with no_trace(host, **HIRES):
+        host.arm("exception", 3 * STEPS + 2)
+        with pytest.raises(HostError, match="the unet failed as asked"):
+            host.clip(PASSES, **HIRES)
+
+
+def test_exception_while_decoding(host):
+    with no_trace(host):
+        host.arm("exception", 3, site="vae")
+        with pytest.raises(HostError, match="the vae failed as asked"):
+            host.clip()
+
+
+def test_exception_in_img2img(host):
+    payload = {"init_images": [host.generate(seed=3).frames[0]], "denoising_strength": 0.6}
+    with no_trace(host, **payload):
+        host.arm("exception", 4)
+        with pytest.raises(HostError, match="the unet failed as asked"):
+            host.clip(PASSES, **payload)
+
+
+def test_the_clip_before_an_exception_is_saved(host):
+    """The answer is the error, but the first clip's frames and file are on the disk."""
+    before = files(host)
+    with no_trace(host):
+        host.arm("exception", 3 * STEPS + 5)
+        with pytest.raises(HostError, match="the unet failed as asked"):
+            host.clip({**PASSES, "return": "both", "formats": ["gif"]}, n_iter=2, save_images=True)
+    assert sorted(path.suffix for path in files(host) - before) == [".gif"] + [".png"] * FRAMES
+
+
+@pytest.mark.parametrize("kind", ["interrupt", "skip"])
+@pytest.mark.parametrize("at", [1, 5, 3 * STEPS - 1], ids=lambda at: f"call {at}")
+@pytest.mark.parametrize("payload", [{}, {"sampler_name": "DPM++ SDE"}], ids=["Euler", "DPM++ SDE"])
+def test_interrupt_and_skip_end_the_clip_at_the_next_pass(host, kind, at, payload):
+    with no_trace(host, **payload):
+        host.arm(kind, at)
+        result = host.clip(PASSES, **payload)
+        assert len(host.disarm()) == at
+        assert len(result.files) == FRAMES
+
+
+def test_interrupt_in_the_second_clip_delivers_the_first(host):
+    whole = host.clip({**PASSES, "return": "both", "formats": ["gif"]})
+    with no_trace(host):
+        host.arm("interrupt", 3 * STEPS + 5)
+        result = host.clip({**PASSES, "return": "both", "formats": ["gif"]}, n_iter=2)
+    assert clipfiles.kind(result.files[0]) == "gif"
+    assert result.files[0] == whole.files[0]
+    frames = np.stack([clipfiles.frames(file)[0] for file in result.files if clipfiles.kind(file) == "png"])
+    assert difference(frames[:FRAMES], np.concatenate([clipfiles.frames(file) for file in whole.files[1:]])) == 0
+
+
+def test_skip_goes_on_with_the_next_clip(host):
+    seed = STILL["seed"]
+    alone = host.clip(PASSES, seed=seed + 1).frames
+    with no_trace(host):
+        host.arm("skip", 5)
+        frames = host.clip(PASSES, n_iter=2).frames
+    assert len(frames) == 2 * FRAMES
+    assert difference(frames[FRAMES:], alone) == 0
+
+
+def test_interrupt_by_the_api(host):
+    with no_trace(host):
+        host.arm()
+        job = host.in_background(host.clip, {"frames": 24, "frames_per_pass": 1}, steps=20)
+        while not host.client.progress()["progress"] and job.is_alive():
+            pass
+        host.client.interrupt()
+        job.result(timeout=60)
+        assert len(host.disarm()) < 24 * 20 / 2
+
+
+@pytest.mark.parametrize("payload, settings, at", [
+    *(pytest.param(payload, PASSES, 5, id=f"{name}, second of three passes") for name, payload in PAYLOADS.items()),
+    pytest.param({}, {}, 1, id="first call"),
+    pytest.param({}, {}, 4, id="one pass"),
+    pytest.param({}, {"frames_per_pass": 4}, 2, id="last of two passes"),
+])
+def test_out_of_memory_once(host, payload, settings, at):
+    """Goes on with half the frames per pass, from the pass that failed: the clip is the same."""
+    whole = host.clip(settings, **payload).frames
+    with no_trace(host, **payload):
+        host.arm("oom", at)
+        result = host.clip(settings, **payload)
+        rows = [call["rows"] for call in host.disarm()]
+    assert difference(result.frames, whole) <= BAR
+    assert max(rows[at:]) < rows[at - 1] or rows[at - 1] < max(rows)
+    assert "emory" in str(result.info["extra_generation_params"])
+
+
+@pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
+def test_out_of_memory_above_so_many_rows(host, payload):
+    whole = host.clip(**payload).frames
+    with no_trace(host, **payload):
+        host.arm("oom", rows_over=4)
+        result = host.clip(**payload)
+        rows = [call["rows"] for call in host.disarm()]
+    assert difference(result.frames, whole) <= BAR
+    failed = [number for number, count in enumerate(rows) if count > 4]
+    assert failed and failed[-1] < len(rows) / 4, "memory ran out again and again"
+
+
+def test_out_of_memory_with_a_single_frame_is_an_error(host):
+    with no_trace(host):
+        host.arm("oom", rows_over=0)
+        with pytest.raises(HostError, match="out of memory"):
+            host.clip()
+        assert len(host.disarm()) == 3  # 6, 3 and 1 frames
+
+
+@pytest.mark.parametrize("returns", ["both", "video"])
+def test_clip_that_cannot_be_written(host, returns):
+    """Its frames are saved and returned, and `info` says why there is no clip."""
+    settings = {"return": returns, "formats": ["mp4", "gif"]}
+    before = files(host)
+    whole = host.clip(settings, save_images=True)
+    new = files(host) - before
+    clip, frame = (next(path for path in new if path.suffix == suffix) for suffix in (".mp4", ".png"))
+    shared = Path(os.path.commonpath([clip.parent, frame.parent]))
+    folder = shared / clip.relative_to(shared).parts[0]
+    aside = folder.rename(folder.with_name("aside"))
+    folder.write_text("a file where the folder of the clips should be")
+    try:
+        before = files(host)
+        with no_trace(host):
+            result = host.clip(settings, save_images=True)
+        saved = files(host) - before
+    finally:
+        folder.unlink()
+        aside.rename(folder)
+    assert [clipfiles.kind(file) for file in result.files] == ["png"] * FRAMES
+    assert sorted(path.suffix for path in saved) == [".png"] * FRAMES
+    notes = str(result.info["extra_generation_params"])
+    assert "mp4" in notes and folder.name in notes, notes
+    assert clipfiles.kind(whole.files[0]) == "mp4"
+
+
+def files(host) -> set[Path]:
+    """What lies in the host's output folder."""
+    return {path for path in (host.data / "outputs").rglob("*") if path.is_file()}
