@@ -137,9 +137,9 @@ def plain(pipe, seed=SEED, steps=STEPS, guidance=5.0, size=SIZE, **options):
     ).images
 
 
-def clip_noise(frames, motion=0.05):
+def clip_noise(frames, motion=0.05, seed=SEED):
     """The initial noise of the clip (frames, *LATENTS)."""
-    return ClipNoise(SEED, [motion] * frames).draw(torch.randn(1, *LATENTS, generator=torch.Generator().manual_seed(SEED)))
+    return ClipNoise(seed, [motion] * frames).draw(torch.randn(1, *LATENTS, generator=torch.Generator().manual_seed(seed)))
 
 
 def pixels(image):
@@ -269,16 +269,19 @@ def test_motion_0_is_a_still(pipe, name):
 
 @pytest.mark.parametrize("name", [name for name in STOCHASTIC if name != "DPM2 a"])  # that one takes more steps to converge
 def test_frames_change_less_than_with_later_noise_of_their_own(pipe, name):
-    """Measured: a fifth to a third as much, the initial latents being the same."""
-    motion = 0.01
-    options = use(pipe, name)
-    ours = clip(pipe, Settings(frames=3, motion=motion, momentum=0), steps=6, **options)
+    """Measured over these seeds: a tenth to a quarter as much, the initial latents being the same."""
+    motion, seeds = 0.001, (5, 6, 7)
+    ours = alone = 0
+    for seed in seeds:
+        options = use(pipe, name)
+        ours += change(clip(pipe, Settings(frames=3, motion=motion, momentum=0), seed=seed, steps=6, **options))
 
-    options = use(pipe, name)
-    if name == "DPM++ SDE":
-        pipe.scheduler.noise_sampler_seed = [1, 2, 3]
-    alone = plain(pipe, steps=6, latents=clip_noise(3, motion), num_images_per_prompt=3, output_type="latent", **options)
-    assert change(ours) < 0.5 * change(alone)
+        options = use(pipe, name)
+        if name == "DPM++ SDE":
+            pipe.scheduler.noise_sampler_seed = [1, 2, 3]
+        latents = clip_noise(3, motion, seed)
+        alone += change(plain(pipe, seed, steps=6, latents=latents, num_images_per_prompt=3, output_type="latent", **options))
+    assert ours < 0.5 * alone
 
 
 def change(latents):

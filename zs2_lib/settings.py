@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
-from .noise import MODELS, SOLVERS
+from .noise import MODELS, SOLVERS, ClipNoise
 from .schedule import Schedule, number_text
 from .video import FORMATS, check_clip
 
@@ -183,6 +183,19 @@ class Settings:
     def infotext(self) -> dict[str, str]:
         """What the host writes into its images: one key for each setting that belongs to the clip."""
         return {infotext_key(option): _as_text(getattr(self, option.name)) for option in INFOTEXT_OPTIONS}
+
+    def clip_noise(self, seed: int) -> ClipNoise:
+        """All noise of the clip with this seed."""
+        return ClipNoise(
+            seed,
+            self.motion.values(self.frames),
+            self.inertia.values(self.frames),
+            model=self.noise_model,
+            alpha=self.alpha,
+            loop=self.loop,
+            candidates=self.candidates,
+            solver=self.solver,
+        )
 
     @property
     def notes(self) -> list[str]:

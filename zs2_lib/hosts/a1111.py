@@ -18,9 +18,10 @@ from modules import sd_samplers_common, sd_unet, shared
 
 from ..attention import TemporalMomentum
 from ..layout import Rows
-from ..noise import ClipNoise, frame_seeds
+from ..noise import frame_seeds
 from ..settings import Settings
 from ..streaming import Passes, Progress
+from .undo import override, restore_afterwards
 
 UNCONDITIONAL = -1
 """The guidance group of the negative prompt; prompts joined by AND are groups 0, 1, …"""
@@ -42,16 +43,7 @@ class ClipSampling:
         self.seed = int(p.seeds[0])
         self.attention = TemporalMomentum(settings.momentum.values(self.frames))
         self.passes = Passes(self.attention, settings.frames_per_pass)
-        self.noise = ClipNoise(
-            self.seed,
-            settings.motion.values(self.frames),
-            settings.inertia.values(self.frames),
-            model=settings.noise_model,
-            alpha=settings.alpha,
-            loop=settings.loop,
-            candidates=settings.candidates,
-            solver=settings.solver,
-        )
+        self.noise = settings.clip_noise(self.seed)
         self.error: Exception | None = None
         self.rows: Rows | None = None
         self.next_row = 0
@@ -71,8 +63,8 @@ class ClipSampling:
             undo.callback(self._undo_model.close)
             self._follow_model()
             _share_init_image(self.p)
-            _override(undo, self.p, "txt2img_image_conditioning", _same_for_all_frames(self.p.txt2img_image_conditioning))
-            _restore_afterwards(undo, self.p, "rng")
+            override(undo, self.p, "txt2img_image_conditioning", _same_for_all_frames(self.p.txt2img_image_conditioning))
+            restore_afterwards(undo, self.p, "rng")
             previous, _current = _current, self
             undo.callback(_set_current, previous)
             undo.callback(setattr, shared.state, "textinfo", None)
@@ -91,7 +83,7 @@ class ClipSampling:
         self._undo_model.close()
         self._model = shared.sd_model
         self._apply_model = self._model.apply_model
-        _override(self._undo_model, self._model, "apply_model", self.apply_model)
+        override(self._undo_model, self._model, "apply_model", self.apply_model)
         self.attention.attach(self._model.model.diffusion_model)
 
     def begin_step(self, denoiser) -> None:
@@ -149,9 +141,9 @@ class ClipSampling:
         still.generators = p.rng.generators[:1]
         p.rng = copy.copy(p.rng)
         p.rng.next = lambda: self.noise.draw(still.next())
-        _override(self._undo, p.sampler, "create_noise_sampler", self._brownian(p.sampler.create_noise_sampler))
+        override(self._undo, p.sampler, "create_noise_sampler", self._brownian(p.sampler.create_noise_sampler))
         if p.sampler.funcname == "sample_dpm_adaptive":
-            _override(self._undo, p.sampler, "func", _steps_for_first_frame(p.sampler.func))
+            override(self._undo, p.sampler, "func", _steps_for_first_frame(p.sampler.func))
 
     def _brownian(self, create_noise_sampler):
         """The host's noise sampler for SDE samplers with each frame's own Brownian motion, correlated."""
@@ -245,17 +237,3 @@ def _hypertile_state():
 def _set_hypertile_state(state) -> None:
     if state is not None:
         sys.modules["hypertile"].RNG_INSTANCE.setstate(state)
-
-
-def _restore_afterwards(undo: ExitStack, owner, name: str) -> None:
-    """Makes `undo` put the attribute `name` of the instance `owner` back to what it is now."""
-    if name in vars(owner):
-        undo.callback(setattr, owner, name, vars(owner)[name])
-    else:
-        undo.callback(lambda: vars(owner).pop(name, None))
-
-
-def _override(undo: ExitStack, owner, name: str, value) -> None:
-    """Sets an attribute of the instance `owner` until `undo` is closed."""
-    _restore_afterwards(undo, owner, name)
-    setattr(owner, name, value)

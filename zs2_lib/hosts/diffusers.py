@@ -31,6 +31,7 @@ from ..noise import ClipNoise, frame_seeds
 from ..settings import Settings
 from ..streaming import Passes
 from ..streaming import Progress as PassProgress
+from .undo import override, restore_afterwards
 
 TINY_SD = Path(__file__).parent.parent / "tiny-sd"
 """The project's own checkpoint."""
@@ -177,16 +178,7 @@ class ClipSampling:
         self.progress = progress
         self.attention = TemporalMomentum(settings.momentum.values(self.frames))
         self.passes = Passes(self.attention, settings.frames_per_pass)
-        self.noise = ClipNoise(
-            seed,
-            settings.motion.values(self.frames),
-            settings.inertia.values(self.frames),
-            model=settings.noise_model,
-            alpha=settings.alpha,
-            loop=settings.loop,
-            candidates=settings.candidates,
-            solver=settings.solver,
-        )
+        self.noise = settings.clip_noise(seed)
         self.calls = 0
         self._undo = ExitStack()
 
@@ -197,16 +189,16 @@ class ClipSampling:
             undo.enter_context(self.attention)
             self.attention.attach(pipe.unet)
             self._unet = pipe.unet.forward
-            _override(undo, pipe.unet, "forward", self.unet)
-            _override(undo, pipe, "prepare_latents", self._with_correlated_draws(pipe.prepare_latents))
+            override(undo, pipe.unet, "forward", self.unet)
+            override(undo, pipe, "prepare_latents", self._with_correlated_draws(pipe.prepare_latents))
             if isinstance(scheduler, DPMSolverSDEScheduler):
-                _restore_afterwards(undo, scheduler, "noise_sampler")
-                _override(undo, scheduler, "step", self._with_brownian_motion(scheduler))
+                restore_afterwards(undo, scheduler, "noise_sampler")
+                override(undo, scheduler, "step", self._with_brownian_motion(scheduler))
             else:
-                _override(undo, scheduler, "step", self._with_correlated_draws(scheduler.step))
+                override(undo, scheduler, "step", self._with_correlated_draws(scheduler.step))
             if self.progress is not None:
                 config = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
-                _override(undo, pipe, "_progress_bar_config", config)
+                override(undo, pipe, "_progress_bar_config", config)
             self._undo = undo.pop_all()
         return self
 
@@ -345,20 +337,6 @@ def check_pipeline(pipe) -> None:
         raise ValueError(
             f"ZS² cannot correlate the noise of {type(scheduler).__name__}; use another scheduler, such as DDIMScheduler"
         )
-
-
-def _restore_afterwards(undo: ExitStack, owner, name: str) -> None:
-    """Makes `undo` put the attribute `name` of the instance `owner` back to what it is now."""
-    if name in vars(owner):
-        undo.callback(setattr, owner, name, vars(owner)[name])
-    else:
-        undo.callback(lambda: vars(owner).pop(name, None))
-
-
-def _override(undo: ExitStack, owner, name: str, value) -> None:
-    """Sets an attribute of the instance `owner` until `undo` is closed."""
-    _restore_afterwards(undo, owner, name)
-    setattr(owner, name, value)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------

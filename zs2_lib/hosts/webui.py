@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import logging
 import tempfile
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -17,6 +18,7 @@ from modules.shared import opts
 from .. import video
 from ..settings import Settings, SettingsError
 from . import a1111
+from .undo import override
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class Job:
         self.clips: list[Clip] = []
         self.notes: list[str] = []
         self.failed = False
+        self._undo = ExitStack()
         # a script that was selected as well (X/Y/Z plot) works on the result and needs images there
         self.as_base64 = p.is_api and p.script_args[0] in (0, None, "None")
         self.frames_only = self.as_base64 and settings.returns == "frames"
@@ -87,8 +90,8 @@ class Job:
         if isinstance(p.prompt, list):  # of a script, such as Prompt matrix: a clip for each
             p.n_iter = len(p.prompt)
             p.prompt = _repeat(p.prompt, frames)
-        self._batch_size, p.batch_size = p.batch_size, frames
-        self._do_not_save_grid, p.do_not_save_grid = p.do_not_save_grid, True
+        override(self._undo, p, "batch_size", frames)
+        override(self._undo, p, "do_not_save_grid", True)
 
     def _switch_off_token_merging(self) -> None:
         ratio = self.p.get_token_merging_ratio
@@ -97,7 +100,7 @@ class Job:
             if ratio(for_hr=for_hr) and TOKEN_MERGING_NOTE not in self.notes:
                 self.note(TOKEN_MERGING_NOTE)
             return 0.0
-        self.p.get_token_merging_ratio = no_merging
+        override(self._undo, self.p, "get_token_merging_ratio", no_merging)
 
     def process(self) -> None:
         """All frames of a clip have one seed: clip n that which the host gives to image n."""
@@ -108,16 +111,27 @@ class Job:
         if settings.frames == 1:
             return
 
-        self._sample = p.sample
+        sample = p.sample
 
         def sample_clip(*args, **kwargs):
+            if p.zs2_job is not self:  # called by another extension's wrapper that outlived this job
+                return sample(*args, **kwargs)
             with a1111.ClipSampling(p, settings) as sampling:
-                samples = self._sample(*args, **kwargs)
+                samples = sample(*args, **kwargs)
             if sampling.passes.reduced_to:
                 self.note(f"Memory ran out: the clip went on with {sampling.passes.reduced_to} frames per UNet pass.")
             return samples
 
-        p.sample = self._sample_clip = sample_clip
+        self._undo.callback(self._unwrap_sample, sample_clip, vars(p).get("sample"))
+        p.sample = sample_clip
+
+    def _unwrap_sample(self, sample_clip, before) -> None:
+        """Takes `sample_clip` off `p` where it still is; another extension may have wrapped or replaced it since."""
+        if vars(self.p).get("sample") is not sample_clip:
+            return
+        del self.p.sample
+        if before is not None:
+            self.p.sample = before
 
     def before_process_batch(self) -> None:
         """All frames of a clip have one prompt, also where another extension made it up for each image."""
@@ -143,7 +157,7 @@ class Job:
         frames, self.images = self.images, []
         if not frames or (self.frames_only and not self.p.save_samples()):
             return
-        clip = Clip(frames[0], _infotext(self.p), [])
+        clip = Clip(frames[0], _infotext(self.p))
         try:
             target = self._target(frames[0])
         except Exception as error:
@@ -151,16 +165,23 @@ class Job:
             return
         self.clips.append(clip)
         for format in self.settings.formats:
-            self._write(clip, frames, target, format)
-        if not self.as_base64 and clip.playable is None:  # the gallery plays no mp4 and webm
-            self._write(clip, frames, Path(tempfile.mkdtemp(prefix="zs2-", dir=opts.temp_dir or None), "preview"), "webp")
+            if file := self._write(clip, frames, target, format):
+                clip.files.append(file)
+        clip.playable = next((file for file in clip.files if file.suffix in PLAYABLE), None)
+        if not self.as_base64:
+            if clip.files:
+                self.p.comment("ZS²: saved " + ", ".join(map(str, clip.files)))
+            if clip.playable is None:  # the gallery plays no mp4 and webm
+                preview = Path(tempfile.mkdtemp(prefix="zs2-", dir=opts.temp_dir or None), "preview")
+                clip.playable = self._write(clip, frames, preview, "webp")
 
-    def _write(self, clip: "Clip", frames: list, target: Path, format: str) -> None:
+    def _write(self, clip: "Clip", frames: list, target: Path, format: str) -> Path | None:
         text = clip.infotext if opts.enable_pnginfo else None
         try:
-            clip.files.append(video.write_clip(frames, target, format, self.settings.fps, text))
+            return video.write_clip(frames, target, format, self.settings.fps, text)
         except Exception as error:
             self._note_failure(f"The clip as {format}", error)
+            return None
 
     def _note_failure(self, what: str, error: Exception) -> None:
         self.failed = True
@@ -178,7 +199,7 @@ class Job:
         stem = name.apply(opts.samples_filename_pattern or ("[seed]" if opts.save_to_dirs else "[seed]-[prompt_spaces]"))
         if opts.save_images_add_number or not stem:
             stem = f"{images.get_next_sequence_number(folder, ''):05}-{stem}".rstrip("-")
-        return folder / stem
+        return folder / _not_taken(folder, stem)
 
     def postprocess(self, processed) -> None:
         """Puts the clips before the frames in the result, and leaves `p` as it was."""
@@ -195,18 +216,13 @@ class Job:
         processed.images[:0] = [item for item, _ in items]
         processed.infotexts[:0] = [infotext for _, infotext in items]
         processed.index_of_first_image += len(items)
+        processed.comments = "".join(f"{comment}\n" for comment in self.p.comments)
         if self.notes:
-            processed.comments = "".join(f"{comment}\n" for comment in self.p.comments)
             processed.extra_generation_params = {**processed.extra_generation_params, "ZS2 notes": " ".join(self.notes)}
 
     def end(self) -> None:
         """Undoes on `p` what this job changed, for scripts that use it again."""
-        p = self.p
-        if "_batch_size" in vars(self):
-            p.batch_size, p.do_not_save_grid = self._batch_size, self._do_not_save_grid
-            vars(p).pop("get_token_merging_ratio", None)
-        if "_sample_clip" in vars(self) and vars(p).get("sample") is self._sample_clip:
-            p.sample = self._sample
+        self._undo.close()
 
     def note(self, text: str) -> None:
         """Tells the user something: under the image, and in `info` of the API's answer."""
@@ -216,16 +232,13 @@ class Job:
 
 @dataclass
 class Clip:
-    """A written clip: its first frame, its infotext, and the file (for "png" the folder) of each format."""
+    """A written clip: its first frame, its infotext, the file (for "png" the folder) of each format, and one that plays
+    in the host's gallery, which draws <img>."""
 
     first_frame: Image.Image
     infotext: str
-    files: list[Path]
-
-    @property
-    def playable(self) -> Path | None:
-        """A file that plays in the host's gallery, which draws <img>."""
-        return next((file for suffix in PLAYABLE for file in self.files if file.suffix == suffix), None)
+    files: list[Path] = field(default_factory=list)
+    playable: Path | None = None
 
     def gallery_item(self) -> Image.Image:
         """An image for the host's results: the first frame, which the gallery shows as the playable file."""
@@ -237,6 +250,13 @@ class Clip:
     def base64(self) -> list[str]:
         """The files for an answer of the API."""
         return [base64.b64encode(video.clip_bytes(file)).decode() for file in self.files]
+
+
+def _not_taken(folder: Path, stem: str) -> str:
+    """`stem`, with a number if files of that name are there already: a clip is never overwritten."""
+    taken = {path.stem for path in folder.iterdir()}
+    candidates = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(1)))
+    return next(name for name in candidates if name not in taken)
 
 
 def _repeat(values: list, times: int) -> list:
