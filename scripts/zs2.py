@@ -5,7 +5,7 @@ from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
 from zs2_lib import panel
-from zs2_lib.hosts import a1111, webui
+from zs2_lib.hosts import a1111, source, webui
 
 
 def with_job(p, step, *args):
@@ -26,8 +26,8 @@ class Script(scripts.Script):
 
     def ui(self, is_img2img):
         with InputAccordion(False, label=panel.TITLE, elem_id=self.elem_id("enabled"), tooltip=panel.TOOLTIP) as enabled:
-            controls = {"enabled": enabled, **panel.build(self.elem_id)}
-        self.infotext_fields = [PasteField(control, panel.PASTE[name]) for name, control in controls.items()]
+            controls = {"enabled": enabled, **panel.build(self.elem_id, is_img2img, source.preview)}
+        self.infotext_fields = [PasteField(control, panel.PASTE[name]) for name, control in controls.items() if name in panel.PASTE]
         self.paste_field_names = list(panel.PASTE.values())
         return list(controls.values())
 
@@ -49,6 +49,9 @@ class Script(scripts.Script):
 
     def process_before_every_sampling(self, p, *args, noise, **kwargs):
         a1111.before_every_sampling(p, noise)
+
+    def postprocess_maskoverlay(self, p, ppmo, *args):
+        with_job(p, webui.Job.mask_frame, ppmo)
 
     def postprocess_image_after_composite(self, p, pp, *args):
         with_job(p, webui.Job.add_frame, pp.image)

@@ -10,6 +10,7 @@ import pytest
 
 from zs2_lib.schedule import Schedule
 from zs2_lib.settings import Settings, SettingsError
+from zs2_lib.source import Selection
 
 # --- schedules ----------------------------------------------------------------------------------------
 
@@ -88,7 +89,16 @@ ALLOWED = {
     "frames_per_pass": [0, 1, 1024],
     "formats": [["mp4"], ("gif", "png"), ["mp4", "gif", "webp", "apng", "webm", "png"]],
     "return": ["frames", "video", "both"],
+    "source": ["", "clip.mp4"],
+    "source_start": [0, 1.5, 360000],
+    "source_end": [0, 1.5, 360000],
+    "source_fps": [0, 12, 29.97, 120],
+    "source_every": [1, 2.0, 1000],
+    "source_audio": [True, False],
+    "mask": ["", "mask.png"],
 }
+NEEDS = {"mask": {"source": "clip.mp4"}}
+"""What a setting needs beside it."""
 REFUSED = {
     "enabled": NO_BOOLEAN,
     "frames": [0, -1, 1025, 7.5, *NO_NUMBER],
@@ -104,6 +114,13 @@ REFUSED = {
     "frames_per_pass": [-1, 1025, 0.5, *NO_NUMBER],
     "formats": [[], (), "mp4", None, {"mp4": True}, ["mp4", "avi"], [["mp4"]], [None]],
     "return": ["", "videos", None, True],
+    "source": [None, 1, True, ["clip.mp4"]],
+    "source_start": [-0.1, 400000, *NO_NUMBER],
+    "source_end": [-0.1, 400000, *NO_NUMBER],
+    "source_fps": [-1, 120.1, *NO_NUMBER],
+    "source_every": [0, 1001, 1.5, *NO_NUMBER],
+    "source_audio": NO_BOOLEAN,
+    "mask": [None, 1, ["mask.png"]],
 }
 
 
@@ -114,7 +131,7 @@ def each(table):
 
 @each(ALLOWED)
 def test_allowed_values(key, value):
-    settings = Settings.from_mapping({key: value})
+    settings = Settings.from_mapping({key: value, **NEEDS.get(key, {})})
     kept = getattr(settings, "returns" if key == "return" else key)
     if key in ("motion", "inertia", "momentum"):
         assert kept == Schedule.parse(value)
@@ -205,6 +222,26 @@ def test_values_that_exclude_each_other(values, words):
         Settings(**{key: values[key]})
 
 
+@pytest.mark.parametrize(("values", "words"), [
+    (dict(mask="mask.png"), "mask: a mask video is not allowed without a source"),
+    (dict(source="clip.mp4", source_start=3, source_end=2), "source_start, source_end: end is 2"),
+    (dict(source="clip.mp4", formats=["gif"], fps=60), "fps: 60 is not allowed with the format 'gif': "),
+    (dict(source="clip.mp4", frames=1025), "frames: 1025 is not allowed"),
+])
+def test_settings_of_a_source_that_do_not_go_together(values, words):
+    with pytest.raises(SettingsError, match=f"^{re.escape(words)}"):
+        Settings(**values)
+
+
+def test_a_source_decides_what_is_left_open():
+    settings = Settings.from_mapping({"source": "clip.mp4"})
+    assert (settings.frames, settings.fps) == (0, 0)
+    assert settings.selection == Selection()
+    settings = Settings.from_mapping({"source": "clip.mp4", "frames": 5, "fps": 6, "source_start": 1, "source_end": 2, "source_every": 2})
+    assert (settings.frames, settings.fps) == (5, 6)
+    assert settings.selection == Selection(start=1, end=2, every=2, frames=5)
+
+
 @pytest.mark.parametrize(("values", "notes"), [
     ({}, []),
     (dict(inertia=0.5), []),
@@ -238,6 +275,12 @@ def test_infotext_has_one_key_for_each_setting_of_the_clip():
         "ZS2 frames per pass": "0",
         "ZS2 formats": "gif mp4",
     }
+
+
+def test_infotext_says_which_part_of_the_source_but_no_path():
+    infotext = Settings(source="/home/me/clip.mp4", source_start=1.5, mask="/home/me/mask.png").infotext
+    assert infotext["ZS2 source start"] == "1.5" and infotext["ZS2 source every"] == "1"
+    assert not [value for value in infotext.values() if "home" in value]
 
 
 def test_infotext_keys_are_ones_the_host_can_read():

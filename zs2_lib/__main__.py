@@ -181,10 +181,10 @@ def parser() -> Parser:
 
 
 def clip_options():
-    """The settings that are options here. The formats are known by the files' names."""
+    """The settings that are options here: no source's, and the formats are known by the files' names."""
     from .settings import INFOTEXT_OPTIONS
 
-    return [option for option in INFOTEXT_OPTIONS if option.name != "formats"]
+    return [option for option in INFOTEXT_OPTIONS if option.name != "formats" and option.metadata.get("group") != "source"]
 
 
 def flag(option) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 
@@ -9,6 +10,7 @@ import gradio as gr
 
 from .schedule import Schedule
 from .settings import Settings, SettingsError, infotext_key
+from .source import Selection
 
 OPTIONS = {option.name: option for option in fields(Settings)}
 TITLE = OPTIONS["enabled"].metadata["label"]
@@ -16,7 +18,11 @@ TOOLTIP = OPTIONS["enabled"].metadata["tooltip"]
 
 ROWS = (("frames", "fps"), ("motion", "inertia", "momentum"), ("loop",))
 ADVANCED_ROWS = (("noise_model", "alpha"), ("candidates", "solver"), ("frames_per_pass", "formats"))
-SETTINGS = tuple(name for row in ROWS + ADVANCED_ROWS for name in row)
+SOURCE_ROWS = (("source_start", "source_end"), ("source_fps", "source_every"), ("source_audio",))
+SETTINGS = tuple(name for row in ROWS + ADVANCED_ROWS + SOURCE_ROWS for name in row)
+FILES = ("source", "mask")
+FILE = "_file"
+"""Ending of the name of the upload that takes the place of a path's text field."""
 SCHEDULES = ("motion", "inertia", "momentum")
 KEYFRAMES = "_keyframes"
 """Ending of the name of the text field that takes the place of a schedule's slider."""
@@ -27,8 +33,15 @@ KEYFRAMES_TOOLTIP = (
 )
 
 
-def build(elem_id: Callable[[str], str]) -> dict[str, gr.components.Component]:
-    """Makes the controls; `elem_id` names them. Call it inside the accordion. Returns them by name, in the order `read` takes."""
+ARGUMENTS = SETTINGS + tuple(name + KEYFRAMES for name in SCHEDULES) + tuple(name for file in FILES for name in (file, file + FILE))
+"""The names of the controls behind the enabling checkbox, in the order of the script's arguments."""
+
+
+def build(elem_id: Callable[[str], str], is_img2img: bool, preview: Callable) -> dict[str, gr.components.Component]:
+    """Makes the controls; `elem_id` names them. Call it inside the accordion. Returns them by name, in the order `read` takes.
+
+    `preview(path, selection)` gives a strip of the frames of the source and a line about them, or raises SettingsError.
+    """
     controls = {}
     for row in ROWS:
         with gr.Row():
@@ -39,7 +52,60 @@ def build(elem_id: Callable[[str], str]) -> dict[str, gr.components.Component]:
                 controls.update({name: _control(name, elem_id) for name in row})
         with gr.Row():
             controls.update({name + KEYFRAMES: _keyframes_control(name, elem_id) for name in SCHEDULES})
+    with gr.Accordion(OPTIONS["source"].metadata["label"], open=False, elem_id=elem_id("source_part")):
+        controls.update(_source_controls(elem_id, is_img2img))
+        strip = gr.Image(label="Frames that will be used", interactive=False, visible=False, elem_id=elem_id("source_strip"))
+        about = gr.HTML(elem_id=elem_id("source_about"))
+    _show_source(controls, strip, about, preview)
+    return {name: controls[name] for name in ARGUMENTS}
+
+
+def _source_controls(elem_id: Callable[[str], str], is_img2img: bool) -> dict[str, gr.components.Component]:
+    controls = {}
+    for name in FILES:
+        shown = is_img2img or name == "source"
+        label, tooltip = (OPTIONS[name].metadata[key] for key in ("label", "tooltip"))
+        with gr.Row():
+            controls[name + FILE] = gr.File(label=label, elem_id=elem_id(name + FILE), tooltip=tooltip, visible=shown)
+            controls[name] = gr.Textbox(
+                label=f"{label}: file or folder on the machine of the WebUI", placeholder="/path/to/video.mp4 or a folder of frames",
+                elem_id=elem_id(name), tooltip=tooltip, visible=shown)
+    for row in SOURCE_ROWS:
+        with gr.Row():
+            controls.update({name: _control(name, elem_id) for name in row})
     return controls
+
+
+def _show_source(controls: Mapping, strip: gr.Image, about: gr.HTML, preview: Callable) -> None:
+    """Shows which frames will be used whenever that changes; with a source the frames and their rate are left to it."""
+    selection = ("frames", "source_start", "source_end", "source_fps", "source_every")
+
+    def show(file, path, *values):
+        source = _path(file) or path.strip()
+        if not source:
+            return gr.update(visible=False), ""
+        try:
+            frames, start, end, fps, every = values
+            picture, text = preview(source, Selection(start or 0, end or None, fps or None, every or 1, frames or None))
+        except (SettingsError, ValueError, TypeError) as error:
+            return gr.update(visible=False), html.escape(str(error))
+        return gr.update(value=picture, visible=True), html.escape(text)
+
+    def leave_to_source(file, path):
+        return (0, 0) if file or path.strip() else (OPTIONS["frames"].default, OPTIONS["fps"].default)
+
+    files = [controls["source" + FILE], controls["source"]]
+    for control in files:
+        control.change(leave_to_source, files, [controls["frames"], controls["fps"]], show_progress=False)
+    inputs = files + [controls[name] for name in selection]
+    for control in inputs:
+        event = control.release if control is controls["frames"] else control.change
+        event(show, inputs, [strip, about], show_progress=False)
+
+
+def _path(file) -> str:
+    """The path of an upload: a string, or an object that has it as its name."""
+    return getattr(file, "name", file) or ""
 
 
 def read(args: tuple) -> Settings:
@@ -57,8 +123,9 @@ def read(args: tuple) -> Settings:
         )
     if not enabled:
         return Settings()
-    names = SETTINGS + tuple(name + KEYFRAMES for name in SCHEDULES)
-    by_name = dict(zip(names, values))
+    by_name = {name: value for name, value in zip(ARGUMENTS, values) if value is not None}
+    for name in FILES:
+        by_name[name] = _path(by_name.pop(name + FILE, None)) or (by_name.get(name) or "").strip()
     for name in SCHEDULES:
         keyframes = by_name.pop(name + KEYFRAMES, "")
         if keyframes and keyframes.strip():
@@ -112,6 +179,8 @@ def _control(name: str, elem_id: Callable[[str], str]) -> gr.components.Componen
         return gr.Slider(minimum=low, maximum=high, step=step, value=value, **common)
     if isinstance(default, bool):
         return gr.Checkbox(value=default, **common)
+    if isinstance(default, (int, float)):
+        return gr.Number(value=default, minimum=0, **common)
     choices = list(option.metadata["choices"])
     if isinstance(default, tuple):
         return gr.Dropdown(choices=choices, value=list(default), multiselect=True, **common)

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, fields
 
 from .noise import MODELS, SOLVERS, ClipNoise
 from .schedule import Schedule, number_text
+from .source import Selection
 from .video import FORMATS, check_clip
 
+MAX_FRAMES = 1024
 RETURNS = ("frames", "video", "both")
 
 
@@ -57,6 +59,12 @@ def schedule(low: float, high: float = float("inf")) -> Callable:
     return check
 
 
+def text(key: str, value) -> str:
+    if not isinstance(value, str):
+        raise SettingsError(f"{key}: {value!r} is not allowed; give a text")
+    return value
+
+
 def one_of(*choices: str) -> Callable:
     def check(key: str, value) -> str:
         if value not in choices:
@@ -85,6 +93,18 @@ def _nearest(value, choices) -> str:
     return f'; did you mean "{match[0]}"?' if match else ""
 
 
+def or_zero(check: Callable) -> Callable:
+    """0 as well, which leaves it to the source."""
+    def check_or_zero(key: str, value):
+        is_zero = isinstance(value, numbers.Real) and not isinstance(value, bool) and value == 0
+        return value if is_zero else check(key, value)
+    return check_or_zero
+
+
+clip_frames = whole(1, MAX_FRAMES)
+clip_fps = number(0.1, 120)
+
+
 # --- the settings ------------------------------------------------------------------------------------------
 
 def setting(default, check: Callable, label: str, tooltip: str, **extra):
@@ -102,12 +122,13 @@ class Settings:
         False, boolean, "ZS² Video",
         "Makes a video of the prompt instead of single images: each batch becomes one clip.")
     frames: int = setting(
-        8, whole(1, 1024), "Frames",
-        "How many frames the clip has. More frames take more time, not more memory. 1 gives the plain image.",
-        slider=(1, 1024, 1))
+        8, clip_frames, "Frames",
+        "How many frames the clip has. More frames take more time, not more memory. 1 gives the plain image. With a source "
+        "video 0 takes all of its frames.", slider=(0, MAX_FRAMES, 1), check_with_source=or_zero(clip_frames))
     fps: float = setting(
-        8.0, number(0.1, 120), "Frames per second",
-        "How fast the clip plays. It does not change the frames.", slider=(1, 60, 1))
+        8.0, clip_fps, "Frames per second",
+        "How fast the clip plays. It does not change the frames. With a source video 0 plays as fast as the source.",
+        slider=(0, 60, 1), check_with_source=or_zero(clip_fps))
     motion: Schedule = setting(
         Schedule.parse(0.05), schedule(0), "Motion λ",
         "How far the picture may move from one frame to the next. 0 is a still image; 0.01 to 0.05 is calm, "
@@ -152,10 +173,42 @@ class Settings:
         "both", one_of(*RETURNS), "Returned by the API",
         "frames: the clip's images; video: one file per format; both: the files, then the images.", key="return")
 
+    source: str = setting(
+        "", text, "Source video",
+        "A video whose frames are edited: each becomes the init image of one frame of the clip. A video, an animated GIF, "
+        "WebP or APNG, or a folder of images.", group="source")
+    source_start: float = setting(
+        0.0, number(0, 360_000), "Start",
+        "Where in the source the clip begins, in seconds.", group="source")
+    source_end: float = setting(
+        0.0, number(0, 360_000), "End",
+        "Where in the source the clip ends, in seconds. 0 is the source's end.", group="source")
+    source_fps: float = setting(
+        0.0, number(0, 120), "Frames per second taken",
+        "How many frames of each second of the source are used. 0 takes every frame.", group="source")
+    source_every: int = setting(
+        1, whole(1, 1000), "Every n-th frame",
+        "Takes only every n-th of these frames: the clip moves in larger steps and takes less time.", group="source")
+    source_audio: bool = setting(
+        False, boolean, "Keep the sound",
+        "Gives the clip the sound of the same part of the source, in MP4 and WebM.", group="source")
+    mask: str = setting(
+        "", text, "Mask video",
+        "Where the source is repainted, white, frame by frame: a video or a folder of images with as many frames as the "
+        "source, or one image for all frames. It takes the place of the tab's mask.", group="source")
+
     def __post_init__(self):
         for option in fields(self):
-            object.__setattr__(self, option.name, option.metadata["check"](key_of(option), getattr(self, option.name)))
-        for format in self.formats:
+            check = self.source and option.metadata.get("check_with_source") or option.metadata["check"]
+            value = check(key_of(option), getattr(self, option.name))
+            object.__setattr__(self, option.name, type(option.default)(value) if isinstance(option.default, (int, float)) else value)
+        if self.mask and not self.source:
+            raise SettingsError("mask: a mask video is not allowed without a source; give `source`, or the mask to the host itself")
+        try:
+            self.selection
+        except ValueError as error:
+            raise SettingsError(f"source_start, source_end: {error}") from None
+        for format in self.formats if self.fps else ():
             try:
                 check_clip(format, self.fps)
             except ValueError as error:
@@ -177,12 +230,22 @@ class Settings:
         for key in values:
             if key not in names:
                 raise SettingsError(f"{key!r} is not a setting of ZS²; the settings are {', '.join(names)}{_nearest(key, list(names))}")
+        if values.get("source"):  # which decides what is left open
+            values = {"frames": 0, "fps": 0, **values}
         return cls(**{names[key]: value for key, value in values.items()})
+
+    @property
+    def selection(self) -> Selection:
+        """Which frames of the source are used."""
+        return Selection(self.source_start, self.source_end or None, self.source_fps or None, self.source_every, self.frames or None)
 
     @property
     def infotext(self) -> dict[str, str]:
         """What the host writes into its images: one key for each setting that belongs to the clip."""
-        return {infotext_key(option): _as_text(getattr(self, option.name)) for option in INFOTEXT_OPTIONS}
+        return {
+            infotext_key(option): _as_text(getattr(self, option.name)) for option in INFOTEXT_OPTIONS
+            if self.source or option.metadata.get("group") != "source"
+        }
 
     def clip_noise(self, seed: int) -> ClipNoise:
         """All noise of the clip with this seed."""
@@ -208,8 +271,8 @@ class Settings:
         return notes
 
 
-INFOTEXT_OPTIONS = tuple(option for option in fields(Settings) if option.name not in ("enabled", "returns"))
-"""The settings that an infotext carries. That it carries them says that ZS² was enabled."""
+INFOTEXT_OPTIONS = tuple(option for option in fields(Settings) if option.name not in ("enabled", "returns", "source", "mask"))
+"""The settings that an infotext carries. That it carries them says that ZS² was enabled; files it can't carry."""
 
 
 def infotext_key(option) -> str:

@@ -151,11 +151,11 @@ class Source:
 
         A selection that cannot be served raises ValueError here, before the first frame.
         """
-        return self._read(self._picks(selection))
+        return self.read(self.picks(selection))
 
     def count(self, selection: Selection = Selection()) -> int:
         """How many frames `frames(selection)` yields. Raises ValueError where that would."""
-        return len(self._picks(selection))
+        return len(self.picks(selection))
 
     def clip_fps(self, selection: Selection = Selection()) -> Fraction:
         """The frame rate at which a clip of these frames plays as fast as the source.
@@ -163,7 +163,7 @@ class Source:
         Exact where `selection.fps` is given or the source's rate is constant, otherwise the average over the selection.
         Raises ValueError where `frames` would.
         """
-        picks = self._picks(selection)
+        picks = self.picks(selection)
         rate = selection.rate or self._clock.rate
         if rate:
             return rate / selection.every
@@ -178,17 +178,20 @@ class Source:
         """
         if most < 1 or height < 1:
             raise ValueError(f"a contact strip takes at least 1 frame of 1 pixel, got most={most}, height={height}")
-        picks = self._picks(selection)
+        picks = self.picks(selection)
         chosen = picks[np.linspace(0, len(picks) - 1, min(most, len(picks))).round().astype(int)]
         width = max(1, round(self.info.size[0] * height / self.info.size[1]))
-        small = [picture.resize((width, height), Image.Resampling.LANCZOS) for _, picture in self._read(chosen)]
+        small = [picture.resize((width, height), Image.Resampling.LANCZOS) for _, picture in self.read(chosen)]
         return video.contact_sheet(small, columns=len(small))
 
-    def _picks(self, selection: Selection) -> np.ndarray:
-        """The number of the source's frame for each frame that `selection` gives: ascending, some more than once."""
+    def picks(self, selection: Selection = Selection()) -> np.ndarray:
+        """The number (from 0) of the source's frame for each frame that `selection` gives, (frames,): ascending, some more
+        than once. Raises ValueError where `frames` would.
+        """
         return self._clock.picks(selection, self.path.name)
 
-    def _read(self, picks: np.ndarray) -> Iterator[tuple[float, Image.Image]]:
+    def read(self, picks: np.ndarray) -> Iterator[tuple[float, Image.Image]]:
+        """Yield (time, picture), as `frames` does, of the source's frames with these ascending numbers."""
         numbers, repeats = np.unique(picks, return_counts=True)
         with closing(self._pictures(numbers.tolist())) as pictures:
             for number, repeat, picture in zip(numbers, repeats, pictures):
@@ -219,7 +222,7 @@ def add_audio(clip: str | os.PathLike, source: Source, selection: Selection = Se
         raise ValueError(f"cannot add sound to {clip.name}: only .mp4 and .webm clips hold sound")
     if not source.info.has_audio:
         raise ValueError(f"{source.path.name} has no sound to add to {clip.name}")
-    picks = source._picks(selection)
+    picks = source.picks(selection)
     begin = selection.start if selection.fps else float(source._clock.times[picks[0]])
     seconds = float(len(picks) / source.clip_fps(selection))
     av = video._import_av(format, _AUDIO[format][0])

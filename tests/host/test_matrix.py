@@ -98,9 +98,9 @@ def cases() -> list[Case]:
         Case("hires.fix and refiner", "refiner, both checkpoints kept in memory", REFINER, options={"sd_checkpoints_limit": 2}, alters=True),
         Case("hires.fix and refiner", "refiner and hires.fix", {**HIRES, **REFINER}),
 
-        Case("img2img", "one init image", IMG2IMG, init_image=True, smooth=True),
-        Case("img2img", "one init image, DPM++ SDE", {**IMG2IMG, **sde}, init_image=True, smooth=True),
-        Case("img2img", "one init image, DDIM", {**IMG2IMG, "sampler_name": "DDIM"}, init_image=True, smooth=True),
+        Case("img2img", "one init image", {**IMG2IMG, "n_iter": 3}, init_image=True, smooth=True),
+        Case("img2img", "one init image, DPM++ SDE", {**IMG2IMG, **sde, "n_iter": 3}, init_image=True, smooth=True),
+        Case("img2img", "one init image, DDIM", {**IMG2IMG, "sampler_name": "DDIM", "n_iter": 3}, init_image=True, smooth=True),
         Case("img2img", "inpaint, whole picture", {**IMG2IMG, **MASK}, init_image=True, smooth=True),
         Case("img2img", "inpaint, only masked", {**IMG2IMG, **MASK, "inpaint_full_res": True}, init_image=True),
         Case("img2img", "inpaint, latent noise", {**IMG2IMG, **MASK, "inpainting_fill": 2}, init_image=True),

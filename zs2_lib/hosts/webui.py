@@ -18,6 +18,7 @@ from modules.shared import opts
 from .. import video
 from ..settings import Settings, SettingsError
 from . import a1111
+from . import source as source_video
 from .undo import override
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ FOLDER = "zs2-videos"
 """Folder of the clips, in the host's output directory of the tab."""
 PLAYABLE = (".webp", ".gif", ".apng")
 """Files that the host's gallery, which draws <img>, plays."""
-
+AUDIBLE = ("mp4", "webm")
+"""Formats that hold sound."""
 
 TOKEN_MERGING_NOTE = "Token merging was off for this clip: it merges other tokens in each frame."
 
@@ -67,6 +69,7 @@ class Job:
         self.clips: list[Clip] = []
         self.notes: list[str] = []
         self.failed = False
+        self.source: source_video.SourceVideo | None = None
         self._undo = ExitStack()
         # a script that was selected as well (X/Y/Z plot) works on the result and needs images there
         self.as_base64 = p.is_api and p.script_args[0] in (0, None, "None")
@@ -76,11 +79,16 @@ class Job:
 
     def before_process(self) -> None:
         """Makes each batch one clip. Raises SettingsError if the job's input does not fit."""
-        p, frames = self.p, self.settings.frames
+        p = self.p
         init_images = len(getattr(p, "init_images", None) or [])
-        if init_images > 1 and init_images != frames:
-            raise SettingsError(f"frames: {frames} does not fit {init_images} init images; give one init image, or one for each frame")
+        if self.settings.source:
+            self._open_source()
+        elif init_images > 1 and init_images != self.settings.frames:
+            raise SettingsError(
+                f"frames: {self.settings.frames} does not fit {init_images} init images; give one init image, or one for each frame"
+            )
 
+        frames = self.settings.frames
         for note in self.settings.notes:
             self.note(note)
         if p.batch_size > 1:
@@ -92,6 +100,18 @@ class Job:
             p.prompt = _repeat(p.prompt, frames)
         override(self._undo, p, "batch_size", frames)
         override(self._undo, p, "do_not_save_grid", True)
+
+    def _open_source(self) -> None:
+        """Opens the source, which decides the frames and the rate that the settings leave to it; img2img edits its frames."""
+        p = self.p
+        if not isinstance(p, processing.StableDiffusionProcessingImg2Img):
+            raise SettingsError(f"source: {self.settings.source[:100]!r} is not allowed in txt2img; send it to img2img, which edits its frames")
+        self.source = source_video.SourceVideo(self.settings, self._undo, p.is_api)
+        self.settings = self.source.settings
+        for note in self.source.notes:
+            self.note(note)
+        p.extra_generation_params["ZS2 source"] = self.source.name
+        source_video.edit(p, self.source, self._undo)
 
     def _switch_off_token_merging(self) -> None:
         ratio = self.p.get_token_merging_ratio
@@ -146,6 +166,12 @@ class Job:
 
     # --- after sampling --------------------------------------------------------------------------------------
 
+    def mask_frame(self, overlay) -> None:
+        """Lays frame `overlay.index` over the source with its own mask, if it has one and no other script has set another."""
+        masks = vars(self.p).get("zs2_masks")
+        if masks and overlay.mask_for_overlay is self.p.mask_for_overlay:
+            overlay.mask_for_overlay = masks[overlay.index]
+
     def add_frame(self, image) -> None:
         """Takes a finished frame, a PIL image; writes the clip when it was the last."""
         self.images.append(image)
@@ -178,10 +204,17 @@ class Job:
     def _write(self, clip: "Clip", frames: list, target: Path, format: str) -> Path | None:
         text = clip.infotext if opts.enable_pnginfo else None
         try:
-            return video.write_clip(frames, target, format, self.settings.fps, text)
+            file = video.write_clip(frames, target, format, self.settings.fps, text)
         except Exception as error:
             self._note_failure(f"The clip as {format}", error)
             return None
+        if self.settings.source_audio and format in AUDIBLE:
+            try:
+                self.source.add_sound(file)
+            except Exception as error:
+                log.error("no sound in %s", file, exc_info=error)
+                self.note(f"The clip as {format} has no sound: {error}")
+        return file
 
     def _note_failure(self, what: str, error: Exception) -> None:
         self.failed = True

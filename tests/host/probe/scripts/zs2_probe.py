@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import json
 import platform
+import resource
 import sys
 import time
 
@@ -188,6 +189,7 @@ def about() -> dict:
         "torch": torch.__version__,
         "attention": ["None", *(o.title().strip() for o in sd_hijack.optimizers if o.is_available())],
         "unet": UnetOption.label,
+        "peak memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
@@ -217,7 +219,6 @@ def app_started(_, app: FastAPI) -> None:
     complete_options()
     app.get("/zs2-probe/state")(state)
     app.get("/zs2-probe/about")(about)
-
 
     @app.post("/zs2-probe/arm")
     def arm_route(fault: dict = Body({})):
