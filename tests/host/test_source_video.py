@@ -153,12 +153,19 @@ def frames(sources):
     return folder(sources / "frames")
 
 
-@pytest.mark.parametrize("payload", [{"sampler_name": "Euler a"}, {"sampler_name": "DPM++ SDE"}, {"resize_mode": 1, "width": 128, "height": 96},
-                                     {"override_settings": {"img2img_color_correction": True}}],
-                         ids=["Euler a", "DPM++ SDE", "crop and resize", "colour correction"])
+@pytest.mark.parametrize("payload", [{"sampler_name": "Euler a"}, {"sampler_name": "DPM++ SDE"}, {"resize_mode": 1, "width": 128, "height": 96}],
+                         ids=["Euler a", "DPM++ SDE", "crop and resize"])
 def test_with_other_settings_of_the_tab(host, frames, payload):
     result = edit(host, frames, **payload).frames
     assert difference(result, stills(host, map(scene, range(FRAMES)), **payload)) <= BAR
+
+
+def test_colour_correction(host, frames):
+    """It matches histograms, which makes a rounding error of 1 large in a few pixels."""
+    corrected = {"override_settings": {"img2img_color_correction": True}}
+    result, expected = edit(host, frames, **corrected).frames, stills(host, map(scene, range(FRAMES)), **corrected)
+    assert np.mean(np.abs(result - expected) > BAR) < 1e-4
+    assert np.abs(result - edit(host, frames).frames).mean() > BAR
 
 
 def test_passes_of_any_size(host, frames):
