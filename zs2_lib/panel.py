@@ -95,12 +95,13 @@ def _show_source(controls: Mapping, strip: gr.Image, about: gr.HTML, preview: Ca
         return (0, 0) if file or path.strip() else (OPTIONS["frames"].default, OPTIONS["fps"].default)
 
     files = [controls["source" + FILE], controls["source"]]
-    for control in files:
-        control.change(leave_to_source, files, [controls["frames"], controls["fps"]], show_progress=False)
     inputs = files + [controls[name] for name in selection]
-    for control in inputs:
-        event = control.release if control is controls["frames"] else control.change
-        event(show, inputs, [strip, about], show_progress=False)
+    for control in files:
+        left = control.change(leave_to_source, files, [controls["frames"], controls["fps"]], show_progress=False)
+        left.then(show, inputs, [strip, about], show_progress=False)
+    controls["frames"].release(show, inputs, [strip, about], show_progress=False)
+    for name in selection[1:]:
+        controls[name].change(show, inputs, [strip, about], show_progress=False)
 
 
 def _path(file) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import clipfiles
 import pytest
 from host import STILL
+from test_source_video import video
 
 try:
     from selenium import webdriver
@@ -109,6 +110,11 @@ class Page:
 
     def open_advanced(self, tab: str) -> None:
         self.run("""const inner = [...zs2.panel(arguments[0]).querySelectorAll('.label-wrap')].find(e => e.textContent.trim().startsWith('Advanced'));
+                    if (inner && !inner.classList.contains('open')) inner.click();""", tab)
+        time.sleep(0.5)
+
+    def open_source(self, tab: str) -> None:
+        self.run("""const inner = [...zs2.panel(arguments[0]).querySelectorAll('.label-wrap')].find(e => e.textContent.trim().startsWith('Source'));
                     if (inner && !inner.classList.contains('open')) inner.click();""", tab)
         time.sleep(0.5)
 
@@ -237,6 +243,33 @@ def test_gallery_sends_the_settings_to_img2img(page, clip, reset, tab):
     page.click("#txt2img_send_to_img2img")
     page.wait("return document.querySelector('#tab_' + arguments[0]).offsetParent !== null", 20, tab)
     assert_settings_of_the_clip(page, tab)
+
+
+def test_source_video(page, clip, tmp_path):
+    """An uploaded video is shown as a strip, decides frames and rate, and is edited without any other init image."""
+    tab, file = "img2img", video(tmp_path / "walk.mp4", fps=12)
+    page.show_tab(tab)
+    page.enable(tab)
+    page.open_source(tab)
+    about = "[...zs2.panel('img2img').querySelectorAll('[id$=source_about]')].map(e => e.innerText).join('')"
+    page.browser.find_element("css selector", "#tab_img2img [id$=source_file] input[type=file]").send_keys(str(file))
+    page.wait(f"return {about}.includes('6 frames of 128x128, 12 per second')", 30)
+    page.wait("return zs2.input('img2img', 'Frames').value === '0' && zs2.input('img2img', 'Frames per second').value === '0'", 20)
+    page.wait("return [...document.querySelectorAll('#tab_img2img [id$=source_strip] img')].some(i => i.naturalWidth > 500)", 20)
+    page.set_value(tab, "Every n-th frame", 2)
+    page.wait(f"return {about}.includes('3 frames of 128x128, 6 per second')", 30)
+    page.screenshot("source", page.run("return document.querySelector('#tab_img2img [id$=source_strip]')"))
+    for selector, value in {"prompt textarea": "a yellow star on a green background", "steps input[type=number]": 6,
+                            "width input[type=number]": 128, "height input[type=number]": 128, "seed input": 5}.items():
+        page.set_field(f"#{tab}_{selector}", value)
+    time.sleep(1)
+    page.click(f"#{tab}_generate")
+    page.wait(f"return document.querySelector('#html_info_{tab}').textContent.includes('ZS2 frames: 3')", 120)
+    page.wait(f"return new Set([...document.querySelectorAll('#{tab}_gallery img')].map(i => i.src.split('?')[0])).size === 4", 20)
+    saved = page.run(f"return document.querySelector('#html_log_{tab}').innerText")
+    assert "ZS²: saved" in saved and ".mp4" in saved
+    page.set_value(tab, "Start", 9)
+    page.wait(f"return {about}.includes('ends at 0.5')", 30)
 
 
 def test_page_shows_no_errors(page, clip):
