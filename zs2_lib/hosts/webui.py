@@ -18,6 +18,7 @@ from modules.shared import opts
 from .. import video
 from ..settings import Settings, SettingsError
 from . import a1111
+from .conditioning import PromptTravel
 from .undo import override
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ PLAYABLE = (".webp", ".gif", ".apng")
 """Files that the host's gallery, which draws <img>, plays."""
 
 
+LORA_NOTE = "LoRA weights change over the frames: each UNet pass held one frame, for which the host merged them anew; that takes longer."
 TOKEN_MERGING_NOTE = "Token merging was off for this clip: it merges other tokens in each frame."
 
 
@@ -67,6 +69,7 @@ class Job:
         self.clips: list[Clip] = []
         self.notes: list[str] = []
         self.failed = False
+        self.travel = PromptTravel(p, settings.prompts) if settings.prompts else None
         self._undo = ExitStack()
         # a script that was selected as well (X/Y/Z plot) works on the result and needs images there
         self.as_base64 = p.is_api and p.script_args[0] in (0, None, "None")
@@ -108,6 +111,8 @@ class Job:
         p.all_seeds = _repeat(p.all_seeds[:p.n_iter], settings.frames)
         p.all_subseeds = _repeat(p.all_subseeds[:p.n_iter], settings.frames)
         p.extra_generation_params.update(settings.infotext)
+        if self.travel:
+            self.travel.begin(self._undo)
         if settings.frames == 1:
             return
 
@@ -116,7 +121,9 @@ class Job:
         def sample_clip(*args, **kwargs):
             if p.zs2_job is not self:  # called by another extension's wrapper that outlived this job
                 return sample(*args, **kwargs)
-            with a1111.ClipSampling(p, settings) as sampling:
+            if self.travel and self.travel.weights_change and LORA_NOTE not in self.notes:
+                self.note(LORA_NOTE)
+            with a1111.ClipSampling(p, settings, self.travel) as sampling:
                 samples = sample(*args, **kwargs)
             if sampling.passes.reduced_to:
                 self.note(f"Memory ran out: the clip went on with {sampling.passes.reduced_to} frames per UNet pass.")
