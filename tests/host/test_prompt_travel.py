@@ -25,8 +25,8 @@ def no_trace(host):
     """The next still is bit-identical, and nothing is left in the host."""
     before, clean = host.generate(**QUICK, seed=1).frames, host.state()
     yield
-    assert left_behind(clean, host.state()) == []
     assert difference(host.generate(**QUICK, seed=1).frames, before) == 0
+    assert left_behind(clean, host.state()) == []
 
 
 def blend(weight: float, a: str, b: str) -> str:
@@ -63,8 +63,8 @@ CASES = [
     Case("DPM++ SDE", {"sampler_name": "DPM++ SDE"}),
     Case("DDIM", {"sampler_name": "DDIM"}),
     Case("negative prompt", {"negative_prompt": "dark, (blurry:1.2)"}),
-    Case("emphasis", prompt="({}:1.3)"),
-    Case("embedding", prompt="{}, zs2_embedding"),
+    Case("emphasis", pairs=((f"({A}:1.3)", "a (yellow:0.7) star"),)),
+    Case("embedding", pairs=((f"{A}, zs2_embedding", B),)),
     Case("clip skip", {"override_settings": {"CLIP_stop_at_last_layers": 2}}),
     Case("AND", prompt="{} AND {} :0.6", pairs=PAIRS),
     Case("AND, micro-batches", prompt="{} AND {} :0.6", pairs=PAIRS, settings={"frames_per_pass": 2}),
@@ -271,7 +271,7 @@ def test_infotext_makes_the_clip_again(host, prompts):
     assert all(text.startswith("a small, thing") and "ZS2 prompts: " in text for text in first.info["infotexts"])
     text = host.client.infotext(first.files[0])
     assert text == host.client.infotext(first.files[-1]) == first.infotext
-    again = host.generate(infotext=text, seed=STILL["seed"])
+    again = host.client.txt2img(infotext=text)
     assert again.infotext == first.infotext
     assert difference(again.frames, first.frames) == 0
 

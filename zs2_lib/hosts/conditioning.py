@@ -239,7 +239,7 @@ def _lengthened(parts: list, tokens: int) -> list[ComposableScheduledPromptCondi
     token n times is attention to every token once.
     """
     own = _tokens(parts)
-    if own == tokens:
+    if all(_text(entry.cond).shape[0] == tokens for part in parts for entry in part.schedules):
         return parts
 
     def lengthen(cond):
