@@ -28,7 +28,7 @@ def test_keyframes_are_read_and_written(text, keyframes):
 @pytest.mark.parametrize(("value", "words"), [
     ("", "no prompt given"),
     (" \n\t\n", "no prompt given"),
-    (A, "cannot read the line 'a red circle'.* a frame and a colon"),
+    (A, "cannot read the line 'a red circle'.* a frame and a colon first"),
     ("0: a\nb", "cannot read the line 'b'"),
     ("0: a\n: b", "cannot read the line ': b'"),
     ("-1: a", "cannot read the line '-1: a'"),

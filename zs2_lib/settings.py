@@ -66,7 +66,8 @@ def prompt_keyframes(key: str, value) -> PromptKeyframes | None:
         return PromptKeyframes.parse(value)
     except ValueError as error:
         raise SettingsError(
-            f"{key}: {value!r} is not allowed: {error}; give a line 'frame: prompt' for each keyframe (frames count from 0), or nothing"
+            f"{key}: {value!r} is not allowed: {error}; give a line 'frame: prompt' for each keyframe (frames count from 0), "
+            "or nothing"
         ) from None
 
 
@@ -233,10 +234,12 @@ class Settings:
         notes, prompts, frames = [], self.prompts, self.frames
         beyond = [frame for frame in prompts.beyond(frames) if not (self.loop and frame == frames)]
         if beyond:
-            notes.append(f"Prompts at frame {', '.join(map(str, beyond))} are not reached: the last of {frames} frames is frame {frames - 1}.")
+            listed = ", ".join(map(str, beyond))
+            notes.append(f"Prompts at frame {listed} are not reached: the last of {frames} frames is frame {frames - 1}.")
         if self.loop and prompts.at(frames) != prompts.at(0):
             notes.append(
-                f"The loop jumps from its last prompt to its first; to lead back, end the prompts with '{frames}: {prompts.at(0).before}'."
+                "The loop jumps from its last prompt to its first; to lead back, end the prompts with "
+                f"'{frames}: {prompts.at(0).before}'."
             )
         return notes
 

@@ -40,7 +40,7 @@ class PromptKeyframes:
         for line in filter(None, map(str.strip, value.splitlines())):
             match = re.fullmatch(r"([0-9]{1,9})\s*:\s*(.*)", line)
             if not match:
-                raise ValueError(f"cannot read the line {line!r}: it has to begin with a frame and a colon, such as '0: a red circle'")
+                raise ValueError(f"cannot read the line {line!r}: it needs a frame and a colon first, such as '0: a red circle'")
             frame = int(match[1])
             if frame in keyframes:
                 raise ValueError(f"frame {frame} has two prompts; give each frame once")

@@ -227,6 +227,17 @@ def test_lora_weights_in_the_hires_pass(host, hr_prompt):
         assert difference(clip[frame::5], stills) <= BAR
 
 
+@pytest.mark.slow
+def test_lowvram(start):
+    """Conditionings are made before the text encoder leaves the device, also those of hires.fix."""
+    keyframes = (f"{A} <lora:zs2_lora:0.2>", f"{LONG} <lora:zs2_lora:1>")
+    payload = {**QUICK, **HIRES}
+    with start("--lowvram") as host:
+        clip = host.clip({**ALONE, "prompts": f"0: {keyframes[0]}\n4: {keyframes[1]}"}, **payload).frames
+        for frame, prompt in zip((0, 4), keyframes):
+            assert difference(clip[frame], host.generate(**{**payload, "prompt": prompt}).frames[0]) <= BAR
+
+
 # --- what cannot be done -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("prompts, payload, words", [

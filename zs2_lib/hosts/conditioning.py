@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,7 +13,6 @@ from typing import NamedTuple
 import torch
 
 from modules import extra_networks, prompt_parser
-from modules.processing_scripts.comments import strip_comments
 from modules.prompt_parser import ComposableScheduledPromptConditioning, MulticondLearnedConditioning, ScheduledPromptConditioning
 from modules.shared import opts
 
@@ -30,7 +30,7 @@ class Lora(NamedTuple):
 
     def params(self, name: str) -> extra_networks.ExtraNetworkParams:
         """What the host reads from the tag of this LoRA."""
-        return extra_networks.ExtraNetworkParams([name, str(self.text), str(self.unet)] + ([] if self.dyn is None else [str(self.dyn)]))
+        return extra_networks.ExtraNetworkParams([name, *(str(value) for value in self if value is not None)])
 
 
 class PromptTravel:
@@ -76,7 +76,7 @@ class PromptTravel:
             })
 
     def _with_networks(self, parse: Callable) -> Callable:
-        """The host's `parse_extra_network_prompts`, which takes the networks from the prompt; here those of the keyframes as well."""
+        """The host's `parse_extra_network_prompts`, which takes the networks from the prompt; here also from the keyframes."""
         def parse_prompts():
             p = self.p
             prompts = {False: p.prompts[0]}
@@ -121,15 +121,15 @@ class PromptTravel:
             for kind in networks[text].keys() | networks[first].keys():
                 if kind != "lora" and networks[text].get(kind) != networks[first].get(kind):
                     raise self._error(
-                        f"the networks <{kind}:…> of {self._named(first)} and {self._named(text)} differ, and only LoRAs can change over "
-                        "the frames; name them in the tab's prompt, for all frames"
+                        f"the networks <{kind}:…> of {self._named(first)} and {self._named(text)} differ, and only LoRAs can "
+                        "change over the frames; name them in the tab's prompt, for all frames"
                     )
         loras = {text: self._read_loras(text, networks[text].get("lora", [])) for text in texts}
         names = list(dict.fromkeys(name for each in loras.values() for name in each))
         dyns = {name: {each[name].dyn for each in loras.values() if name in each} for name in names}
         for name in names:
             if len(dyns[name]) > 1:
-                raise self._error(f"the ranks (dyn) of <lora:{name}:…> differ between keyframes; only its weights can change over the frames")
+                raise self._error(f"the ranks (dyn) of <lora:{name}:…> differ between keyframes; only its weights can change: give one")
         loras = {text: {name: each.get(name, Lora(0.0, 0.0, *dyns[name])) for name in names} for text, each in loras.items()}
         union = {kind: params for kind, params in data[first].items() if _kind(kind) != "lora"}
         union["lora"] = [lora.params(name) for name, lora in loras[first].items()]
@@ -144,7 +144,8 @@ class PromptTravel:
             named = dict(part.split("=", 1) for part in parts if "=" in part)
             name, *values = positional or [""]
             if not name or name in loras:
-                raise self._error(f"{tag} of {self._named(text)} {'stands there twice' if name else 'has no name'}; name each LoRA once")
+                problem = "stands there twice" if name else "has no name"
+                raise self._error(f"{tag} of {self._named(text)} {problem}; name each LoRA once")
             values += [None] * 3
             try:
                 text_weight = float(named.get("te", values[0] or 1))
@@ -179,11 +180,11 @@ class PromptTravel:
 
             @functools.cache
             def blended(common: str, blend: Blend) -> list[ComposableScheduledPromptConditioning]:
-                before, after = (_lengthened(encoded(common, text), tokens) for text in (blend.before, blend.after))
+                before, after = (_lengthened(encoded(common, text), tokens) for text in blend[:2])
                 return _blended(before, after, blend.weight) if blend.weight else before
 
             frames = [(common, self.prompts.at(frame)) for frame, common in enumerate(required_prompts)]
-            tokens = math.lcm(*(_tokens(encoded(common, text)) for common, blend in frames for text in (blend.before, blend.after)))
+            tokens = math.lcm(*(_tokens(encoded(common, text)) for common, blend in frames for text in blend[:2]))
             batch = [blended(common, blend) for common, blend in frames]
             if positive:
                 return MulticondLearnedConditioning(shape=(len(batch),), batch=batch)
@@ -202,17 +203,18 @@ class PromptTravel:
 # --- blending -------------------------------------------------------------------------------------------
 
 def _blended(before: list, after: list, weight: float) -> list[ComposableScheduledPromptConditioning]:
-    """(1 - weight) `before` + weight `after`, two prompts of as many parts joined by AND: conditioning and weight of each part."""
+    """(1 - weight) `before` + weight `after`, two prompts of as many parts joined by AND: each part's conditioning and weight.
+
+    Of two schedules over the steps (by prompt editing) comes one that changes where either does.
+    """
+    def schedule(a: list, b: list) -> list[ScheduledPromptConditioning]:
+        ends = sorted({entry.end_at_step for entry in (*a, *b)})
+        return [ScheduledPromptConditioning(end, _mean(_at_step(a, end), _at_step(b, end), weight)) for end in ends]
+
     return [
-        ComposableScheduledPromptConditioning(_blended_schedules(a.schedules, b.schedules, weight), _mean(a.weight, b.weight, weight))
+        ComposableScheduledPromptConditioning(schedule(a.schedules, b.schedules), _mean(a.weight, b.weight, weight))
         for a, b in zip(before, after)
     ]
-
-
-def _blended_schedules(before: list, after: list, weight: float) -> list[ScheduledPromptConditioning]:
-    """Two schedules over the steps (by prompt editing) as one, which changes where either does."""
-    ends = sorted({entry.end_at_step for entry in (*before, *after)})
-    return [ScheduledPromptConditioning(end, _mean(_at_step(before, end), _at_step(after, end), weight)) for end in ends]
 
 
 def _at_step(schedule: list[ScheduledPromptConditioning], step: int):
@@ -247,10 +249,10 @@ def _lengthened(parts: list, tokens: int) -> list[ComposableScheduledPromptCondi
             return {**cond, "crossattn": lengthen(cond["crossattn"])}
         return torch.cat([cond, cond[-1:].expand(own - cond.shape[0], -1)]).repeat(tokens // own, 1)
 
-    return [
-        ComposableScheduledPromptConditioning([entry._replace(cond=lengthen(entry.cond)) for entry in part.schedules], part.weight)
-        for part in parts
-    ]
+    def schedule(part: ComposableScheduledPromptConditioning) -> list[ScheduledPromptConditioning]:
+        return [entry._replace(cond=lengthen(entry.cond)) for entry in part.schedules]
+
+    return [ComposableScheduledPromptConditioning(schedule(part), part.weight) for part in parts]
 
 
 def _text(cond) -> torch.Tensor:
@@ -262,7 +264,7 @@ def _text(cond) -> torch.Tensor:
 
 def _parsed(prompt: str) -> tuple[str, dict]:
     """A prompt without its comments and tags, and the networks of the tags by name, as the host reads them."""
-    return extra_networks.parse_prompt(strip_comments(prompt) if opts.enable_prompt_comments else prompt)
+    return extra_networks.parse_prompt(re.sub("#.*", "", prompt) if opts.enable_prompt_comments else prompt)
 
 
 def _merged(common: dict, own: dict) -> dict:

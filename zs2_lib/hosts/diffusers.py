@@ -277,7 +277,7 @@ def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes) -> Callable:
     @functools.wraps(encode_prompt)
     def encode(prompt, *args, **kwargs):
         if not isinstance(prompt, str):
-            raise ValueError(f"prompt: {prompt!r} is not allowed with prompts by frame; give one prompt, a string, which all frames have in common")
+            raise ValueError(f"prompt: {prompt!r} is not allowed with prompts by frame; give the part all have in common, a string")
         encoded = {text: encode_prompt(join(prompt, text), *args, **kwargs) for text in prompts.texts}
 
         def embeddings(i: int) -> torch.Tensor | None:

@@ -29,7 +29,7 @@ PLAYABLE = (".webp", ".gif", ".apng")
 """Files that the host's gallery, which draws <img>, plays."""
 
 
-LORA_NOTE = "LoRA weights change over the frames: each UNet pass held one frame, for which the host merged them anew; that takes longer."
+LORA_NOTE = "LoRA weights change over the frames: each UNet pass held one frame, for which they were merged anew; that takes longer."
 TOKEN_MERGING_NOTE = "Token merging was off for this clip: it merges other tokens in each frame."
 
 
