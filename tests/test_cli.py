@@ -99,6 +99,22 @@ def test_the_clip_is_that_of_the_library(pipe, tmp_path):
             assert max(abs(a - b) for a, b in zip(image.tobytes(), frame.tobytes())) <= 2
 
 
+@pytest.mark.parametrize("as_file", [False, True], ids=["text", "file"])
+def test_prompts_by_frame(pipe, tmp_path, as_file, capsys):
+    prompts = "0: on a blue background\n2: on a green background, dark"
+    (tmp_path / "prompts.txt").write_text(prompts + "\n", encoding="utf-8")
+    given = str(tmp_path / "prompts.txt") if as_file else prompts
+    assert cli.main(["a red circle", "-o", str(tmp_path / "a.png"), "-o", str(tmp_path / "a.gif"), *QUICK, "--prompts", given]) == 0
+    frames = host.sample_clip(pipe, "a red circle", Settings(frames=3, prompts=prompts), 1, steps=2, width=64, height=64)
+    for number, frame in enumerate(frames, start=1):
+        with Image.open(tmp_path / "a" / f"{number:05}.png") as image:
+            assert max(abs(a - b) for a, b in zip(image.tobytes(), frame.tobytes())) <= 2
+    with Image.open(tmp_path / "a.gif") as image:
+        assert 'ZS2 prompts: "0: on a blue background\\n2: on a green background, dark"' in image.info["comment"].decode()
+    assert cli.main([PROMPT, "-o", str(tmp_path / "a.gif"), *QUICK, "--prompts", "0: a\n3: b"]) == 0
+    assert "zs2: Prompts at frame 3 are not reached" in capsys.readouterr().err
+
+
 def test_size_and_seed(pipe, tmp_path, capsys):
     assert cli.main([PROMPT, "-o", str(tmp_path / "a.gif"), "--steps", "1", "--frames", "1", "--size", "96x64"]) == 0
     first = capsys.readouterr().out
@@ -187,6 +203,8 @@ def test_an_interrupt_while_writing_leaves_the_old_clip(pipe, tmp_path, monkeypa
     (["--alpha", "2"], "--alpha: 2 is not allowed; give a number from 0 to 1"),
     (["--frames-per-pass", "-1"], "--frames-per-pass: -1 is not allowed; give a whole number from 0 to 1024"),
     (["--loop", "--noise-model", "mixed"], 'loop: true is not allowed with noise_model "mixed"'),
+    (["--prompts", "0: a\n0: b"], "--prompts: '0: a\\n0: b' is not allowed: frame 0 has two prompts; give each frame once"),
+    (["--prompts", "no-such-file"], "--prompts: 'no-such-file' is not allowed: it is no line 'frame: prompt', and no text file"),
     (["--steps", "0"], "--steps: 0 is not allowed; give a whole number from 1 to 999"),
     (["--cfg", "x"], "--cfg: 'x' is not allowed; give a number from 0 to 100"),
     (["--seed", "-1"], "--seed: -1 is not allowed; give a whole number from 0"),

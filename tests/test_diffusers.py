@@ -149,6 +149,7 @@ def pixels(image):
 def assert_untouched(pipe):
     assert "forward" not in vars(pipe.unet)
     assert "prepare_latents" not in vars(pipe)
+    assert "encode_prompt" not in vars(pipe)
     assert "step" not in vars(pipe.scheduler)
     assert not any(module._forward_hooks for module in pipe.unet.modules())
 
@@ -193,6 +194,42 @@ def test_decoded_frames_are_those_of_the_pipeline(pipe):
     decoded = pipe.image_processor.postprocess(pipe.vae.decode(latents / pipe.vae.config.scaling_factor)[0].detach())
     for ours, theirs in zip(host.decode_frames(pipe, latents), decoded):
         assert abs(pixels(ours) - pixels(theirs)).max() <= 1
+
+
+# --- prompts by frame ----------------------------------------------------------------------------------
+
+OTHER = "a yellow star on a green background"
+KEYFRAMES = f"0: {PROMPT}\n4: {OTHER}"
+ALONE = {"frames": 5, "motion": 0, "momentum": 0}
+"""Each frame is the still of its own prompt."""
+
+
+@pytest.mark.parametrize("guidance", [5.0, 1.0])
+@pytest.mark.parametrize("options", [{}, {"negative_prompt": "dark"}], ids=["", "negative prompt"])
+def test_every_frame_has_its_own_prompt(pipe, guidance, options):
+    """Against the pipeline alone, given embeddings blended in float64."""
+    latents = clip(pipe, Settings(**ALONE, prompts=KEYFRAMES), "", guidance=guidance, **options)
+    ends = [pipe.encode_prompt(prompt, "cpu", 1, guidance > 1, **options) for prompt in (PROMPT, OTHER)]
+    for frame in range(5):
+        blend = ((1 - frame / 4) * ends[0][0].double() + frame / 4 * ends[1][0].double()).float()
+        still = pipe(
+            prompt_embeds=blend, negative_prompt_embeds=ends[0][1], num_inference_steps=STEPS, guidance_scale=guidance, width=SIZE,
+            height=SIZE, generator=torch.Generator().manual_seed(SEED), output_type="latent",
+        ).images
+        assert (latents[frame] - still[0]).abs().max() < 1e-4
+    assert (latents[4] - latents[0]).abs().max() > 0.1
+
+
+def test_the_prompt_comes_before_those_of_the_frames(pipe):
+    latents = clip(pipe, Settings(**ALONE, prompts="0: on a blue background\n4: on a green background"), "a red circle")
+    for frame, colour in ((0, "blue"), (4, "green")):
+        still = clip(pipe, Settings(frames=1), f"a red circle, on a {colour} background")
+        assert (latents[frame] - still[0]).abs().max() < 1e-4
+
+
+def test_prompts_in_passes_of_any_size(pipe):
+    whole, parts = (clip(pipe, Settings(frames=6, frames_per_pass=size, prompts=KEYFRAMES), "") for size in (6, 2))
+    assert (whole - parts).abs().max() < 1e-4
 
 
 # --- momentum ------------------------------------------------------------------------------------------
@@ -379,6 +416,24 @@ def test_sdxl(xl_pipe, guidance):
     whole = clip(xl_pipe, Settings(frames=4, frames_per_pass=4), steps=2, guidance=guidance)
     parts = clip(xl_pipe, Settings(frames=4, frames_per_pass=3), steps=2, guidance=guidance)
     assert (whole - parts).abs().max() < 1e-4
+    assert_untouched(xl_pipe)
+
+
+def test_prompts_by_frame_in_sdxl(xl_pipe):
+    """The pooled embeddings are blended as well."""
+    xl_pipe.set_progress_bar_config(disable=True)
+    latents = clip(xl_pipe, Settings(**ALONE, prompts=KEYFRAMES), "", steps=2)
+    ends = [xl_pipe.encode_prompt(prompt) for prompt in (PROMPT, OTHER)]
+    assert (ends[0][2] - ends[1][2]).abs().max() > 0.1
+    for frame in range(5):
+        blend = [(1 - frame / 4) * a + frame / 4 * b for a, b in zip(*ends)]
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        still = xl_pipe(
+            **dict(zip(names, blend)), num_inference_steps=2, guidance_scale=5.0, width=SIZE, height=SIZE,
+            generator=torch.Generator().manual_seed(SEED), output_type="latent",
+        ).images
+        assert (latents[frame] - still[0]).abs().max() < 1e-4
+    assert (latents[4] - latents[0]).abs().max() > 1e-3
     assert_untouched(xl_pipe)
 
 

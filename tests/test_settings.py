@@ -11,6 +11,7 @@ import pytest
 from zs2_lib.schedule import Schedule
 from zs2_lib.settings import Settings, SettingsError
 from zs2_lib.source import Selection
+from zs2_lib.travel import PromptKeyframes
 
 # --- schedules ----------------------------------------------------------------------------------------
 
@@ -82,6 +83,7 @@ ALLOWED = {
     "inertia": [0, 0.5, 1, "0:0, 8:1"],
     "momentum": [0, 0.98, 1, "0:1, 8:0.9"],
     "loop": [True, False],
+    "prompts": ["0: a red circle", "0: a red circle\n12: a blue square", "3:", "", " \n"],
     "noise_model": ["dependency", "mixed", "progressive", "independent"],
     "alpha": [0, 0.9, 1],
     "candidates": [1, 10, 1000],
@@ -107,6 +109,7 @@ REFUSED = {
     "inertia": [-0.001, 1.001, "0:0, 8:1.1", *NO_SCHEDULE],
     "momentum": [-0.001, 1.001, "0:-0.1, 8:1", *NO_SCHEDULE],
     "loop": NO_BOOLEAN,
+    "prompts": [7, True, ["0: a"], {"0": "a"}, "a red circle", "0: a\n0: b", "0: a\nb", "-1: a", "1.5: a", "0 a"],
     "noise_model": ["", "Mixed", "dependent", None, 1, ["mixed"]],
     "alpha": [-0.001, 1.001, *NO_NUMBER],
     "candidates": [0, 1001, 1.5, *NO_NUMBER],
@@ -137,6 +140,8 @@ def test_allowed_values(key, value):
         assert kept == Schedule.parse(value)
     elif key == "formats":
         assert kept == tuple(value)
+    elif key == "prompts":
+        assert kept == (PromptKeyframes.parse(value) if value.strip() else None)
     else:
         assert kept == value
         assert type(kept) is type(getattr(Settings(), "returns" if key == "return" else key))
@@ -247,6 +252,10 @@ def test_a_source_decides_what_is_left_open():
     (dict(inertia=0.5), []),
     (dict(loop=True), []),
     (dict(loop=True, inertia="0:0, 8:0.5"), ["Inertia 0:0, 8:0.5 has no effect on a loop"]),
+    (dict(prompts="0: a\n7: b"), []),
+    (dict(prompts="0: a\n8: b\n12: c"), ["Prompts at frame 8, 12 are not reached: the last of 8 frames is frame 7."]),
+    (dict(prompts="0: a\n4: b\n8: a", loop=True), []),
+    (dict(prompts="0: a\n7: b", loop=True), ["The loop jumps from its last prompt to its first; to lead back, end the prompts with '8: a'."]),
     (dict(noise_model="progressive", inertia=0.5), ['Inertia 0.5 has no effect with the noise model "progressive"']),
 ])
 def test_notes(values, notes):
@@ -283,5 +292,10 @@ def test_infotext_says_which_part_of_the_source_but_no_path():
     assert not [value for value in infotext.values() if "home" in value]
 
 
+def test_infotext_has_prompts_only_if_there_are_some():
+    assert "ZS2 prompts" not in Settings(prompts=" ").infotext
+    assert Settings(prompts=" 4:b, c \n0: a").infotext["ZS2 prompts"] == "0: a\n4: b, c"
+
+
 def test_infotext_keys_are_ones_the_host_can_read():
-    assert all(re.fullmatch(r"\w[\w \-/]+", key) for key in Settings().infotext)
+    assert all(re.fullmatch(r"\w[\w \-/]+", key) for key in Settings(prompts="0: a").infotext)

@@ -175,8 +175,9 @@ def parser() -> Parser:
         if isinstance(option.default, bool):
             group.add_argument(flag(option), action="store_true", default=None, help=help)
         else:
-            metavar = "|".join(option.metadata.get("choices", ())) or "X"
-            group.add_argument(flag(option), metavar=metavar, help=f"{help} Default {str(option.default).removesuffix('.0')}.")
+            metavar = "TEXT|FILE" if option.name == "prompts" else "|".join(option.metadata.get("choices", ())) or "X"
+            default = "none" if option.default is None else str(option.default).removesuffix(".0")
+            group.add_argument(flag(option), metavar=metavar, help=f"{help} Default {default}.")
     return parser
 
 
@@ -201,8 +202,25 @@ def read_settings(options: argparse.Namespace, formats: tuple[str, ...]):
         if value is not None:
             if isinstance(option.default, (int, float)):
                 value = as_number(value)
+            if option.name == "prompts":
+                value = read_prompts(value)
             values[option.name] = option.metadata["check"](flag(option), value)
     return Settings(enabled=True, formats=formats, **values)
+
+
+def read_prompts(text: str) -> str:
+    """`text` itself if it is empty or begins like a line of keyframes, else what the file of that name holds."""
+    from .settings import SettingsError
+
+    if not text.strip() or re.match(r"\s*[0-9]+\s*:", text):
+        return text
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"--prompts: {text!r} is not allowed: it is no line 'frame: prompt', and no text file that can be read ({error}); "
+            "give such lines, or a file (UTF-8) that holds them"
+        ) from None
 
 
 def read_seed(text: str | None) -> int:

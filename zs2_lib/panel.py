@@ -16,7 +16,7 @@ OPTIONS = {option.name: option for option in fields(Settings)}
 TITLE = OPTIONS["enabled"].metadata["label"]
 TOOLTIP = OPTIONS["enabled"].metadata["tooltip"]
 
-ROWS = (("frames", "fps"), ("motion", "inertia", "momentum"), ("loop",))
+ROWS = (("frames", "fps"), ("motion", "inertia", "momentum"), ("loop",), ("prompts",))
 ADVANCED_ROWS = (("noise_model", "alpha"), ("candidates", "solver"), ("frames_per_pass", "formats"))
 SOURCE_ROWS = (("source_start", "source_end"), ("source_fps", "source_every"), ("source_audio",))
 SETTINGS = tuple(name for row in ROWS + ADVANCED_ROWS + SOURCE_ROWS for name in row)
@@ -146,7 +146,9 @@ def _from_infotext(name: str) -> Callable:
     def value(infotext: Mapping):
         text = infotext.get(key)
         if text is None:
-            return None
+            return "" if default is None and _enabled(infotext) else None
+        if default is None:
+            return text
         if isinstance(default, Schedule):
             return Schedule.parse(text).keyframes[0][1]
         if isinstance(default, tuple):
@@ -182,6 +184,9 @@ def _control(name: str, elem_id: Callable[[str], str]) -> gr.components.Componen
         return gr.Checkbox(value=default, **common)
     if isinstance(default, (int, float)):
         return gr.Number(value=default, minimum=0, **common)
+    if "lines" in option.metadata:
+        lines, placeholder = option.metadata["lines"], option.metadata["placeholder"]
+        return gr.Textbox(value="", lines=lines, placeholder=placeholder, **common)
     choices = list(option.metadata["choices"])
     if isinstance(default, tuple):
         return gr.Dropdown(choices=choices, value=list(default), multiselect=True, **common)

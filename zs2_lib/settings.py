@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from .noise import MODELS, SOLVERS, ClipNoise
 from .schedule import Schedule, number_text
 from .source import Selection
+from .travel import PromptKeyframes
 from .video import FORMATS, check_clip
 
 MAX_FRAMES = 1024
@@ -63,6 +64,19 @@ def text(key: str, value) -> str:
     if not isinstance(value, str):
         raise SettingsError(f"{key}: {value!r} is not allowed; give a text")
     return value
+
+
+def prompt_keyframes(key: str, value) -> PromptKeyframes | None:
+    """None for an empty text: the same prompt for all frames."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        return PromptKeyframes.parse(value)
+    except ValueError as error:
+        raise SettingsError(
+            f"{key}: {value!r} is not allowed: {error}; give a line 'frame: prompt' for each keyframe (frames count from 0), "
+            "or nothing"
+        ) from None
 
 
 def one_of(*choices: str) -> Callable:
@@ -144,6 +158,11 @@ class Settings:
     loop: bool = setting(
         False, boolean, "Loop",
         "The last frame leads back to the first, so that the clip can repeat without a jump.")
+    prompts: PromptKeyframes | None = setting(
+        None, prompt_keyframes, "Prompts by frame",
+        "What the clip shows when: lines of frame: prompt, such as 0: a red circle and 12: a blue square; frames count from 0. "
+        "Each follows the tab's prompt, and one changes into the next. Leave it empty for the same prompt in all frames.",
+        lines=3, placeholder="0: a red circle\n12: a blue square")
     noise_model: str = setting(
         "dependency", one_of(*MODELS), "Noise model",
         "How the noises of the frames depend on each other. dependency: by Motion λ (the method itself); mixed and "
@@ -242,10 +261,11 @@ class Settings:
     @property
     def infotext(self) -> dict[str, str]:
         """What the host writes into its images: one key for each setting that belongs to the clip."""
-        return {
-            infotext_key(option): _as_text(getattr(self, option.name)) for option in INFOTEXT_OPTIONS
+        values = {
+            infotext_key(option): getattr(self, option.name) for option in INFOTEXT_OPTIONS
             if self.source or option.metadata.get("group") != "source"
         }
+        return {key: _as_text(value) for key, value in values.items() if value is not None}
 
     def clip_noise(self, seed: int) -> ClipNoise:
         """All noise of the clip with this seed."""
@@ -268,6 +288,22 @@ class Settings:
             notes.append(f"Inertia {self.inertia} has no effect on a loop: its path is smooth by itself.")
         if self.noise_model != "dependency" and self.inertia.bounds[1] > 0:
             notes.append(f'Inertia {self.inertia} has no effect with the noise model "{self.noise_model}".')
+        if self.prompts:
+            notes += self._notes_on_prompts
+        return notes
+
+    @property
+    def _notes_on_prompts(self) -> list[str]:
+        notes, prompts, frames = [], self.prompts, self.frames
+        beyond = [frame for frame in prompts.beyond(frames) if not (self.loop and frame == frames)]
+        if beyond:
+            listed = ", ".join(map(str, beyond))
+            notes.append(f"Prompts at frame {listed} are not reached: the last of {frames} frames is frame {frames - 1}.")
+        if self.loop and prompts.at(frames) != prompts.at(0):
+            notes.append(
+                "The loop jumps from its last prompt to its first; to lead back, end the prompts with "
+                f"'{frames}: {prompts.at(0).before}'."
+            )
         return notes
 
 

@@ -16,6 +16,7 @@ FORMATS = {"mp4": "mp4", "gif": "gif", "webp": "webp", "apng": "apng", "webm": "
 """Output formats, and what the returned file is."""
 SETTINGS = {
     "frames": 5, "fps": 6, "motion": 0.07, "inertia": 0.4, "momentum": 0.6, "loop": False, "noise_model": "progressive", "alpha": 0.7,
+    "prompts": "3: on a green background, dark",
     "candidates": 3, "solver": "search", "frames_per_pass": 2, "formats": ["gif", "webp"],
 }
 """A value other than the default for each key, where one is allowed."""
@@ -124,6 +125,8 @@ def test_clips_and_frames_are_saved(host):
     ({"momentum": 1.5}, ["momentum", "1.5", "0", "1"]),
     ({"momentum": "0:0.5, 4:1.5"}, ["momentum", "1.5"]),
     ({"loop": "yes"}, ["loop", "yes", "true", "false"]),
+    ({"prompts": "0: a\n4 b"}, ["prompts", "4 b", "frame: prompt"]),
+    ({"prompts": {"0": "a"}}, ["prompts", "{'0': 'a'}", "frame: prompt"]),
     ({"noise_model": "dependancy"}, ["noise_model", "dependancy", "mixed", "progressive", "independent", "did you mean", '"dependency"']),
     ({"alpha": 2}, ["alpha", "2"]),
     ({"candidates": 0}, ["candidates", "0"]),
@@ -289,7 +292,7 @@ def test_one_infotext_key_per_setting(host):
 
 
 @pytest.mark.parametrize("settings", [
-    SETTINGS, {**SETTINGS, "motion": "0:0.01, 3:0.2", "momentum": "0:0.2, 4:0.9", "inertia": "0:0, 2:0.5"},
+    SETTINGS, {**SETTINGS, "motion": "0:0.01, 3:0.2", "momentum": "0:0.2, 4:0.9", "inertia": "0:0, 2:0.5", "prompts": "0: a, b\n3: \"c\""},
     {"frames": 4, "loop": True, "noise_model": "dependency"},
 ], ids=["numbers", "keyframes", "loop"])
 def test_infotext_makes_the_clip_again(host, settings):

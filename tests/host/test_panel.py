@@ -29,9 +29,10 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the panel's tests need {
 
 TITLE = "ZS² Video"
 CONTROLS = ("frames", "per second", "motion λ", "inertia β", "momentum μ", "loop", "noise model", "α", "candidates", "solver",
-            "keyframes", "unet pass", "formats")
+            "keyframes", "unet pass", "formats", "prompts by frame")
 """What the labels of the controls speak of."""
 TABS = ("txt2img", "img2img")
+PROMPTS = '0: on a blue background\n4: on a "green" background, dark: very'
 
 HELPERS = """
 window.zs2 = {
@@ -165,6 +166,7 @@ def clip(page):
     page.set_value(tab, "Frames", 5)
     page.set_value(tab, "Motion λ", 0.07)
     page.set_value(tab, "Momentum μ keyframes", "0:0.5, 4:0.9")
+    page.set_value(tab, "Prompts by frame", PROMPTS)
     time.sleep(1)
     page.click(f"#{tab}_generate")
     page.wait(f"return document.querySelector('#html_info_{tab}').textContent.includes('ZS2')", 120)
@@ -194,8 +196,8 @@ def assert_settings_of_the_clip(page, tab):
     page.wait("return zs2.panel(arguments[0]).querySelector('.input-accordion-checkbox').checked", 20, tab)
     page.open_advanced(tab)
     page.wait("return zs2.input(arguments[0], 'Frames').value === '5'", 20, tab)
-    found = {label: page.value(tab, label) for label in ("Frames", "Motion λ", "Momentum μ keyframes")}
-    assert found == {"Frames": "5", "Motion λ": "0.07", "Momentum μ keyframes": "0:0.5, 4:0.9"}
+    found = {label: page.value(tab, label) for label in ("Frames", "Motion λ", "Momentum μ keyframes", "Prompts by frame")}
+    assert found == {"Frames": "5", "Motion λ": "0.07", "Momentum μ keyframes": "0:0.5, 4:0.9", "Prompts by frame": PROMPTS}
 
 
 @pytest.fixture
@@ -207,6 +209,7 @@ def reset(page, clip):
         page.set_value(tab, "Frames", 9)
         page.set_value(tab, "Motion λ", 0.2)
         page.set_value(tab, "Momentum μ keyframes", "")
+        page.set_value(tab, "Prompts by frame", "2: something else")
         page.enable(tab, False)
         time.sleep(0.5)
     return reset_tab

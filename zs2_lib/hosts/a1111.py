@@ -21,6 +21,7 @@ from ..layout import Rows
 from ..noise import frame_seeds
 from ..settings import Settings
 from ..streaming import Passes, Progress
+from .conditioning import PromptTravel
 from .undo import override, restore_afterwards
 
 UNCONDITIONAL = -1
@@ -37,12 +38,13 @@ class ClipSampling:
     it would print and forget, are raised at the next UNet call.
     """
 
-    def __init__(self, p, settings: Settings):
+    def __init__(self, p, settings: Settings, travel: PromptTravel | None = None):
         self.p = p
+        self.travel = travel if travel and travel.weights_change else None
         self.frames = settings.frames
         self.seed = int(p.seeds[0])
         self.attention = TemporalMomentum(settings.momentum.values(self.frames))
-        self.passes = Passes(self.attention, settings.frames_per_pass)
+        self.passes = Passes(self.attention, 1 if self.travel else settings.frames_per_pass)
         self.noise = settings.clip_noise(self.seed)
         self.error: Exception | None = None
         self.rows: Rows | None = None
@@ -118,6 +120,8 @@ class ClipSampling:
             start, length = self.part_of_step
             shared.state.sampling_step = step + start + length * (call.start + progress.done * len(call)) / len(self.rows)
             first, last = progress.frames
+            if self.travel:
+                self.travel.set_weights(first - 1)
             shared.state.textinfo = f"Step {self.step}: frames {first} to {last} of {self.frames}"
 
         try:

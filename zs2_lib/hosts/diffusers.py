@@ -31,6 +31,7 @@ from ..noise import ClipNoise, frame_seeds
 from ..settings import Settings
 from ..streaming import Passes
 from ..streaming import Progress as PassProgress
+from ..travel import Blend, PromptKeyframes, join
 from .undo import override, restore_afterwards
 
 TINY_SD = Path(__file__).parent.parent / "tiny-sd"
@@ -179,6 +180,7 @@ class ClipSampling:
         self.attention = TemporalMomentum(settings.momentum.values(self.frames))
         self.passes = Passes(self.attention, settings.frames_per_pass)
         self.noise = settings.clip_noise(seed)
+        self.prompts = settings.prompts
         self.calls = 0
         self._undo = ExitStack()
 
@@ -191,6 +193,8 @@ class ClipSampling:
             self._unet = pipe.unet.forward
             override(undo, pipe.unet, "forward", self.unet)
             override(undo, pipe, "prepare_latents", self._with_correlated_draws(pipe.prepare_latents))
+            if self.prompts:
+                override(undo, pipe, "encode_prompt", _by_frame(pipe.encode_prompt, self.prompts))
             if isinstance(scheduler, DPMSolverSDEScheduler):
                 restore_afterwards(undo, scheduler, "noise_sampler")
                 override(undo, scheduler, "step", self._with_brownian_motion(scheduler))
@@ -263,6 +267,28 @@ class ClipSampling:
                 scheduler.noise_sampler = lambda sigma, sigma_next: self.noise.mix(brownian(sigma, sigma_next))
             return original(model_output, timestep, sample, *args, **kwargs)
         return step
+
+
+def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes) -> Callable:
+    """The pipeline's `encode_prompt`, with the embeddings of each frame blended from those of its keyframes.
+
+    It returns tensors (frames, …): those of the prompt and the negative prompt, in SDXL the pooled ones as well.
+    """
+    @functools.wraps(encode_prompt)
+    def encode(prompt, *args, **kwargs):
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt: {prompt!r} is not allowed with prompts by frame; give the part all have in common, a string")
+        encoded = {text: encode_prompt(join(prompt, text), *args, **kwargs) for text in prompts.texts}
+
+        def embeddings(i: int) -> torch.Tensor | None:
+            def row(frame: int, blend: Blend) -> torch.Tensor:
+                before, after = encoded[blend.before][i][frame], encoded[blend.after][i][frame]
+                return before + (after - before) * blend.weight
+
+            any_text = encoded[prompts.texts[0]][i]
+            return None if any_text is None else torch.stack([row(frame, prompts.at(frame)) for frame in range(len(any_text))])
+        return tuple(embeddings(i) for i in range(len(encoded[prompts.texts[0]])))
+    return encode
 
 
 class CorrelatedDraws(TorchFunctionMode):

@@ -19,6 +19,7 @@ from .. import video
 from ..settings import Settings, SettingsError
 from . import a1111
 from . import source as source_video
+from .conditioning import PromptTravel
 from .undo import override
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ PLAYABLE = (".webp", ".gif", ".apng")
 AUDIBLE = ("mp4", "webm")
 """Formats that hold sound."""
 
+LORA_NOTE = "LoRA weights change over the frames: each UNet pass held one frame, for which they were merged anew; that takes longer."
 TOKEN_MERGING_NOTE = "Token merging was off for this clip: it merges other tokens in each frame."
 
 
@@ -70,6 +72,7 @@ class Job:
         self.notes: list[str] = []
         self.failed = False
         self.source: source_video.SourceVideo | None = None
+        self.travel = PromptTravel(p, settings.prompts) if settings.prompts else None
         self._undo = ExitStack()
         # a script that was selected as well (X/Y/Z plot) works on the result and needs images there
         self.as_base64 = p.is_api and p.script_args[0] in (0, None, "None")
@@ -128,6 +131,8 @@ class Job:
         p.all_seeds = _repeat(p.all_seeds[:p.n_iter], settings.frames)
         p.all_subseeds = _repeat(p.all_subseeds[:p.n_iter], settings.frames)
         p.extra_generation_params.update(settings.infotext)
+        if self.travel:
+            self.travel.begin(self._undo)
         if settings.frames == 1:
             return
 
@@ -136,7 +141,9 @@ class Job:
         def sample_clip(*args, **kwargs):
             if p.zs2_job is not self:  # called by another extension's wrapper that outlived this job
                 return sample(*args, **kwargs)
-            with a1111.ClipSampling(p, settings) as sampling:
+            if self.travel and self.travel.weights_change and LORA_NOTE not in self.notes:
+                self.note(LORA_NOTE)
+            with a1111.ClipSampling(p, settings, self.travel) as sampling:
                 samples = sample(*args, **kwargs)
             if sampling.passes.reduced_to:
                 self.note(f"Memory ran out: the clip went on with {sampling.passes.reduced_to} frames per UNet pass.")
