@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     except RuntimeError as error:
         if "out of memory" not in str(error).lower():
             raise
-        say("error: out of memory even with 1 frame per pass; choose a smaller --size")
+        remedy = "keyframe_stride" in str(error)
+        say(f"error: {error}" if remedy else "error: out of memory even with 1 frame per pass; choose a smaller --size")
         return 1
     return 0
 

@@ -17,7 +17,7 @@ TITLE = OPTIONS["enabled"].metadata["label"]
 TOOLTIP = OPTIONS["enabled"].metadata["tooltip"]
 
 ROWS = (("frames", "fps"), ("motion", "inertia", "momentum"), ("loop",), ("prompts",))
-ADVANCED_ROWS = (("noise_model", "alpha"), ("candidates", "solver"), ("frames_per_pass", "formats"))
+ADVANCED_ROWS = (("noise_model", "alpha"), ("candidates", "solver"), ("frames_per_pass", "formats"), ("keyframe_stride", "keyframe_depth"))
 SOURCE_ROWS = (("source_start", "source_end"), ("source_fps", "source_every"), ("source_audio",))
 SETTINGS = tuple(name for row in ROWS + ADVANCED_ROWS + SOURCE_ROWS for name in row)
 FILES = ("source", "mask")

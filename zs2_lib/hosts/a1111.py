@@ -17,6 +17,7 @@ import torch
 from modules import sd_samplers_common, sd_unet, shared
 
 from ..attention import TemporalMomentum
+from ..keyframes import KeyFrames
 from ..layout import Rows
 from ..noise import frame_seeds
 from ..settings import Settings
@@ -44,7 +45,8 @@ class ClipSampling:
         self.frames = settings.frames
         self.seed = int(p.seeds[0])
         self.attention = TemporalMomentum(settings.momentum.values(self.frames))
-        self.passes = Passes(self.attention, 1 if self.travel else settings.frames_per_pass)
+        self.keyframes = KeyFrames(self.attention, 1 if self.travel else settings.keyframe_stride, settings.keyframe_depth)
+        self.passes = Passes(self.attention, 1 if self.travel else settings.frames_per_pass, self.keyframes)
         self.noise = settings.clip_noise(self.seed)
         self.error: Exception | None = None
         self.rows: Rows | None = None
@@ -62,6 +64,7 @@ class ClipSampling:
             )
         with ExitStack() as undo:
             undo.enter_context(self.attention)
+            undo.enter_context(self.keyframes)
             undo.callback(self._undo_model.close)
             self._follow_model()
             _share_init_image(self.p)
@@ -87,11 +90,12 @@ class ClipSampling:
         self._apply_model = self._model.apply_model
         override(self._undo_model, self._model, "apply_model", self.apply_model)
         self.attention.attach(self._model.model.diffusion_model)
+        self.keyframes.attach(self._model.model.diffusion_model)
 
     def begin_step(self, denoiser) -> None:
         """A new step of the sampler: its UNet calls follow, row after row of `_rows_of_step`."""
         self._follow_model()
-        self.attention.restart()
+        self.passes.restart()
         self.rows, self.next_row = _rows_of_step(denoiser), 0
         # the host's step number goes up after each `calls` of the denoiser, first after the very first one
         calls = max(denoiser.total_steps // denoiser.steps, 1)

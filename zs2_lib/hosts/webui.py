@@ -32,6 +32,7 @@ AUDIBLE = ("mp4", "webm")
 """Formats that hold sound."""
 
 LORA_NOTE = "LoRA weights change over the frames: each UNet pass held one frame, for which they were merged anew; that takes longer."
+KEYFRAMES_NOTE = "The key-frame stride was not used: LoRA weights that change need every frame computed by itself."
 TOKEN_MERGING_NOTE = "Token merging was off for this clip: it merges other tokens in each frame."
 
 
@@ -143,6 +144,8 @@ class Job:
                 return sample(*args, **kwargs)
             if self.travel and self.travel.weights_change and LORA_NOTE not in self.notes:
                 self.note(LORA_NOTE)
+                if settings.keyframe_stride > 1:
+                    self.note(KEYFRAMES_NOTE)
             with a1111.ClipSampling(p, settings, self.travel) as sampling:
                 samples = sample(*args, **kwargs)
             if sampling.passes.reduced_to:
