@@ -55,7 +55,7 @@ class Judge(nn.Module):
                 f"the judge looks at pictures ({SIDE}, {SIDE}, 3) of uint8, not at {frames.shape[-3:]} of {frames.dtype}; "
                 "it knows those of the tiny checkpoint alone"
             )
-        pictures = torch.from_numpy(np.ascontiguousarray(frames)).view(-1, SIDE, SIDE, 3)
+        pictures = torch.tensor(frames).view(-1, SIDE, SIDE, 3)
         read = [
             torch.stack([logits.argmax(1) for logits in self(batch.permute(0, 3, 1, 2) / 127.5 - 1)[:3]], dim=1)
             for batch in pictures.split(BATCH)
