@@ -170,6 +170,8 @@ def parser() -> Parser:
     parser.add_argument(
         "--size", metavar="N|WxH", help="width and height in pixels, multiples of 8; default: the model's own (128 for the tiny one)")
 
+    from .keyframes import PRESETS
+
     group = parser.add_argument_group("the clip")
     for option in clip_options():
         help = f"{option.metadata['label']}. {option.metadata['tooltip']}".replace("%", "%%")
@@ -179,6 +181,8 @@ def parser() -> Parser:
             metavar = "TEXT|FILE" if option.name == "prompts" else "|".join(option.metadata.get("choices", ())) or "X"
             default = "none" if option.default is None else str(option.default).removesuffix(".0")
             group.add_argument(flag(option), metavar=metavar, help=f"{help} Default {default}.")
+    presets = "; ".join(f"{name}: stride {stride}, depth {depth}" for name, (stride, depth) in PRESETS.items())
+    group.add_argument("--speed", metavar="|".join(PRESETS), help=f"Sets the key-frame stride and depth that are not given. {presets}.")
     return parser
 
 
@@ -195,9 +199,13 @@ def flag(option) -> str:
 
 def read_settings(options: argparse.Namespace, formats: tuple[str, ...]):
     """The clip's settings. Raises SettingsError for a value that is not allowed."""
-    from .settings import Settings
+    from .keyframes import PRESETS
+    from .settings import Settings, one_of
 
     values = {}
+    if options.speed is not None:
+        stride, depth = PRESETS[one_of(*PRESETS)("--speed", options.speed)]
+        values = {"keyframe_stride": stride, "keyframe_depth": depth}
     for option in clip_options():
         value = getattr(options, option.name)
         if value is not None:

@@ -8,6 +8,7 @@ from dataclasses import fields
 
 import gradio as gr
 
+from .keyframes import PRESETS
 from .schedule import Schedule
 from .settings import Settings, SettingsError, infotext_key
 from .source import Selection
@@ -51,6 +52,8 @@ def build(elem_id: Callable[[str], str], is_img2img: bool, preview: Callable) ->
             with gr.Row():
                 controls.update({name: _control(name, elem_id) for name in row})
         with gr.Row():
+            _speed_buttons(controls, elem_id)
+        with gr.Row():
             controls.update({name + KEYFRAMES: _keyframes_control(name, elem_id) for name in SCHEDULES})
     with gr.Accordion(OPTIONS["source"].metadata["label"], open=False, elem_id=elem_id("source_part")):
         controls.update(_source_controls(elem_id, is_img2img))
@@ -58,6 +61,14 @@ def build(elem_id: Callable[[str], str], is_img2img: bool, preview: Callable) ->
         about = gr.HTML(elem_id=elem_id("source_about"))
     _show_source(controls, strip, about, preview)
     return {name: controls[name] for name in ARGUMENTS}
+
+
+def _speed_buttons(controls: Mapping, elem_id: Callable[[str], str]) -> None:
+    """A button for each preset, which sets the key-frame stride and depth."""
+    for name, preset in PRESETS.items():
+        button = gr.Button(f"Speed: {name}", elem_id=elem_id(f"speed_{name}"))
+        outputs = [controls["keyframe_stride"], controls["keyframe_depth"]]
+        button.click(lambda preset=preset: preset, [], outputs, show_progress=False)
 
 
 def _source_controls(elem_id: Callable[[str], str], is_img2img: bool) -> dict[str, gr.components.Component]:
