@@ -21,7 +21,7 @@ PAPER = {
 
 
 def measure(run) -> dict:
-    clips = run.pick(16, 4)
+    clips = run.pick(16, 2)
     prompts = [each["prompt"] for each in run.prompts(clips)]
 
     def ladder(key: str, settings: dict, prompts: list[str]) -> dict:

@@ -26,8 +26,8 @@ COLOURS = dict(zip(METHODS, (PLAIN, PEER, ZS2, OTHER, "#7c3aed", "#a16207", "#be
 
 
 def measure(run) -> dict:
-    prompts = run.prompts(run.pick(100, 8))
-    ablated = run.pick(32, 4)
+    prompts = run.prompts(run.pick(100, 4))
+    ablated = run.pick(32, 2)
     jobs = {
         name: [
             Job(method, each["prompt"], seed, FRAMES, STEPS, settings=tuple(settings.items()))

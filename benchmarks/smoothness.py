@@ -13,7 +13,7 @@ INERTIA = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def measure(run) -> dict:
-    prompts = [each["prompt"] for each in run.prompts(run.pick(16, 4))]
+    prompts = [each["prompt"] for each in run.prompts(run.pick(16, 2))]
 
     def clips(method: str, **settings) -> list[dict]:
         return run.sampler([Job(method, prompt, seed, FRAMES, STEPS, settings=tuple(settings.items())) for seed, prompt in enumerate(prompts)])
