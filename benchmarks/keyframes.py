@@ -4,8 +4,8 @@
     python -m benchmarks.keyframes times          pairs of steps of SD 1.5's UNet on this machine
     python -m benchmarks.keyframes quality        clips of the tiny checkpoint
 
-Costs are ratios to the plain batch, the same frames with guidance in one UNet call. Each function returns a list of rows
-(dictionaries of numbers, texts and lists); the command writes them as JSON.
+Costs are ratios to the plain batch, the same frames with guidance in one UNet call. The command writes a line of JSON for
+each row; `measure` is the section of `python -m benchmarks`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import contextlib
 import functools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,119 +23,117 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zs2_lib.attention import TemporalMomentum
 from zs2_lib.hosts import diffusers as host
-from zs2_lib.keyframes import DEPTHS, KeyFrames, deep_modules
+from zs2_lib.keyframes import DEPTHS, PRESETS, KeyFrames, Keys, deep_modules
 from zs2_lib.layout import Rows
 from zs2_lib.settings import Settings
 from zs2_lib.streaming import Passes
 
+from . import metrics, timing, unets
+from .clips import GUIDANCE, decode, load
+from .document import OTHER, PEER, PLAIN, ZS2, Figures, Target, label, table
+from .judge import example_prompts, load_judge
+
+TITLE = "Key-frame passes: quality against cost"
 STRIDES = (2, 4, 8)
-VARIANTS = tuple((stride, depth) for depth in DEPTHS for stride in STRIDES)
+VARIANTS = tuple(dict.fromkeys((*((stride, depth) for depth in DEPTHS for stride in STRIDES), PRESETS["balanced"], PRESETS["fast"])))
+KEPT = ((1, "medium", 2), (1, "strong", 2), (1, "strong", 3), (2, "strong", 2), (*PRESETS["balanced"], 2))
+"""(stride, depth, steps that the deep output serves)."""
+EXACT = (1, "medium", 1)
+SHAPES = (("sd1", 64), ("sdxl", 128))
+"""UNet and latent side."""
 MOMENTUM = 0.98
+BAR = {"cost": 0.60, "motion": 0.15}
 
 
 # --- costs --------------------------------------------------------------------------------------------------
 
-def operations(shapes=(("sd1", 64, 8), ("sd1", 64, 16), ("sdxl", 128, 8), ("sdxl", 128, 16)), variants=VARIANTS) -> list[dict]:
-    """Multiplications and additions of a UNet call with guidance, by (config, latent side, frames) and variant.
+def operations(shapes=SHAPES, frames=(8, 16), variants=VARIANTS) -> list[dict]:
+    """Multiplications and additions of a UNet call with guidance; `ratio` is to the plain batch.
 
-    Nothing is computed: the tensors are torch's `meta` ones. `ratio` is to the plain batch.
+    Nothing is computed: the tensors are torch's `meta` ones.
     """
     result = []
-    for config, side, frames in shapes:
+    for model, side in shapes:
         with torch.device("meta"):
-            unet = published_unet(config)
-            args = unet_inputs(unet, frames, side)
-        plain = _count(unet, args, frames, 1, "medium")
-        for stride, depth in variants:
-            counted = _count(unet, args, frames, stride, depth)
-            result.append({
-                "model": config, "pixels": 8 * side, "frames": frames, "stride": stride, "depth": depth,
-                "operations": counted, "ratio": counted / plain,
-            })
+            unet = unets.unet(model)
+        for count in frames:
+            with torch.device("meta"):
+                arguments = unets.inputs(unet, 2 * count, side)
+            plain = _count(unet, arguments, count, 1, "medium")
+            for stride, depth in variants:
+                counted = _count(unet, arguments, count, stride, depth)
+                result.append({"model": model, "pixels": 8 * side, "frames": count, "stride": stride, "depth": depth,
+                               "operations": counted, "ratio": counted / plain})
     return result
 
 
-def _count(unet, args, frames: int, stride: int, depth: str) -> int:
+def _count(unet, arguments, frames: int, stride: int, depth: str) -> int:
     with FlopCounterMode(display=False) as counter:
-        step(unet, args, frames, stride, depth)
+        step(unet, arguments, frames, stride, depth)
     return counter.get_total_flops()
 
 
-def times(config: str = "sd1", side: int = 32, frames: int = 9, pairs: int = 3, variants=((2, "medium"), (4, "medium"), (4, "strong"))) -> list[dict]:
-    """The time of a UNet step with key frames over that of the plain batch, measured in turns on one thread."""
-    from .timing import in_turns
-
-    unet = published_unet(config)
-    args = unet_inputs(unet, frames, side)
-    runs = {(1, "medium"): functools.partial(step, unet, args, frames, 1, "medium")}
-    runs.update({variant: functools.partial(step, unet, args, frames, *variant) for variant in variants})
-    taken = in_turns(runs, pairs)
+def times(model: str = "sd1", side: int = 16, frames: int = 8, rounds: int = 3, variants=((2, "medium"), (4, "medium"), (4, "strong"))) -> list[dict]:
+    """The time of a UNet step with key frames over that of the plain batch, in turns on one thread; `ratio` is the median."""
+    unet = unets.unet(model)
+    arguments = unets.inputs(unet, 2 * frames, side)
+    runs = {variant: functools.partial(step, unet, arguments, frames, *variant) for variant in ((1, "medium"), *variants)}
+    step(unet, arguments, frames, 8, "strong")  # what is done once
+    taken = timing.in_turns(runs, rounds)
     plain = taken.pop((1, "medium"))
     return [
-        {"model": config, "pixels": 8 * side, "frames": frames, "stride": stride, "depth": depth, "pairs": pairs,
-         "plain": float(np.median(plain)), "ratio": float(np.median([a / b for a, b in zip(seconds, plain)]))}
+        {"model": model, "pixels": 8 * side, "frames": frames, "stride": stride, "depth": depth, "rounds": rounds,
+         "plain": metrics.median(plain), "ratio": metrics.median_ratio(seconds, plain)}
         for (stride, depth), seconds in taken.items()
     ]
 
 
 @torch.no_grad()
-def step(unet, args: dict, frames: int, stride: int, depth: str) -> torch.Tensor:
-    """One UNet call of a clip, with guidance. Without key frames, the plain batch."""
+def step(unet, arguments: tuple[tuple, dict], frames: int, stride: int, depth: str) -> torch.Tensor:
+    """One UNet call of a clip, with guidance; with stride 1, the plain batch without momentum."""
+    args, kwargs = arguments
     rows = Rows.blocks(frames, 2)
     with TemporalMomentum([MOMENTUM if stride > 1 else 0.0] * frames) as attention, KeyFrames(attention, stride, depth) as keys:
         attention.attach(unet)
         keys.attach(unet)
-        return Passes(attention, frames, keys).run(lambda x, **kwargs: unet(x, **kwargs).sample, rows, **args)
+        return Passes(attention, frames, keys).run(lambda *args, **kwargs: unet(*args, **kwargs).sample, rows, *args, **kwargs)
 
 
-def published_unet(config: str) -> torch.nn.Module:
-    """The UNet of "sd1", "sd2" or "sdxl" in its real shape, with random weights."""
-    from diffusers import UNet2DConditionModel
+def cost(counted: Sequence[dict], stride: int, depth: str, every: int = 1, model: str = "sd1", frames: int = 8) -> float:
+    """The ratio to the plain batch of a variant whose deep output serves for `every` steps, from the rows of `operations`."""
+    def share(stride: int) -> float:  # of the frames that are key frames
+        return len(Keys.of(Rows.blocks(frames, 1), stride).index) / frames
 
-    return UNet2DConditionModel.from_config(host.CONFIGS / config / "unet").eval().requires_grad_(False)
-
-
-def unet_inputs(unet, frames: int, side: int) -> dict:
-    rows, config = 2 * frames, unet.config
-    args = {
-        "x": torch.randn(rows, config.in_channels, side, side), "timestep": torch.full((rows,), 500),
-        "encoder_hidden_states": torch.randn(rows, 77, config.cross_attention_dim),
-    }
-    if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        args["added_cond_kwargs"] = {"text_embeds": torch.randn(rows, pooled), "time_ids": torch.full((rows, 6), 8.0 * side)}
-    return args
+    row = next(row for row in counted if (row["model"], row["frames"], row["depth"]) == (model, frames, depth) and row["stride"] > 1)
+    deep = (1 - row["ratio"]) / (1 - share(row["stride"]))
+    return 1 - deep + deep * share(stride) / every
 
 
 # --- quality ------------------------------------------------------------------------------------------------
 
 def quality(
-    variants: Sequence[tuple[int, str, int]], prompts: int = 32, frames: int = 8, steps: int = 20, guidance: float = 5.0,
-    done=lambda row: None,
+    variants: Sequence[tuple[int, str, int]], prompts: int = 32, frames: int = 8, steps: int = 10, guidance: float = GUIDANCE,
+    pipe=None, done: Callable[[dict], object] = lambda row: None,
 ) -> list[dict]:
-    """Clips of the tiny checkpoint by variant (stride, depth, every): what is measured of each, one number a clip.
+    """Clips of the tiny checkpoint, exact and by variant (stride, depth, every): one number a clip of what is measured.
 
-    `every` n > 1 keeps what the deep blocks gave for n steps, as DeepCache does. `right` is the part of the frames whose
-    shape, colour and background are as asked, `difference` the mean absolute difference to the exact clip of 255; `motion`,
-    `drift` and `flicker` are those of `benchmarks.metrics`. `done(row)` is called with each row once it is there.
+    `every` n > 1 keeps what the deep blocks gave for n steps. `right` is the part of the frames whose shape, colour and
+    background are as asked, `difference` the mean absolute difference to the exact clip, of 255; `motion` (change), `drift`
+    and `flicker` are those of `metrics`. `done(row)` is called with each row once it is there.
     """
-    from . import metrics
-    from .clips import decode, load
-    from .judge import example_prompts, load_judge
-
-    pipe, judge = load(None, None), load_judge()
+    pipe, judge = pipe or load(None, None), load_judge()
     examples, exact, result = example_prompts(prompts), [], []
-    for stride, depth, every in ((1, "medium", 1), *variants):
-        row = {"stride": stride, "depth": depth, "every": every, "steps": steps, "frames": frames}
+    for variant in (EXACT, *variants):
+        row = {**dict(zip(("stride", "depth", "every"), variant)), "steps": steps, "frames": frames}
         row.update({name: [] for name in ("right", "motion", "drift", "flicker", "difference")})
         for seed, (prompt, asked) in enumerate(examples):
-            clip = decode(pipe, sample(pipe, prompt, seed, stride, depth, every, frames, steps, guidance))
-            if (stride, every) == (1, 1):
+            clip = decode(pipe, sample(pipe, prompt, seed, *variant, frames, steps, guidance))
+            if len(exact) < prompts:
                 exact.append(clip)
             row["right"].append(float(metrics.right(judge.attributes(clip), asked).mean()))
-            for name in ("motion", "drift", "flicker"):
-                measured = {"motion": metrics.change, "drift": metrics.drift, "flicker": metrics.flicker}[name](clip)
-                row[name].append(float(np.mean(measured)))
+            row["motion"].append(float(np.mean(metrics.change(clip))))
+            row["drift"].append(float(np.mean(metrics.drift(clip))))
+            row["flicker"].append(float(np.mean(metrics.flicker(clip))))
             row["difference"].append(float(np.abs(clip.astype(np.float32) - exact[seed]).mean()))
         result.append(row)
         done(row)
@@ -174,33 +172,125 @@ def deep_output_kept(unet, depth: str, every: int) -> Iterator[None]:
         handle.remove()
 
 
+# --- the section --------------------------------------------------------------------------------------------
+
+def measure(run) -> dict:
+    variants = run.pick([(*variant, 1) for variant in VARIANTS] + list(KEPT), [(*PRESETS[name], 1) for name in ("balanced", "fast")])
+    return {
+        "presets": {name: list(preset) for name, preset in PRESETS.items()},
+        "operations": operations(),
+        "times": times(rounds=run.pick(3, 1)),
+        "quality": quality(variants, run.pick(32, 4), pipe=run.pipe) if run.options.model is None else [],
+    }
+
+
+def summary(data: dict) -> list[dict]:
+    """One row a variant: its cost at SD 1.5's shape and 8 frames, and the means over clips."""
+    rows = []
+    for row in data["quality"]:
+        variant = row["stride"], row["depth"], row["every"]
+        right, low, high = metrics.interval(row["right"])
+        rows.append({
+            "variant": variant, "preset": next((name for name, preset in data["presets"].items() if (*preset, 1) == variant), ""),
+            "cost": cost(data["operations"], *variant), "right": right, "low": low, "high": high,
+            **{name: float(np.mean(row[name])) for name in ("motion", "drift", "flicker", "difference")},
+        })
+    return rows
+
+
+def targets(data: dict) -> list[Target]:
+    rows = {row["preset"]: row for row in summary(data)}
+    if "balanced" not in rows:
+        return []
+    exact, balanced = rows["exact"], rows["balanced"]
+    moved = balanced["motion"] / exact["motion"] - 1
+    return [
+        Target("keyframes-cost", "cost of “balanced”, operations at SD 1.5, 512×512, 8 frames", f"≤ {BAR['cost']:.2f}",
+               f"{balanced['cost']:.2f}", balanced["cost"] <= BAR["cost"]),
+        Target("keyframes-fidelity", "fidelity of “balanced”", f"≥ {exact['low']:.3f}, the lower end of the exact method's interval",
+               f"{balanced['right']:.3f} (exact {exact['right']:.3f})", balanced["right"] >= exact["low"]),
+        Target("keyframes-motion", "motion of “balanced” against exact", f"within {BAR['motion']:.0%}", f"{moved:+.1%}", abs(moved) <= BAR["motion"]),
+    ]
+
+
+def report(data: dict, figures: Figures) -> str:
+    text = (
+        "Every s-th frame (stride s) goes through the deep blocks, the others get what lies between. Costs are operations of a UNet call "
+        "as a ratio to the plain batch of the same frames.\n\n### Cost\n\n"
+    )
+    kinds = list(dict.fromkeys((row["model"], row["pixels"], row["frames"]) for row in data["operations"]))
+    ratios = {(row["depth"], row["stride"], row["model"], row["pixels"], row["frames"]): row["ratio"] for row in data["operations"]}
+    variants = dict.fromkeys(key[:2] for key in ratios)
+    head = [f"{unets.NAMES[model]}, {pixels}×{pixels}, {frames} frames" for model, pixels, frames in kinds]
+    text += table(("depth", "stride", *head), [(*variant, *(f"{ratios[(*variant, *kind)]:.2f}" for kind in kinds)) for variant in variants])
+    text += "\n### Time\n\nA step with guidance on this machine, median of the ratios of pairs.\n\n" + table(
+        ("UNet", "size", "frames", "depth", "stride", "plain batch, s", "ratio"),
+        [(unets.NAMES[row["model"]], f"{row['pixels']}×{row['pixels']}", row["frames"], row["depth"], row["stride"], row["plain"],
+          f"{row['ratio']:.2f}") for row in data["times"]],
+    )
+    if not data["quality"]:
+        return text
+    rows, clips, one = summary(data), len(data["quality"][0]["right"]), data["quality"][0]
+    text += (
+        f"\n### Quality\n\n{clips} clips of {one['frames']} frames of the tiny checkpoint, {one['steps']} steps; the same seeds for each variant. "
+        "Fidelity is the part of the frames whose shape, colour and background are as asked, with its 95 % interval; motion, drift, flicker and "
+        "the difference to the exact clip are means, of 255. Steps: for how many the deep output serves (step-wise caching, measured only).\n\n"
+    )
+    text += table(
+        ("preset", "depth", "stride", "steps", "cost", "fidelity", "motion", "drift", "flicker", "difference"),
+        [(row["preset"], row["variant"][1], row["variant"][0], row["variant"][2], f"{row['cost']:.2f}",
+          f"{row['right']:.3f} ({row['low']:.3f} to {row['high']:.3f})",
+          *(f"{row[name]:.2f}" for name in ("motion", "drift", "flicker", "difference"))) for row in rows],
+    )
+    _plot(figures, rows)
+    return text + "\n" + figures.link("by_cost", "Difference to the exact clip by cost")
+
+
+def _plot(figures: Figures, rows: list[dict]) -> None:
+    with figures("by_cost", "What key frames cost and change", "cost, of the plain batch", "difference to the exact clip, of 255") as axes:
+        for (name, chosen), colour in zip([(depth, (depth, 1)) for depth in DEPTHS] + [("kept over steps", None)], (OTHER, PEER, ZS2, PLAIN)):
+            line = sorted(
+                (row for row in rows if (row["variant"][1:] == chosen if chosen else row["variant"][2] > 1)), key=lambda row: row["cost"])
+            line = [row for row in line if row["variant"] != EXACT]
+            if not line:
+                continue
+            axes.plot([row["cost"] for row in line], [row["difference"] for row in line], color=colour, marker="o", markersize=4,
+                      label=name, linestyle="-" if chosen else "")
+            for row in line:
+                stride, _, every = row["variant"]
+                label(axes, row["cost"], row["difference"], row["preset"] or (f"{stride}" if chosen else f"{stride}, {every} steps"), colour)
+        axes.set_ylim(0)
+        axes.legend(frameon=False, title="depth (numbers: stride)")
+
+
 # --- the command --------------------------------------------------------------------------------------------
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("operations", "times", "quality"))
+    parser.add_argument("--variants", nargs="+", metavar="STRIDE,DEPTH[,EVERY]", help="default: all")
     parser.add_argument("--prompts", type=int, default=32, help="clips of each variant; default 32")
-    parser.add_argument("--steps", type=int, default=20, help="sampling steps; default 20")
-    parser.add_argument("--every", type=int, nargs="+", default=[1], help="steps for which the deep output is kept; default 1")
-    parser.add_argument("--variants", nargs="+", metavar="STRIDE,DEPTH", help="default: all")
-    parser.add_argument("--side", type=int, default=32, help="latent height and width of the steps timed; default 32")
-    parser.add_argument("--frames", type=int, help="frames of the steps timed (default 9) or the clips (default 8)")
-    parser.add_argument("--pairs", type=int, default=3, help="steps timed of each kind; default 3")
+    parser.add_argument("--steps", type=int, default=10, help="sampling steps; default 10")
+    parser.add_argument("--model", default="sd1", choices=tuple(unets.NAMES), help="of the steps timed; default sd1")
+    parser.add_argument("--side", type=int, default=16, help="latent height and width of the steps timed; default 16")
+    parser.add_argument("--frames", type=int, default=8, help="default 8")
+    parser.add_argument("--rounds", type=int, default=3, help="steps timed of each kind; default 3")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    variants = [(int(stride), depth) for stride, depth in (text.split(",") for text in options.variants or ())] or VARIANTS
+    variants = [(int(stride), depth, *map(int, every)) for stride, depth, *every in (text.split(",") for text in options.variants or ())]
 
     def show(row: dict) -> None:
-        print(json.dumps(row), flush=True)
+        print(json.dumps(metrics.rounded(row, 5)), flush=True)
 
+    if options.what == "quality":
+        kept = [(*variant, 1)[:3] for variant in variants or VARIANTS] + ([] if variants else list(KEPT))
+        quality(kept, options.prompts, options.frames, options.steps, done=show)
+        return
+    pairs = [variant[:2] for variant in variants] or VARIANTS
     if options.what == "operations":
-        rows = operations(variants=variants)
-    elif options.what == "times":
-        rows = times(side=options.side, frames=options.frames or 9, pairs=options.pairs, variants=variants)
+        rows = operations(variants=pairs)
     else:
-        variants = [(*variant, every) for every in options.every for variant in variants]
-        quality(variants, options.prompts, options.frames or 8, options.steps, done=show)
-        rows = []
+        rows = times(options.model, options.side, options.frames, options.rounds, pairs)
     for row in rows:
         show(row)
 
