@@ -71,7 +71,7 @@ def test_every_format(pipe, tmp_path, capsys):
         f"{PROMPT}\nNegative prompt: green: dark, small\nSteps: 2, Sampler: DDIM, CFG scale: 5, Seed: 1, Size: 64x64, "
         'Model: tiny-sd, ZS2 frames: 3, ZS2 fps: 5, ZS2 motion: "0:0.01, 2:0.05", ZS2 inertia: 0, ZS2 momentum: 0.98, '
         "ZS2 loop: False, ZS2 noise model: dependency, ZS2 alpha: 0.9, ZS2 candidates: 1, ZS2 solver: exact, "
-        "ZS2 frames per pass: 0, ZS2 keyframe stride: 1, ZS2 keyframe depth: medium, ZS2 formats: mp4 gif webp apng webm png"
+        "ZS2 frames per pass: 0, ZS2 keyframe stride: 1, ZS2 keyframe depth: medium, ZS2 keyframe refresh: 4, ZS2 formats: mp4 gif webp apng webm png"
     )
     for format, file in zip(FORMATS, files):
         if format in ("mp4", "webm"):
@@ -103,12 +103,12 @@ def test_the_clip_is_that_of_the_library(pipe, tmp_path):
 @pytest.mark.parametrize(("arguments", "expected"), [
     ([], PRESETS["exact"]),
     (["--speed", "fast"], PRESETS["fast"]),
-    (["--speed", "fast", "--keyframe-stride", "3"], (3, PRESETS["fast"][1])),
-    (["--keyframe-depth", "gentle", "--speed", "balanced"], (PRESETS["balanced"][0], "gentle")),
+    (["--speed", "fast", "--keyframe-stride", "3"], (3, *PRESETS["fast"][1:])),
+    (["--keyframe-depth", "gentle", "--speed", "balanced"], (PRESETS["balanced"][0], "gentle", PRESETS["balanced"][2])),
 ])
 def test_speed_sets_what_is_not_given(arguments, expected):
     settings = cli.read_settings(cli.parser().parse_args([PROMPT, "-o", "clip.mp4", *arguments]), ("mp4",))
-    assert (settings.keyframe_stride, settings.keyframe_depth) == expected
+    assert (settings.keyframe_stride, settings.keyframe_depth, settings.keyframe_refresh) == expected
 
 
 @pytest.mark.parametrize("as_file", [False, True], ids=["text", "file"])

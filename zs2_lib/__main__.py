@@ -181,8 +181,9 @@ def parser() -> Parser:
             metavar = "TEXT|FILE" if option.name == "prompts" else "|".join(option.metadata.get("choices", ())) or "X"
             default = "none" if option.default is None else str(option.default).removesuffix(".0")
             group.add_argument(flag(option), metavar=metavar, help=f"{help} Default {default}.")
-    presets = "; ".join(f"{name}: stride {stride}, depth {depth}" for name, (stride, depth) in PRESETS.items())
-    group.add_argument("--speed", metavar="|".join(PRESETS), help=f"Sets the key-frame stride and depth that are not given. {presets}.")
+    presets = "; ".join(f"{name}: {', '.join(map(str, preset))}" for name, preset in PRESETS.items())
+    group.add_argument(
+        "--speed", metavar="|".join(PRESETS), help=f"Sets those of the key-frame stride, depth and refresh that are not given. {presets}.")
     return parser
 
 
@@ -204,8 +205,8 @@ def read_settings(options: argparse.Namespace, formats: tuple[str, ...]):
 
     values = {}
     if options.speed is not None:
-        stride, depth = PRESETS[one_of(*PRESETS)("--speed", options.speed)]
-        values = {"keyframe_stride": stride, "keyframe_depth": depth}
+        preset = PRESETS[one_of(*PRESETS)("--speed", options.speed)]
+        values = dict(zip(("keyframe_stride", "keyframe_depth", "keyframe_refresh"), preset))
     for option in clip_options():
         value = getattr(options, option.name)
         if value is not None:

@@ -3,7 +3,11 @@
 The noises of neighbouring frames are nearly the same, and the deep blocks compute nearly the same of them again and
 again. So in each UNet call only the key frames, every s-th of the clip and each guidance group's last in the call, go
 through the deep blocks; for the frames in between the output of the last one is interpolated. The shallow blocks run for
-all frames. (DeepCache, Ma et al. 2023, does the like over steps.)
+all frames.
+
+Lines between key frames alone would smooth away what moves between them. So every few steps (the refresh) all frames go
+through all blocks, and what the deep ones gave is kept; at the other steps only the change since then is interpolated.
+(DeepCache, Ma et al. 2023, keeps deep features over steps without looking at any frame in between.)
 
 Hooks on the deep blocks are the whole patch: each gets the key rows of its arguments, and its output is brought back to
 one row per row of the call. What a host or an extension does between the blocks (skip connections, residuals of
@@ -21,8 +25,8 @@ from .layout import Rows
 
 DEPTHS = ("gentle", "medium", "strong")
 """Where the deep blocks begin: at the second downsampling, at the first, or a block before the first."""
-PRESETS = {"exact": (1, "medium"), "balanced": (4, "medium"), "fast": (4, "strong")}
-"""(stride, depth) by speed."""
+PRESETS = {"exact": (1, "medium", 4), "balanced": (8, "strong", 4), "fast": (8, "strong", 8)}
+"""(stride, depth, refresh) by speed."""
 
 
 # --- which blocks are deep --------------------------------------------------------------------------------
@@ -139,18 +143,23 @@ def take(value, index: torch.Tensor, rows: int):
 class KeyFrames:
     """Key-frame passes over one clip: the hooks on a UNet's deep blocks and the state they carry.
 
-    `stride` 1 is off: no hook is set. Inside the deep blocks `attention` averages over key frames. A scope, used like
-    `TemporalMomentum`: `attach`, set the rows of each UNet call by `begin`, `restart` at each step of the sampler. A
-    call must hold whole gaps between key frames, as `frames_that_fit` counts them, if it is to equal a part of a longer one.
+    `stride` 1 is off: no hook is set. `refresh` n lets all frames through all blocks at every n-th step, 0 at none.
+    Inside the deep blocks `attention` averages over key frames. A scope, used like `TemporalMomentum`: `attach`, set the rows
+    of each UNet call by `begin`, `restart` at each step of the sampler. A call must hold whole gaps between key frames, as
+    `frames_that_fit` counts them, if it is to equal a part of a longer one.
     """
 
-    def __init__(self, attention: TemporalMomentum, stride: int = 1, depth: str = "medium"):
+    def __init__(self, attention: TemporalMomentum, stride: int = 1, depth: str = "medium", refresh: int = 0):
         self.attention = attention
         self.stride = stride if len(attention.momentum) > 1 else 1
         self.depth = depth
+        self.refresh = refresh
         self.rows: Rows | None = None
         self.carried: dict = {}
-        """Of each guidance group the last key frame before this call, and what the last deep block made of it."""
+        """Of each guidance group the last key frame before this call, and the change of its deep output since the refresh."""
+        self.kept: dict = {}
+        """The deep output of each (frame, guidance group) at the last refresh, in main memory: a clip may have many frames."""
+        self._refreshing = False
         self._unet: torch.nn.Module | None = None
         self._handles: list = []
 
@@ -184,21 +193,28 @@ class KeyFrames:
             self._handles.append(module.register_forward_hook(restore))
 
     def detach(self) -> None:
-        """Takes all hooks off and forgets what was carried."""
+        """Takes all hooks off and forgets what was carried and kept."""
         while self._handles:
             self._handles.pop().remove()
         self._unet = None
         self.restart()
 
-    def restart(self) -> None:
-        """Forgets what was carried: the next call begins with frame 0."""
+    def restart(self, step: int = 0) -> None:
+        """Forgets what was carried: the next call begins with frame 0, at the sampler's so-manieth `step`, counted from 0."""
         self.carried = {}
+        if step == 0:
+            self.kept = {}
+        self._refreshing = bool(self.refresh) and (step % self.refresh == 0 or not self.kept)
+
+    @property
+    def _stride_now(self) -> int:
+        return 1 if self._refreshing else self.stride
 
     def begin(self, rows: Rows | None) -> None:
         """The next UNet call has these rows; None for calls that are not the clip's."""
         self.rows = self.attention.rows = rows
         if rows is not None and not self.is_identity:
-            self._keys = Keys.of(rows, self.stride)
+            self._keys = Keys.of(rows, self._stride_now)
             self._index, self._after = torch.tensor(self._keys.index), torch.tensor(self._keys.after)
 
     def frames_that_fit(self, rows: Rows, limit: int) -> int:
@@ -207,7 +223,7 @@ class KeyFrames:
         If there are more than `limit` frames up to the first key frame, so many.
         """
         frames = sorted(set(rows.frames))
-        ends = [count for count, frame in enumerate(frames, 1) if frame % self.stride == 0 or count == len(frames)]
+        ends = [count for count, frame in enumerate(frames, 1) if frame % self._stride_now == 0 or count == len(frames)]
         return max((count for count in ends if count <= limit), default=ends[0])
 
     def __enter__(self) -> "KeyFrames":
@@ -238,12 +254,15 @@ class KeyFrames:
         return take(output, self._after, len(self._keys.index))
 
     def _interpolate(self, module: torch.nn.Module, args: tuple, output):
-        """After the last deep block: each row gets what lies between the key frames before and after it."""
+        """After the last deep block: the change of each row since the refresh lies between those of the key frames around it."""
         if self.rows is None:
             return None
         result = self._repeat(module, args, output)
         keys, given, wanted = self._keys.rows, _tensor(output), _tensor(result)
-        starts = []
+        if self._refreshing:
+            self.kept.update({row: made.to("cpu", copy=True) for row, made in zip(zip(keys.frames, keys.groups), given)})
+            return result
+        starts, changes = [], []
         for frame, group, previous, made in zip(keys.frames, keys.groups, keys.previous, given):
             last, start = self.carried.get(group, (None, None))
             if frame and last != previous:
@@ -251,15 +270,22 @@ class KeyFrames:
                     f"key frames: frame {frame} of guidance group {group} did not come after the key frame {previous}; "
                     "another extension reorders the UNet's batch: switch it off for this clip"
                 )
+            before = self._kept(frame, group, made)
             starts.append(start)
-            self.carried[group] = frame, made
+            changes.append(made.clone() if before is None else made - before)
+            self.carried[group] = frame, changes[-1]
         for row, (after, weight) in enumerate(zip(self._keys.after, self._keys.weight)):
             if weight:
-                wanted[row].lerp_(starts[after], weight)
-        self.carried = {
-            group: (frame, kept.clone() if group in keys.groups else kept) for group, (frame, kept) in self.carried.items()
-        }
+                torch.lerp(changes[after], starts[after], weight, out=wanted[row])
+                before = self._kept(self.rows.frames[row], self.rows.groups[row], given)
+                if before is not None:
+                    wanted[row] += before
         return result
+
+    def _kept(self, frame: int, group, like: torch.Tensor) -> torch.Tensor | None:
+        """None for a group that took no part in the refresh: guidance that was skipped at that step."""
+        kept = self.kept.get((frame, group))
+        return None if kept is None else kept.to(like.device)
 
 
 def _tensor(output) -> torch.Tensor:

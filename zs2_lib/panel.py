@@ -18,7 +18,7 @@ TITLE = OPTIONS["enabled"].metadata["label"]
 TOOLTIP = OPTIONS["enabled"].metadata["tooltip"]
 
 ROWS = (("frames", "fps"), ("motion", "inertia", "momentum"), ("loop",), ("prompts",))
-ADVANCED_ROWS = (("noise_model", "alpha"), ("candidates", "solver"), ("frames_per_pass", "formats"), ("keyframe_stride", "keyframe_depth"))
+ADVANCED_ROWS = (("noise_model", "alpha"), ("candidates", "solver"), ("frames_per_pass", "formats"), ("keyframe_stride", "keyframe_depth", "keyframe_refresh"))
 SOURCE_ROWS = (("source_start", "source_end"), ("source_fps", "source_every"), ("source_audio",))
 SETTINGS = tuple(name for row in ROWS + ADVANCED_ROWS + SOURCE_ROWS for name in row)
 FILES = ("source", "mask")
@@ -64,10 +64,10 @@ def build(elem_id: Callable[[str], str], is_img2img: bool, preview: Callable) ->
 
 
 def _speed_buttons(controls: Mapping, elem_id: Callable[[str], str]) -> None:
-    """A button for each preset, which sets the key-frame stride and depth."""
+    """A button for each preset, which sets the key-frame stride, depth and refresh."""
     for name, preset in PRESETS.items():
         button = gr.Button(f"Speed: {name}", elem_id=elem_id(f"speed_{name}"))
-        outputs = [controls["keyframe_stride"], controls["keyframe_depth"]]
+        outputs = [controls[f"keyframe_{part}"] for part in ("stride", "depth", "refresh")]
         button.click(lambda preset=preset: preset, [], outputs, show_progress=False)
 
 

@@ -193,6 +193,10 @@ class Settings:
     keyframe_depth: str = setting(
         "medium", one_of(*DEPTHS), "Key-frame depth",
         "Which part of the UNet is deep. gentle: little of it, least difference; strong: most of it, fastest.", choices=DEPTHS)
+    keyframe_refresh: int = setting(
+        4, whole(0, 100), "Key-frame refresh",
+        "With a key-frame stride: at every so many steps all frames are computed in full, which keeps what moves between key frames. "
+        "0 never does, and movement becomes smoother and less.", slider=(0, 20, 1))
     formats: tuple[str, ...] = setting(
         ("mp4",), some_of(*FORMATS), "Output formats",
         "The files written for each clip, beside its frames. mp4 plays everywhere; gif, webp and apng also play in "

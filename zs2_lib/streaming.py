@@ -48,10 +48,10 @@ class Passes:
         self.reduced_to: int | None = None
         """The frames per pass that memory allowed, if fewer than asked for."""
 
-    def restart(self) -> None:
-        """Forgets what was carried: the next call begins with frame 0, as at each step of the sampler."""
+    def restart(self, step: int = 0) -> None:
+        """The sampler's so-manieth `step`, counted from 0, begins: forgets what was carried, the next call begins with frame 0."""
         self.attention.restart()
-        self.keyframes.restart()
+        self.keyframes.restart(step)
 
     def run(
         self,

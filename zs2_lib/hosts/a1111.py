@@ -45,7 +45,8 @@ class ClipSampling:
         self.frames = settings.frames
         self.seed = int(p.seeds[0])
         self.attention = TemporalMomentum(settings.momentum.values(self.frames))
-        self.keyframes = KeyFrames(self.attention, 1 if self.travel else settings.keyframe_stride, settings.keyframe_depth)
+        stride = 1 if self.travel else settings.keyframe_stride
+        self.keyframes = KeyFrames(self.attention, stride, settings.keyframe_depth, settings.keyframe_refresh)
         self.passes = Passes(self.attention, 1 if self.travel else settings.frames_per_pass, self.keyframes)
         self.noise = settings.clip_noise(self.seed)
         self.error: Exception | None = None
@@ -95,7 +96,7 @@ class ClipSampling:
     def begin_step(self, denoiser) -> None:
         """A new step of the sampler: its UNet calls follow, row after row of `_rows_of_step`."""
         self._follow_model()
-        self.passes.restart()
+        self.passes.restart(denoiser.step)
         self.rows, self.next_row = _rows_of_step(denoiser), 0
         # the host's step number goes up after each `calls` of the denoiser, first after the very first one
         calls = max(denoiser.total_steps // denoiser.steps, 1)
