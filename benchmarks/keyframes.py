@@ -35,10 +35,14 @@ from .judge import example_prompts, load_judge
 
 TITLE = "Key-frame passes: quality against cost"
 STRIDES = (2, 4, 8)
-VARIANTS = tuple(dict.fromkeys((*((stride, depth) for depth in DEPTHS for stride in STRIDES), PRESETS["balanced"], PRESETS["fast"])))
-KEPT = ((1, "medium", 2), (1, "strong", 2), (1, "strong", 3), (2, "strong", 2), (*PRESETS["balanced"], 2))
-"""(stride, depth, steps that the deep output serves)."""
-EXACT = (1, "medium", 1)
+VARIANTS = tuple((stride, depth) for depth in DEPTHS for stride in STRIDES)
+REFRESHED = tuple(dict.fromkeys((PRESETS["balanced"], PRESETS["fast"], (4, "strong", 5), (8, "medium", 5), (8, "strong", 5))))
+"""(stride, depth, refresh)."""
+CACHED = ((1, "strong", 0, 2), (1, "strong", 0, 3), (4, "medium", 0, 2))
+"""(stride, depth, refresh, steps that the deep output serves)."""
+EXACT = (1, "medium", 0, 1)
+STEPS = 20
+"""Of the samplings that costs are given for."""
 SHAPES = (("sd1", 64), ("sdxl", 128))
 """UNet and latent side."""
 MOMENTUM = 0.98
@@ -99,23 +103,28 @@ def step(unet, arguments: tuple[tuple, dict], frames: int, stride: int, depth: s
         return Passes(attention, frames, keys).run(lambda *args, **kwargs: unet(*args, **kwargs).sample, rows, *args, **kwargs)
 
 
-def cost(counted: Sequence[dict], stride: int, depth: str, every: int = 1, model: str = "sd1", frames: int = 8) -> float:
-    """The ratio to the plain batch of a variant whose deep output serves for `every` steps, from the rows of `operations`."""
+def cost(
+    counted: Sequence[dict], stride: int, depth: str, refresh: int = 0, every: int = 1, model: str = "sd1", frames: int = 8, steps: int = STEPS,
+) -> float:
+    """The ratio to the plain batch of a sampling with a variant, from the rows of `operations`; its deep output serves for
+    `every` steps.
+    """
     def share(stride: int) -> float:  # of the frames that are key frames
         return len(Keys.of(Rows.blocks(frames, 1), stride).index) / frames
 
     row = next(row for row in counted if (row["model"], row["frames"], row["depth"]) == (model, frames, depth) and row["stride"] > 1)
     deep = (1 - row["ratio"]) / (1 - share(row["stride"]))
-    return 1 - deep + deep * share(stride) / every
+    full = len(range(0, steps, refresh)) / steps if refresh else 0.0
+    return full + (1 - full) * (1 - deep + deep * share(stride) / every)
 
 
 # --- quality ------------------------------------------------------------------------------------------------
 
 def quality(
-    variants: Sequence[tuple[int, str, int]], prompts: int = 32, frames: int = 8, steps: int = 10, guidance: float = GUIDANCE,
+    variants: Sequence[tuple[int, str, int, int]], prompts: int = 32, frames: int = 8, steps: int = 10, guidance: float = GUIDANCE,
     pipe=None, done: Callable[[dict], object] = lambda row: None,
 ) -> list[dict]:
-    """Clips of the tiny checkpoint, exact and by variant (stride, depth, every): one number a clip of what is measured.
+    """Clips of the tiny checkpoint, exact and by variant (stride, depth, refresh, every): one number a clip of what is measured.
 
     `every` n > 1 keeps what the deep blocks gave for n steps. `right` is the part of the frames whose shape, colour and
     background are as asked, `difference` the mean absolute difference to the exact clip, of 255; `motion` (change), `drift`
@@ -124,7 +133,7 @@ def quality(
     pipe, judge = pipe or load(None, None), load_judge()
     examples, exact, result = example_prompts(prompts), [], []
     for variant in (EXACT, *variants):
-        row = {**dict(zip(("stride", "depth", "every"), variant)), "steps": steps, "frames": frames}
+        row = {**dict(zip(("stride", "depth", "refresh", "every"), variant)), "steps": steps, "frames": frames}
         row.update({name: [] for name in ("right", "motion", "drift", "flicker", "difference")})
         for seed, (prompt, asked) in enumerate(examples):
             clip = decode(pipe, sample(pipe, prompt, seed, *variant, frames, steps, guidance))
@@ -140,9 +149,12 @@ def quality(
     return result
 
 
-def sample(pipe, prompt: str, seed: int, stride: int, depth: str, every: int, frames: int, steps: int, guidance: float) -> torch.Tensor:
+def sample(
+    pipe, prompt: str, seed: int, stride: int, depth: str, refresh: int, every: int, frames: int, steps: int, guidance: float,
+) -> torch.Tensor:
     """The latents of one clip, in one pass a step."""
-    settings = Settings(frames=frames, keyframe_stride=stride, keyframe_depth=depth, frames_per_pass=frames)
+    settings = Settings(
+        frames=frames, keyframe_stride=stride, keyframe_depth=depth, keyframe_refresh=refresh, frames_per_pass=frames)
     with host.ClipSampling(pipe, settings, seed), deep_output_kept(pipe.unet, depth, every):
         return pipe(
             prompt, num_images_per_prompt=frames, num_inference_steps=steps, guidance_scale=guidance,
@@ -175,7 +187,10 @@ def deep_output_kept(unet, depth: str, every: int) -> Iterator[None]:
 # --- the section --------------------------------------------------------------------------------------------
 
 def measure(run) -> dict:
-    variants = run.pick([(*variant, 1) for variant in VARIANTS] + list(KEPT), [(*PRESETS[name], 1) for name in ("balanced", "fast")])
+    variants = run.pick(
+        [*((*variant, 0, 1) for variant in VARIANTS), *((*variant, 1) for variant in REFRESHED), *CACHED],
+        [(*PRESETS[name], 1) for name in ("balanced", "fast")],
+    )
     return {
         "presets": {name: list(preset) for name, preset in PRESETS.items()},
         "operations": operations(),
@@ -188,10 +203,11 @@ def summary(data: dict) -> list[dict]:
     """One row a variant: its cost at SD 1.5's shape and 8 frames, and the means over clips."""
     rows = []
     for row in data["quality"]:
-        variant = row["stride"], row["depth"], row["every"]
+        variant = row["stride"], row["depth"], row["refresh"], row["every"]
         right, low, high = metrics.interval(row["right"])
         rows.append({
-            "variant": variant, "preset": next((name for name, preset in data["presets"].items() if (*preset, 1) == variant), ""),
+            "variant": variant, "preset": next(
+                (name for name, preset in data["presets"].items() if (*preset, 1) == variant), "exact" if variant == EXACT else ""),
             "cost": cost(data["operations"], *variant), "right": right, "low": low, "high": high,
             **{name: float(np.mean(row[name])) for name in ("motion", "drift", "flicker", "difference")},
         })
@@ -232,13 +248,13 @@ def report(data: dict, figures: Figures) -> str:
         return text
     rows, clips, one = summary(data), len(data["quality"][0]["right"]), data["quality"][0]
     text += (
-        f"\n### Quality\n\n{clips} clips of {one['frames']} frames of the tiny checkpoint, {one['steps']} steps; the same seeds for each variant. "
+        f"\n### Quality\n\nThe cost is that of {STEPS} steps of SD 1.5 at 512×512, 8 frames. {clips} clips of {one['frames']} frames of the tiny checkpoint, {one['steps']} steps; the same seeds for each variant. "
         "Fidelity is the part of the frames whose shape, colour and background are as asked, with its 95 % interval; motion, drift, flicker and "
-        "the difference to the exact clip are means, of 255. Steps: for how many the deep output serves (step-wise caching, measured only).\n\n"
+        "the difference to the exact clip are means, of 255. Refresh: at every so many steps all frames are computed in full. Cached: for how many steps the deep output serves (step-wise caching; measured only).\n\n"
     )
     text += table(
-        ("preset", "depth", "stride", "steps", "cost", "fidelity", "motion", "drift", "flicker", "difference"),
-        [(row["preset"], row["variant"][1], row["variant"][0], row["variant"][2], f"{row['cost']:.2f}",
+        ("preset", "depth", "stride", "refresh", "cached", "cost", "fidelity", "motion", "drift", "flicker", "difference"),
+        [(row["preset"], row["variant"][1], row["variant"][0], *row["variant"][2:], f"{row['cost']:.2f}",
           f"{row['right']:.3f} ({row['low']:.3f} to {row['high']:.3f})",
           *(f"{row[name]:.2f}" for name in ("motion", "drift", "flicker", "difference"))) for row in rows],
     )
@@ -247,18 +263,15 @@ def report(data: dict, figures: Figures) -> str:
 
 
 def _plot(figures: Figures, rows: list[dict]) -> None:
+    lines = [(depth, lambda row, depth=depth: row["variant"][1:] == (depth, 0, 1)) for depth in DEPTHS] + [
+        ("with refresh", lambda row: row["variant"][2] > 0), ("cached over steps", lambda row: row["variant"][3] > 1)]
     with figures("by_cost", "What key frames cost and change", "cost, of the plain batch", "difference to the exact clip, of 255") as axes:
-        for (name, chosen), colour in zip([(depth, (depth, 1)) for depth in DEPTHS] + [("kept over steps", None)], (OTHER, PEER, ZS2, PLAIN)):
-            line = sorted(
-                (row for row in rows if (row["variant"][1:] == chosen if chosen else row["variant"][2] > 1)), key=lambda row: row["cost"])
-            line = [row for row in line if row["variant"] != EXACT]
-            if not line:
-                continue
-            axes.plot([row["cost"] for row in line], [row["difference"] for row in line], color=colour, marker="o", markersize=4,
-                      label=name, linestyle="-" if chosen else "")
-            for row in line:
-                stride, _, every = row["variant"]
-                label(axes, row["cost"], row["difference"], row["preset"] or (f"{stride}" if chosen else f"{stride}, {every} steps"), colour)
+        for (name, belongs), colour in zip(lines, (OTHER, PEER, "#7c3aed", ZS2, PLAIN)):
+            points = sorted((row for row in rows if belongs(row) and row["variant"] != EXACT), key=lambda row: row["cost"])
+            axes.plot([row["cost"] for row in points], [row["difference"] for row in points], color=colour, marker="o", markersize=4,
+                      label=name, linestyle="-" if name in DEPTHS else "")
+            for row in points:
+                label(axes, row["cost"], row["difference"], row["preset"] or str(row["variant"][0]), colour)
         axes.set_ylim(0)
         axes.legend(frameon=False, title="depth (numbers: stride)")
 
@@ -268,7 +281,7 @@ def _plot(figures: Figures, rows: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("operations", "times", "quality"))
-    parser.add_argument("--variants", nargs="+", metavar="STRIDE,DEPTH[,EVERY]", help="default: all")
+    parser.add_argument("--variants", nargs="+", metavar="STRIDE,DEPTH[,REFRESH[,CACHED]]", help="default: all")
     parser.add_argument("--prompts", type=int, default=32, help="clips of each variant; default 32")
     parser.add_argument("--steps", type=int, default=10, help="sampling steps; default 10")
     parser.add_argument("--model", default="sd1", choices=tuple(unets.NAMES), help="of the steps timed; default sd1")
@@ -277,14 +290,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="steps timed of each kind; default 3")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    variants = [(int(stride), depth, *map(int, every)) for stride, depth, *every in (text.split(",") for text in options.variants or ())]
+    variants = [(int(stride), depth, *map(int, rest)) for stride, depth, *rest in (text.split(",") for text in options.variants or ())]
 
     def show(row: dict) -> None:
         print(json.dumps(metrics.rounded(row, 5)), flush=True)
 
     if options.what == "quality":
-        kept = [(*variant, 1)[:3] for variant in variants or VARIANTS] + ([] if variants else list(KEPT))
-        quality(kept, options.prompts, options.frames, options.steps, done=show)
+        variants = variants or [*VARIANTS, *REFRESHED, *CACHED]
+        variants = [(*variant, *(0, 1)[len(variant) - 2:]) for variant in variants]
+        quality(variants, options.prompts, options.frames, options.steps, done=show)
         return
     pairs = [variant[:2] for variant in variants] or VARIANTS
     if options.what == "operations":

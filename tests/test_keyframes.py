@@ -86,10 +86,10 @@ def hooked(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if module._forward_hooks or module._forward_pre_hooks]
 
 
-def inputs(rows: Rows, frames: int = FRAMES) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(rows: Rows, frames: int = FRAMES, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x, timesteps and text of a call: each frame has a noise near the one before, each guidance group a prompt."""
     groups = list(dict.fromkeys(rows.groups))
-    noise = 0.3 * normals(frames, 4, 8, 8).cumsum(0)
+    noise = 0.3 * normals(frames, 4, 8, 8, seed=seed).cumsum(0)
     return (
         noise[list(rows.frames)],
         torch.full((len(rows),), 500),
@@ -176,10 +176,12 @@ def blocks_by_hand(unet: nn.Module) -> tuple[list, callable, list, callable, cal
             lambda t: unet.time_embedding(unet.time_proj(t).double()))
 
 
-def reference(unet, rows, stride, depth, momentum, monkeypatch) -> torch.Tensor:
-    """The step in float64: shallow blocks on all rows, deep ones on key rows, straight lines between, shallow blocks."""
+def reference(unet, rows, stride, depth, momentum, monkeypatch, seed=0, kept=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The step in float64, and the deep output: shallow blocks on all rows, deep ones on key rows, straight lines between
+    them, shallow blocks. With the deep output `kept` of all rows, the lines are those of the change since then.
+    """
     unet = in_float64(unet, monkeypatch)
-    x, t, text = (value.double() for value in inputs(rows))
+    x, t, text = (value.double() for value in inputs(rows, seed=seed))
     down, middle, up, out, embed = blocks_by_hand(unet)
     cut, groups = CUTS[depth], sequences(rows, stride)
     now = {"sequences": [[row for row in range(len(rows)) if rows.groups[row] == g] for g in dict.fromkeys(rows.groups)],
@@ -208,16 +210,18 @@ def reference(unet, rows, stride, depth, momentum, monkeypatch) -> torch.Tensor:
     for block in up[:len(up) - cut]:
         h = block(torch.cat([h, inner.pop()], 1), emb[keys], text[keys])
     now.update(everything)
-    x = torch.empty(len(rows), *h.shape[1:], dtype=torch.float64)
+    kept = torch.zeros(len(rows), *h.shape[1:], dtype=torch.float64) if kept is None else kept
+    h, x = h - kept[keys], torch.empty_like(kept)
     for row, (frame, group) in enumerate(zip(rows.frames, rows.groups)):
         line = sorted((rows.frames[key], position) for position, key in enumerate(keys) if rows.groups[key] == group)
         (after, b) = next(pair for pair in line if pair[0] >= frame)
         (before, a) = next(pair for pair in reversed(line) if pair[0] <= frame)
         share = (frame - before) / (after - before) if after > before else 0
-        x[row] = h[a] + share * (h[b] - h[a])
+        x[row] = kept[row] + h[a] + share * (h[b] - h[a])
+    deep = x
     for block in up[len(up) - cut:]:
         x = block(torch.cat([x, skips.pop()], 1), emb, text)
-    return out(x)
+    return out(x), deep
 
 
 # --- which blocks, which rows -------------------------------------------------------------------------------
@@ -285,7 +289,7 @@ def test_key_rows(rows, stride, index, previous):
 @depths
 @pytest.mark.parametrize("stride", [2, 4])
 def test_step_is_the_reference(unet, rows, depth, stride, monkeypatch):
-    expected = reference(unet, rows, stride, depth, MOMENTUM, monkeypatch)
+    expected, _ = reference(unet, rows, stride, depth, MOMENTUM, monkeypatch)
     result = sample(unet, rows, stride, depth)
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=2e-5)
     assert (sample(unet, rows, 1) - result).abs().max() > 1e-2  # it makes a difference here
@@ -294,8 +298,51 @@ def test_step_is_the_reference(unet, rows, depth, stride, monkeypatch):
 def test_stride_of_the_reference_itself(unet, monkeypatch):
     """With all frames key frames, the blocks by hand are the UNet."""
     rows = LAYOUTS["blocks"]
-    expected = reference(unet, rows, 1, "medium", MOMENTUM, monkeypatch)
+    expected, _ = reference(unet, rows, 1, "medium", MOMENTUM, monkeypatch)
     torch.testing.assert_close(sample(unet, rows, 1).double(), expected, rtol=0, atol=2e-5)
+
+
+def two_steps(unet, rows, depth="medium", frames_per_pass=FRAMES, refresh=2, groups=None) -> list[torch.Tensor]:
+    """Two steps of the sampler, the first a refresh; `groups` are those that take part in it."""
+    with TemporalMomentum(MOMENTUM) as attention, KeyFrames(attention, 4, depth, refresh) as keys:
+        attention.attach(unet)
+        keys.attach(unet)
+        passes, results = Passes(attention, frames_per_pass, keys), []
+        for step in range(2):
+            index = [row for row in range(len(rows)) if step or not groups or rows.groups[row] in groups]
+            passes.restart(step)
+            results.append(passes.run(functools.partial(call, unet), rows.take(index), *(value[index] for value in inputs(rows, seed=step))))
+        return results
+
+
+@layouts
+@depths
+@pytest.mark.parametrize("frames_per_pass", [2, FRAMES])
+def test_change_since_the_refresh_is_interpolated(unet, rows, depth, frames_per_pass, monkeypatch):
+    full, deep = reference(unet, rows, 1, depth, MOMENTUM, monkeypatch)
+    expected, _ = reference(unet, rows, 4, depth, MOMENTUM, monkeypatch, seed=1, kept=deep)
+    first, second = two_steps(unet, rows, depth, frames_per_pass)
+    torch.testing.assert_close(first.double(), full, rtol=0, atol=2e-5)
+    torch.testing.assert_close(second.double(), expected, rtol=0, atol=4e-5)
+
+
+def test_refresh_at_every_step_is_the_exact_method(unet):
+    rows = LAYOUTS["blocks"]
+    for step, result in enumerate(two_steps(unet, rows, refresh=1)):
+        with TemporalMomentum(MOMENTUM) as attention:
+            attention.attach(unet)
+            exact = Passes(attention, FRAMES).run(functools.partial(call, unet), rows, *inputs(rows, seed=step))
+        assert torch.equal(result, exact)
+
+
+def test_group_that_was_not_there_at_the_refresh(unet):
+    """Guidance that is skipped at some steps: nothing is kept of it, and its deep output itself is interpolated."""
+    rows = LAYOUTS["blocks"]
+    _, with_both = two_steps(unet, rows)
+    _, with_first = two_steps(unet, rows, groups=(0,))
+    _, without = two_steps(unet, rows, refresh=0)
+    torch.testing.assert_close(with_first[:FRAMES], with_both[:FRAMES], rtol=0, atol=2e-5)
+    torch.testing.assert_close(with_first[FRAMES:], without[FRAMES:], rtol=0, atol=2e-5)
 
 
 @layouts
