@@ -188,13 +188,13 @@ class Settings:
     keyframe_stride: int = setting(
         1, whole(1, 16), "Key-frame stride",
         "Only every so many frames go through the deep part of the UNet; what it makes of the others is taken from between them. "
-        "1 computes all frames in full. 4 takes about half the time, and changes between key frames become smoother.",
+        "1 computes all frames in full; 8 takes about half the time, and the clip changes a little.",
         slider=(1, 16, 1))
     keyframe_depth: str = setting(
         "medium", one_of(*DEPTHS), "Key-frame depth",
         "Which part of the UNet is deep. gentle: little of it, least difference; strong: most of it, fastest.", choices=DEPTHS)
     keyframe_refresh: int = setting(
-        4, whole(0, 100), "Key-frame refresh",
+        5, whole(0, 100), "Key-frame refresh",
         "With a key-frame stride: at every so many steps all frames are computed in full, which keeps what moves between key frames. "
         "0 never does, and movement becomes smoother and less.", slider=(0, 20, 1))
     formats: tuple[str, ...] = setting(
