@@ -9,7 +9,7 @@ from dataclasses import fields
 import gradio as gr
 
 from .schedule import Schedule
-from .settings import Settings, SettingsError, infotext_key
+from .settings import FROM_SOURCE, Settings, SettingsError, infotext_key
 from .source import Selection
 
 OPTIONS = {option.name: option for option in fields(Settings)}
@@ -19,7 +19,8 @@ TOOLTIP = OPTIONS["enabled"].metadata["tooltip"]
 ROWS = (("frames", "fps"), ("motion", "inertia", "momentum"), ("loop",), ("prompts",))
 ADVANCED_ROWS = (("noise_model", "alpha"), ("candidates", "solver"), ("frames_per_pass", "formats"))
 SOURCE_ROWS = (("source_start", "source_end"), ("source_fps", "source_every"), ("source_audio",))
-SETTINGS = tuple(name for row in ROWS + ADVANCED_ROWS + SOURCE_ROWS for name in row)
+CONTROL_ROWS = (("control_fit", "control_momentum"),)
+SETTINGS = tuple(name for row in ROWS + ADVANCED_ROWS + SOURCE_ROWS + CONTROL_ROWS for name in row)
 FILES = ("source", "mask")
 FILE = "_file"
 """Ending of the name of the upload that takes the place of a path's text field."""
@@ -33,14 +34,29 @@ KEYFRAMES_TOOLTIP = (
 )
 
 
+OWN_IMAGE, SOURCE, OTHER = "Its image (without one, the source video)", "Source video", "Another video or folder"
+"""What a ControlNet unit can take the images of the frames from."""
+NO_CONTROLNET = (
+    "Control images for every frame need the extension <b>sd-webui-controlnet</b>, which is not installed. It is on the tab "
+    "Extensions, under Available; everything else here works without it."
+)
+
+
+def unit_controls(number: int) -> tuple[str, str, str]:
+    """The names of the three controls of a ControlNet unit: where its images come from, an upload, a path."""
+    return f"control_{number}", f"control_{number}{FILE}", f"control_{number}_path"
+
+
 ARGUMENTS = SETTINGS + tuple(name + KEYFRAMES for name in SCHEDULES) + tuple(name for file in FILES for name in (file, file + FILE))
-"""The names of the controls behind the enabling checkbox, in the order of the script's arguments."""
+"""The names of the controls behind the enabling checkbox, in the order of the script's arguments; those of each ControlNet
+unit follow."""
 
 
-def build(elem_id: Callable[[str], str], is_img2img: bool, preview: Callable) -> dict[str, gr.components.Component]:
+def build(elem_id: Callable[[str], str], is_img2img: bool, preview: Callable, units: int) -> dict[str, gr.components.Component]:
     """Makes the controls; `elem_id` names them. Call it inside the accordion. Returns them by name, in the order `read` takes.
 
     `preview(path, selection)` gives a strip of the frames of the source and a line about them, or raises SettingsError.
+    `units` is the number of ControlNet units, 0 if the extension is not installed.
     """
     controls = {}
     for row in ROWS:
@@ -56,8 +72,35 @@ def build(elem_id: Callable[[str], str], is_img2img: bool, preview: Callable) ->
         controls.update(_source_controls(elem_id, is_img2img))
         strip = gr.Image(label="Frames that will be used", interactive=False, visible=False, elem_id=elem_id("source_strip"))
         about = gr.HTML(elem_id=elem_id("source_about"))
+    with gr.Accordion("ControlNet", open=False, elem_id=elem_id("control_part")):
+        controls.update(_unit_controls(elem_id, units))
+        if not units:
+            gr.HTML(NO_CONTROLNET, elem_id=elem_id("no_controlnet"))
+        for row in CONTROL_ROWS:
+            with gr.Row(visible=units > 0):
+                controls.update({name: _control(name, elem_id) for name in row})
     _show_source(controls, strip, about, preview)
-    return {name: controls[name] for name in ARGUMENTS}
+    unit_names = tuple(name for number in range(units) for name in unit_controls(number))
+    return {name: controls[name] for name in ARGUMENTS + unit_names}
+
+
+def _unit_controls(elem_id: Callable[[str], str], units: int) -> dict[str, gr.components.Component]:
+    """For each ControlNet unit where its images come from, and, where that is another video, which."""
+    controls, tooltip = {}, OPTIONS["control"].metadata["tooltip"]
+    for number in range(units):
+        origin, file, path = unit_controls(number)
+        label = f"Images of ControlNet unit {number}"
+        with gr.Row():
+            controls[origin] = gr.Dropdown(
+                label=label, choices=[OWN_IMAGE, SOURCE, OTHER], value=OWN_IMAGE, elem_id=elem_id(origin), tooltip=tooltip)
+            controls[file] = gr.File(label=label, elem_id=elem_id(file), tooltip=tooltip, visible=False)
+            controls[path] = gr.Textbox(
+                label=f"{label}: file or folder on the machine of the WebUI", placeholder="/path/to/video.mp4 or a folder of frames",
+                elem_id=elem_id(path), tooltip=tooltip, visible=False)
+        controls[origin].change(
+            lambda origin: (gr.update(visible=origin == OTHER), gr.update(visible=origin == OTHER)),
+            controls[origin], [controls[file], controls[path]], show_progress=False)
+    return controls
 
 
 def _source_controls(elem_id: Callable[[str], str], is_img2img: bool) -> dict[str, gr.components.Component]:
@@ -125,6 +168,8 @@ def read(args: tuple) -> Settings:
     if not enabled:
         return Settings()
     by_name = {name: value for name, value in zip(ARGUMENTS, values) if value is not None}
+    of_units = values[len(ARGUMENTS):]
+    by_name["control"] = [_control_entry(number, *unit) for number, unit in enumerate(zip(of_units[::3], of_units[1::3], of_units[2::3]))]
     for name in FILES:
         by_name[name] = _path(by_name.pop(name + FILE, None)) or (by_name.get(name) or "").strip()
     for name in SCHEDULES:
@@ -132,6 +177,16 @@ def read(args: tuple) -> Settings:
         if keyframes and keyframes.strip():
             by_name[name] = keyframes
     return Settings(enabled=True, **by_name)
+
+
+def _control_entry(number: int, origin: str, file, path: str) -> str:
+    """A unit's entry in the setting `control`, from the values of its controls."""
+    if origin != OTHER:
+        return FROM_SOURCE if origin == SOURCE else ""
+    entry = _path(file) or (path or "").strip()
+    if not entry:
+        raise SettingsError(f"control: ControlNet unit {number} is to show another video; give a file or folder, or choose {OWN_IMAGE!r}")
+    return entry
 
 
 # --- pasting: for each control a function from a parsed infotext to its value, None to leave it alone ------

@@ -26,10 +26,15 @@ def automatic_frames_per_pass(height: int, width: int) -> int:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a UNet call is: `frames` (first, last; counted from 1) of the next pass, and the part of the call done."""
+    """Where a UNet call is: the `rows` of the next pass, and the part of the call that is done."""
 
-    frames: tuple[int, int]
+    rows: Rows
     done: float
+
+    @property
+    def frames(self) -> tuple[int, int]:
+        """The first and the last frame of the pass, counted from 1."""
+        return min(self.rows.frames) + 1, max(self.rows.frames) + 1
 
 
 class Passes:
@@ -71,7 +76,7 @@ class Passes:
             limit = self.reduced_to or self.frames_per_pass or automatic_frames_per_pass(*x.shape[-2:])
             index = [remaining[row] for row in rows.take(remaining).of_first_frames(limit)]
             part = rows.take(index)
-            before_pass(Progress((min(part.frames) + 1, max(part.frames) + 1), 1 - len(remaining) / len(rows)))
+            before_pass(Progress(part, 1 - len(remaining) / len(rows)))
 
             carried = dict(self.attention.carried)
             self.attention.rows = part

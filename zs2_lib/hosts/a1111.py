@@ -22,6 +22,7 @@ from ..noise import frame_seeds
 from ..settings import Settings
 from ..streaming import Passes, Progress
 from .conditioning import PromptTravel
+from .controlnet import ControlUnits
 from .undo import override, restore_afterwards
 
 UNCONDITIONAL = -1
@@ -38,8 +39,9 @@ class ClipSampling:
     it would print and forget, are raised at the next UNet call.
     """
 
-    def __init__(self, p, settings: Settings, travel: PromptTravel | None = None):
+    def __init__(self, p, settings: Settings, travel: PromptTravel | None = None, control: ControlUnits | None = None):
         self.p = p
+        self.control = control
         self.travel = travel if travel and travel.weights_change else None
         self.frames = settings.frames
         self.seed = int(p.seeds[0])
@@ -63,6 +65,8 @@ class ClipSampling:
         with ExitStack() as undo:
             undo.enter_context(self.attention)
             undo.callback(self._undo_model.close)
+            if self.control:
+                self.control.begin(undo, self.attention)
             self._follow_model()
             _share_init_image(self.p)
             override(undo, self.p, "txt2img_image_conditioning", _same_for_all_frames(self.p.txt2img_image_conditioning))
@@ -86,7 +90,8 @@ class ClipSampling:
         self._model = shared.sd_model
         self._apply_model = self._model.apply_model
         override(self._undo_model, self._model, "apply_model", self.apply_model)
-        self.attention.attach(self._model.model.diffusion_model)
+        others = self.control.attention_models() if self.control else []
+        self.attention.attach(self._model.model.diffusion_model, *others)
 
     def begin_step(self, denoiser) -> None:
         """A new step of the sampler: its UNet calls follow, row after row of `_rows_of_step`."""
@@ -112,6 +117,8 @@ class ClipSampling:
             )
         self.next_row = call.stop
         step, tiling = shared.state.sampling_step, _hypertile_state()
+        if self.control:
+            self.control.begin_call()
 
         def before_pass(progress: Progress) -> None:
             if shared.state.interrupted or shared.state.skipped:
@@ -122,6 +129,8 @@ class ClipSampling:
             first, last = progress.frames
             if self.travel:
                 self.travel.set_weights(first - 1)
+            if self.control:
+                self.control.set_rows(progress.rows)
             shared.state.textinfo = f"Step {self.step}: frames {first} to {last} of {self.frames}"
 
         try:
