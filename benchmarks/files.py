@@ -54,13 +54,13 @@ def one_file(format: str, frames: int) -> dict:
 
 
 def pictures(frames: int) -> Iterator[np.ndarray]:
-    """A soft disc that circles over a still, grainy slope, frame by frame (SIDE, SIDE, 3)."""
+    """A disc that circles over a still, grainy slope, frame by frame (SIDE, SIDE, 3)."""
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
     grain = np.random.default_rng(0).normal(0, 4, (SIDE, SIDE, 3)).astype(np.float32)
     ground = np.stack([x * 0.6, y * 0.6, 200 - x * 0.4], axis=2) + grain
     for i in range(frames):
         centre_x, centre_y = (SIDE * (0.5 + 0.3 * turn(2 * math.pi * i / 64)) for turn in (math.cos, math.sin))
-        disc = 1 / (1 + np.exp((np.hypot(x - centre_x, y - centre_y) - SIDE / 6) / 2))[..., None]
+        disc = np.clip(SIDE / 6 - np.hypot(x - centre_x, y - centre_y), 0, 4)[..., None] / 4
         yield np.clip(ground * (1 - disc) + np.float32((230, 60, 40)) * disc, 0, 255).astype(np.uint8)
 
 

@@ -7,14 +7,13 @@ The WebUI runs on a data directory of its own: nobody's models, outputs, setting
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import models
 import pytest
-from host import Host
+from host import started
 from report import Compatibility
-from webui import Installation, Server
+from webui import Installation
 
 HERE = Path(__file__).resolve().parent
 INSTALLATION = Installation.from_environment()
@@ -64,19 +63,8 @@ def models_folder(tmp_path_factory) -> Path:
 def start(installation, models_folder, tmp_path_factory):
     """Starts a WebUI: `with start("--medvram") as host:`; with `extension=False` one that does not have ZS²."""
 
-    @contextlib.contextmanager
     def start_host(*flags: str, extension: bool = True):
-        data = tmp_path_factory.mktemp("data")
-        for entry in ("models", "embeddings"):
-            (data / entry).symlink_to(models_folder / entry)
-        (data / "extensions").mkdir()
-        if extension:
-            (data / "extensions" / "sd-webui-zs2").symlink_to(models.ROOT)
-        (data / "extensions" / "zs2-probe").symlink_to(HERE / "probe")
-        checkpoint = data / "models" / "Stable-diffusion" / "tiny.safetensors"
-        with Server(installation, data, f"--ckpt={checkpoint}", *flags) as client:
-            client.post("/sdapi/v1/options", {"live_previews_enable": False})
-            yield Host(client, data, installation.version)
+        return started(installation, models_folder, tmp_path_factory.mktemp("data"), *flags, extension=extension)
 
     return start_host
 
