@@ -14,7 +14,7 @@ from zs2_lib.source import open_source
 from zs2_lib.video import FORMATS, write_clip
 
 from . import metrics
-from .document import PALETTE, Figures, Target, label, megabytes, table
+from .document import PALETTE, Figures, Target, label_ends, megabytes, table
 from .timing import in_own_process, peak_memory, seconds
 
 TITLE = "Files: encoding and decoding"
@@ -80,16 +80,11 @@ def report(data: dict, figures: Figures) -> str:
             format: [(f["frames"], f["encoding memory"] / 2**20) for f in data["files"] if f["format"] == format] for format in formats
         }
         colours = dict(zip(formats, (*PALETTE, "#a16207")))
-        ends = sorted(formats, key=lambda format: lines[format][-1][1])
-        top = max(lines[ends[-1]][-1][1], 1.0)
-        height = -math.inf
-        for format in ends:
-            axes.plot(*zip(*lines[format]), color=colours[format], marker="o", markersize=4)
-            x, y = lines[format][-1]
-            height = max(y, height + top * 0.06)
-            label(axes, x, height, format, colours[format])
-        axes.set_ylim(0, top * 1.35)
-        axes.set_xlim(0, x * 1.12)
+        for format, points in lines.items():
+            axes.plot(*zip(*points), color=colours[format], marker="o", markersize=4)
+        axes.set_ylim(0)
+        axes.set_xlim(0, max(x for points in lines.values() for x, _ in points) * 1.12)
+        label_ends(axes, {format: (*points[-1], colours[format]) for format, points in lines.items()})
     return (
         f"A moving disc on a grainy ground, {data['side']}×{data['side']}, wall time, each clip in a process of its own. "
         "*Memory*: how much the process's peak grows while it writes, and then while it reads.\n\n"

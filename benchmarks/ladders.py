@@ -6,7 +6,7 @@ import numpy as np
 
 from . import metrics
 from .clips import GUIDANCE, Job
-from .document import PLAIN, ZS2, Figures, Target, label, table
+from .document import PLAIN, ZS2, Figures, Target, label_ends, table
 
 TITLE = "Ladders: what λ and μ do"
 FRAMES = 8
@@ -84,9 +84,11 @@ def report(data: dict, figures: Figures) -> str:
 
 def _plot(figures: Figures, name: str, title: str, x: str, y: str, values, ours: list[float], authors) -> None:
     with figures(name, title, x, y) as axes:
+        ends = {}
         for numbers, what, colour in ((ours, "this run", ZS2), (authors, "the paper authors' clips\n(large model, poses)", PLAIN)):
             axes.plot(values, numbers, color=colour, marker="o", markersize=4)
-            label(axes, values[-1], numbers[-1], what, colour)
+            ends[what] = values[-1], numbers[-1], colour
         axes.set_ylim(0)
         axes.set_xlim(right=values[-1] * 1.35)
         axes.set_xticks(values)
+        label_ends(axes, ends, apart=22)

@@ -6,7 +6,7 @@ import numpy as np
 
 from . import metrics
 from .clips import GUIDANCE, Job
-from .document import OTHER, ZS2, Figures, Target, label, percent, table
+from .document import OTHER, ZS2, Figures, Target, label_ends, percent, table
 
 TITLE = "Long clips"
 STEPS = 10
@@ -67,9 +67,8 @@ def report(data: dict, figures: Figures) -> str:
 def _plot(figures: Figures, name: str, title: str, y: str, lines: dict, stretches, top: float | None = None) -> None:
     with figures(name, title, f"frame (means over {STRETCH} frames)", y) as axes:
         middles = [(first + 1 + last) / 2 for first, last in stretches]
-        ends = sorted(lines, key=lambda line: lines[line][-1])
         for line, values in lines.items():
             axes.plot(middles, values, color=COLOURS[line], marker="o", markersize=4)
-            label(axes, middles[-1], values[-1], line, COLOURS[line], xytext=(6, 10 * (ends.index(line) - 1)))
         axes.set_ylim(0, top)
         axes.set_xlim(right=middles[-1] * 1.25)
+        label_ends(axes, {line: (middles[-1], values[-1], COLOURS[line]) for line, values in lines.items()})

@@ -8,7 +8,7 @@ import torch
 from zs2_lib.noise import dependency_noise, frame_seeds, kl_divergence
 
 from . import metrics
-from .document import PLAIN, ZS2, Figures, Target, label, table
+from .document import PLAIN, ZS2, Figures, Target, label, label_ends, table
 from .timing import in_turns
 
 TITLE = "Noise: exact solver against search"
@@ -93,15 +93,18 @@ def report(data: dict, figures: Figures) -> str:
 def _plot(figures: Figures, curves: list[dict]) -> None:
     with figures("convergence", "The exact solver is done where the search begins", "iteration of the search",
                  "mean |KL - λ|") as axes:
+        ends = {}
         for row, shade in zip(curves, (0.45, 0.7, 1.0)):
             random, linear = row["random"], row["linear"]
             points = range(1, len(random) + len(linear) + 1)
             axes.semilogy(points, random + linear, color=PLAIN, alpha=shade, marker="o", markersize=3)
-            label(axes, points[-1], linear[-1], f"search, λ = {row['motion']:g}", PLAIN)
+            ends[f"search, λ = {row['motion']:g}"] = points[-1], linear[-1], PLAIN
         exact = max(row["exact"] for row in curves)
         axes.axhline(exact, color=ZS2)
         label(axes, 1, exact, f"exact, at once: {exact:.0e} at most for these λ", ZS2, xytext=(0, 7))
         axes.axvline(len(random) + 0.5, color="#d1d5db", linestyle=":")
-        axes.set_xlim(0, points[-1] + 6)
+        axes.set_xlim(0, points[-1] + 7)
+        axes.set_ylim(top=1e3)
+        label_ends(axes, ends)
         axes.text(1, 0.98, "random candidates", transform=axes.get_xaxis_transform(), va="top", fontsize=9)
         axes.text(len(random) + 1, 0.98, "interval search", transform=axes.get_xaxis_transform(), va="top", fontsize=9)
