@@ -6,7 +6,9 @@ import argparse
 import datetime
 import importlib
 import os
+import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -105,6 +107,8 @@ def default_output(options: argparse.Namespace) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worker processes end as well
     from . import document
 
     output = options.output or default_output(options)
