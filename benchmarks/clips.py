@@ -186,7 +186,10 @@ _worker: tuple = ()
 def _start_worker(model: str | None, config: str | None) -> None:
     global _worker
     torch.set_num_threads(1)
-    _worker = load(model, config), load_judge() if model is None else None
+    pipe = load(model, config)
+    for module in (pipe.unet, pipe.vae):
+        module.to(memory_format=torch.channels_last)  # the same pictures, a tenth sooner
+    _worker = pipe, load_judge() if model is None else None
 
 
 def _describe_job(job: Job) -> dict:

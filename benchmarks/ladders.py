@@ -65,9 +65,9 @@ def report(data: dict, figures: Figures) -> str:
     momentum_rows = zip(
         momentum["values"], means(momentum, "drift"), PAPER["momentum"]["drift"], means(momentum, "change"), PAPER["momentum"]["change"]
     )
-    _plot(figures, "motion", "A larger λ moves more", "λ (motion)", "mean |change| between frames, of 255",
+    _plot(figures, "motion", "Motion by λ", "λ (motion)", "mean |change| between frames, of 255",
           motion["values"], means(motion, "change"), PAPER["motion"]["change"])
-    _plot(figures, "momentum", "A larger μ keeps more of frame 1", "μ (momentum)", "mean |difference| from frame 1, of 255",
+    _plot(figures, "momentum", "Drift from frame 1 by μ", "μ (momentum)", "mean |difference| from frame 1, of 255",
           momentum["values"], means(momentum, "drift"), PAPER["momentum"]["drift"])
     return (
         f"Means of {count} clips of {data['frames']} frames, the same seeds at each value. Beside them the paper authors' own clips of Figure 4, "
@@ -88,7 +88,7 @@ def _plot(figures: Figures, name: str, title: str, x: str, y: str, values, ours:
         for numbers, what, colour in ((ours, "this run", ZS2), (authors, "the paper authors' clips\n(large model, poses)", PLAIN)):
             axes.plot(values, numbers, color=colour, marker="o", markersize=4)
             ends[what] = values[-1], numbers[-1], colour
-        axes.set_ylim(0)
+        axes.set_ylim(0, 1.15 * max(*ours, *authors))
         axes.set_xlim(right=values[-1] * 1.35)
         axes.set_xticks(values)
         label_ends(axes, ends, apart=22)

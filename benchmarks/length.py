@@ -70,11 +70,11 @@ def report(data: dict, figures: Figures) -> str:
         for clip, taken in zip(clips, times)
     ]
     slope = metrics.slope(frames, peaks)
-    with figures("memory", "A longer clip needs no more memory", "frames", "peak memory of the process, MiB") as axes:
+    with figures("memory", f"Peak memory by clip length, {data['per pass']} frames per pass", "frames", "peak memory of the process, MiB") as axes:
         axes.plot(frames, [peak / 2**20 for peak in peaks], color=ZS2, marker="o", markersize=4)
         label(axes, frames[-1], peaks[-1] / 2**20, f"{peaks[-1] / peaks[0]:.2f}× at {frames[-1] / frames[0]:.0f}× the length", ZS2, xytext=(0, 10), ha="right")
         axes.set_ylim(0, 1.25 * max(peaks) / 2**20)
-    with figures("time", "Time grows in proportion to length", "frames", f"seconds for {data['steps']} steps, decoding and MP4") as axes:
+    with figures("time", f"Time by clip length, {data['per pass']} frames per pass", "frames", f"seconds for {data['steps']} steps, decoding and MP4") as axes:
         axes.plot(frames, times, color=ZS2, marker="o", markersize=4)
         axes.plot((0, frames[-1]), (0, times[0] / frames[0] * frames[-1]), color="#9ca3af", linestyle="--")
         label(axes, frames[-1], times[-1], f"{times[-1]:.0f} s", ZS2, xytext=(-8, 8), ha="right")

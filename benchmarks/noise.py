@@ -91,7 +91,7 @@ def report(data: dict, figures: Figures) -> str:
 
 
 def _plot(figures: Figures, curves: list[dict]) -> None:
-    with figures("convergence", "The exact solver is done where the search begins", "iteration of the search",
+    with figures("convergence", "Error of the paper's search by iteration, and of the exact solver", "iteration of the search",
                  "mean |KL - λ|") as axes:
         ends = {}
         for row, shade in zip(curves, (0.45, 0.7, 1.0)):

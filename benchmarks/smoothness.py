@@ -34,7 +34,7 @@ def report(data: dict, figures: Figures) -> str:
     groups = {f"ZS², β = {value:g}": records for value, records in zip(data["inertia"], data["clips"])} | data["peers"]
     rows = [(name, *(_mean(records, key) for key in ("jerk", "change", "drift", "flicker"))) for name, records in groups.items()]
     ours = [_mean(records, "jerk") for records in data["clips"]]
-    with figures("inertia", "More inertia, smoother movement", "β (inertia)", "mean second difference / mean first difference") as axes:
+    with figures("inertia", "Smoothness by inertia (lower is smoother)", "β (inertia)", "mean second difference / mean first difference") as axes:
         axes.plot(data["inertia"], ours, color=ZS2, marker="o", markersize=4)
         label(axes, data["inertia"][-1], ours[-1], "ZS²", ZS2)
         for (name, records), colour in zip(data["peers"].items(), (PEER, PLAIN)):
