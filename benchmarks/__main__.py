@@ -85,9 +85,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="FOLDER",
                         help="where benchmarks.md and the folder benchmarks go; default docs, with --quick benchmarks-quick, with "
                         "--model benchmarks-NAME")
-    parser.add_argument("--model", metavar="PATH", help="an SD 1.x or 2.x checkpoint (.safetensors or diffusers folder) instead of the tiny one")
+    parser.add_argument("--model", metavar="PATH",
+                        help="an SD 1.x or 2.x checkpoint (.safetensors or diffusers folder) instead of the tiny one")
     parser.add_argument("--config", metavar="FOLDER", help="configuration of a .safetensors checkpoint with a shape of its own")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that sample the clips of the quality sections; default 2")
+    parser.add_argument("--workers", type=int, default=2, metavar="N",
+                        help="processes that sample the clips of the quality sections; default 2")
     group = parser.add_argument_group("clip-score")
     group.add_argument("--clip", metavar="FOLDER", help="a CLIP model in the format of transformers, on this machine")
     group.add_argument("--prompts", default=ROOT / "benchmarks" / "prompts.txt", metavar="FILE",

@@ -13,7 +13,7 @@ from zs2_lib.layout import Rows
 from zs2_lib.streaming import Passes
 
 from . import metrics, unets
-from .document import ZS2, Figures, Target, label, percent, table
+from .document import ZS2, Figures, Target, label, table
 from .timing import in_turns, seconds
 
 TITLE = "Temporal momentum attention: UNet steps"
@@ -161,8 +161,8 @@ def compare_forms(tokens: int, channels: int, frames: int, dtype: torch.dtype, b
     repeat = max(1, round(0.005 * len(candidates) / once))
     times = in_turns(runs, min(max(round(budget / (once * repeat)), 5), 51), repeat)
     return [
-        {"dtype": str(dtype)[6:], "tokens": tokens, "channels": channels, "frames": frames, "form": name,
-         "ms": 1e3 * metrics.median(times[name]), "ratio": metrics.median_ratio(times[name], times[SCAN]), "error": errors[name], "extra": extra}
+        {"dtype": str(dtype)[6:], "tokens": tokens, "channels": channels, "frames": frames, "form": name, "extra": extra,
+         "ms": 1e3 * metrics.median(times[name]), "ratio": metrics.median_ratio(times[name], times[SCAN]), "error": errors[name]}
         for name, (_, extra) in candidates.items()
     ]
 
@@ -184,22 +184,31 @@ def report(data: dict, figures: Figures) -> str:
         low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
         rows.append((
             unets.NAMES[step["unet"]], step["frames"], step["per pass"], f"{8 * step['latent']}×{8 * step['latent']}", len(ratios),
-            metrics.median(step["plain"]), f"{middle:.4f}", f"{low:.4f} to {high:.4f}", None if step["in hooks"] is None else percent(step["in hooks"]),
+            metrics.median(step["plain"]), f"{middle:.4f}", f"{low:.4f} to {high:.4f}",
+            None if step["in hooks"] is None else f"{100 * step['in hooks']:.2f} %",
         ))
     _plot(figures, data["steps"])
     header = ("UNet", "frames", "per pass", "pixels", "pairs", "s per step", "with TMA / without", "quartiles", "in hooks")
-    forms = [(each["dtype"], f"{each['tokens']}×{each['channels']}", each["form"], each["ms"], each["ratio"], f"{each['error']:.0e}", each["extra"])
-             for each in data["forms"]]
+    forms = [
+        (each["dtype"], f"{each['tokens']}×{each['channels']}", each["form"], each["ms"], each["ratio"], f"{each['error']:.0e}", each["extra"])
+        for each in data["forms"]
+    ]
     frames = data["forms"][0]["frames"]
     return (
-        "Steps of UNets with the widths and depths of SD 1.5 and SDXL and random weights, with guidance (twice as many rows as frames), on one "
-        "thread, in turns: median of the pairs. Pictures are small so that a step takes seconds; the averages grow with the picture like the rest "
-        "of the step, and attention more, so larger pictures make the ratio smaller. *in hooks*: the part of a step spent in the averages.\n\n"
+        "Steps of UNets with the widths and depths of SD 1.5 and SDXL and random weights, with guidance (twice as many rows as frames), "
+        "on one "
+        "thread, in turns: median of the pairs. Pictures are small so that a step takes seconds; the averages grow with the picture "
+        "like the rest "
+        "of the step, and attention more, so larger pictures make the ratio smaller. *in hooks*: the part of a step spent in the "
+        "averages.\n\n"
         + table(header, rows) + "\n" + figures.link("share", "Share of the averages in a step")
         + "\n### Why the average is an in-place scan\n\n"
-        f"Forms of the average at the shapes (tokens × channels) of SD 1.5's layers for 512×512 pixels and {frames} frames with guidance; times are "
-        "for keys and values of one layer together, ratios are to the library's form, the scan. *product*: one matrix for all rows, or one per "
-        "guidance group; *input*: the layer's input is averaged instead, on a copy. *error*: largest deviation from float64. *extra*: rows held "
+        f"Forms of the average at the shapes (tokens × channels) of SD 1.5's layers for 512×512 pixels and {frames} frames with "
+        "guidance; times are "
+        "for keys and values of one layer together, ratios are to the library's form, the scan. *product*: one matrix for all rows, or "
+        "one per "
+        "guidance group; *input*: the layer's input is averaged instead, on a copy. *error*: largest deviation from float64. *extra*: "
+        "rows held "
         "beyond what the layer holds without momentum. The scan alone also gives the same bits however a clip is cut into passes.\n\n"
         + table(("dtype", "layer", "form", "ms", "/ scan", "error", "extra"), forms)
     )

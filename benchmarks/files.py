@@ -39,8 +39,8 @@ def one_file(format: str, frames: int) -> dict:
             pass
         drawing = seconds(lambda: [None for _ in pictures(frames)], clock=time.perf_counter)
         start = peak_memory()
-        written = []
-        encoding = seconds(lambda: written.append(write_clip(pictures(frames), Path(folder) / "clip", format, FPS)), clock=time.perf_counter)
+        target, written = Path(folder) / "clip", []
+        encoding = seconds(lambda: written.append(write_clip(pictures(frames), target, format, FPS)), clock=time.perf_counter)
         encoded = peak_memory()
         count = []
         decoding = seconds(lambda: count.append(sum(1 for _ in open_source(written[0]).frames())), clock=time.perf_counter)

@@ -48,9 +48,10 @@ def means(ladder: dict, key: str) -> list[float]:
 def targets(data: dict) -> list[Target]:
     motion, momentum = means(data["motion"], "change"), means(data["momentum"], "drift")
     count = len(data["motion"]["clips"][0])
+    of = f"mean of {count} clips"
     return [
-        Target("motion-ladder", f"motion rises with λ = 0 to 0.25, mean of {count} clips", "monotone", _steps(motion), metrics.rises(motion)),
-        Target("momentum-ladder", f"drift falls with μ = 0 to 1, mean of {count} clips", "monotone", _steps(momentum), metrics.falls(momentum)),
+        Target("motion-ladder", f"motion rises with λ = 0 to 0.25, {of}", "monotone", _steps(motion), metrics.rises(motion)),
+        Target("momentum-ladder", f"drift falls with μ = 0 to 1, {of}", "monotone", _steps(momentum), metrics.falls(momentum)),
     ]
 
 
@@ -70,12 +71,14 @@ def report(data: dict, figures: Figures) -> str:
     _plot(figures, "momentum", "Drift from frame 1 by μ", "μ (momentum)", "mean |difference| from frame 1, of 255",
           momentum["values"], means(momentum, "drift"), PAPER["momentum"]["drift"])
     return (
-        f"Means of {count} clips of {data['frames']} frames, the same seeds at each value. Beside them the paper authors' own clips of Figure 4, "
+        f"Means of {count} clips of {data['frames']} frames, the same seeds at each value. Beside them the paper authors' own clips of "
+        "Figure 4, "
         "measured in the same way: a large checkpoint guided by poses, whose movement is in their figures even at λ = 0.\n\n"
         f"### λ\n\nμ = {motion['momentum']:g}, full prompts, {motion['steps']} steps at CFG {motion['guidance']:g}.\n\n"
         + table(("λ", "change", "drift from frame 1", "the authors' change"), motion_rows)
         + "\n" + figures.link("motion", "Change between frames by λ")
-        + f"\n### μ\n\nλ = {momentum['motion']:g}, the empty prompt, {momentum['steps']} steps at CFG {momentum['guidance']:g}: a full prompt fixes what the "
+        + f"\n### μ\n\nλ = {momentum['motion']:g}, the empty prompt, {momentum['steps']} steps at CFG {momentum['guidance']:g}: a full "
+          "prompt fixes what the "
         "tiny checkpoint shows, so that μ has nothing to hold.\n\n"
         + table(("μ", "drift from frame 1", "the authors' drift", "change", "the authors' change"), momentum_rows)
         + "\n" + figures.link("momentum", "Drift from frame 1 by μ")

@@ -38,12 +38,15 @@ def report(data: dict, figures: Figures) -> str:
     stretches = [(first, min(first + STRETCH, data["frames"])) for first in range(0, data["frames"], STRETCH)]
     header = ("noise", *(f"frames {first + 1}–{last}" for first, last in stretches))
     text = (
-        f"{len(data['prompts'])} clips of {data['frames']} frames for each noise model, {data['steps']} steps at CFG {data['guidance']:g}, settings at their "
+        f"{len(data['prompts'])} clips of {data['frames']} frames for each noise model, {data['steps']} steps at CFG "
+        f"{data['guidance']:g}, settings at their "
         "defaults (λ 0.05 for dependency noise, α 0.9 for the others, μ 0.98).\n\n"
     )
     if judged:
         right = {
-            name: np.mean([metrics.right(record["attributes"], each["attributes"]) for record, each in zip(records, data["prompts"])], axis=0)
+            name: np.mean([
+                metrics.right(record["attributes"], each["attributes"]) for record, each in zip(records, data["prompts"])
+            ], axis=0)
             for name, records in data["clips"].items()
         }
         rows = [

@@ -58,7 +58,8 @@ def targets(data: dict) -> list[Target]:
 def report(data: dict, figures: Figures) -> str:
     clips, prompts = data["clips"], data["prompts"]
     text = (
-        f"{len(prompts)} prompts, {data['frames']} frames each, DDIM with {data['steps']} steps at CFG {data['guidance']:g}, the same seeds for "
+        f"{len(prompts)} prompts, {data['frames']} frames each, DDIM with {data['steps']} steps at CFG {data['guidance']:g}, the same "
+        "seeds for "
         "all. Mixed and progressive noise take the place of dependency noise in ZS². ZS² has its default settings. In brackets: 95 % "
         "bootstrap intervals over prompts.\n\n"
     )
@@ -113,7 +114,8 @@ def _consistency(clips: dict, free: dict, figures: Figures) -> str:
     return (
         "### Consistency\n\n"
         "*Identity kept*: frames after the first in which the judge reads all attributes that it reads in the first. *Change*: mean "
-        "|difference| of neighbouring frames, of 255. *Drift*: the same to frame 1, over all later frames. *Flicker*: what is left of the "
+        "|difference| of neighbouring frames, of 255. *Drift*: the same to frame 1, over all later frames. *Flicker*: what is left of "
+        "the "
         "change once each frame is carried back along its optical flow. *Jerk*: mean second difference / mean first difference.\n\n"
         + table(("method", *CONSISTENCY), rows(clips, "consistency")) + "\n" + figures.link("drift", "Drift from frame 1 by frame")
         + f"\nThe same with the empty prompt, where nothing but the method holds the subject ({len(free['ZS²'])} clips each):\n\n"

@@ -76,14 +76,17 @@ def targets(data: dict) -> list[Target]:
 def report(data: dict, figures: Figures) -> str:
     shape = "×".join(map(str, data["shape"]))
     times = [
-        (row["frames"], 1e3 * metrics.median(row["exact"]), 1e3 * metrics.median(row["search"]), metrics.median_ratio(row["search"], row["exact"]))
+        (row["frames"], 1e3 * metrics.median(row["exact"]), 1e3 * metrics.median(row["search"]),
+         metrics.median_ratio(row["search"], row["exact"]))
         for row in data["times"]
     ]
     worst = [(f"{row['motion']:g}", f"{row['exact']:.0e}", f"{row['search']:.0e}") for row in data["errors"]]
     _plot(figures, data["curves"])
     return (
-        f"Latents of {shape}. *exact*: the closed form, one candidate; *search*: 10 random candidates, then 15 halvings between the previous frame "
-        f"and the best of them (Algorithm 1, corrected so that it cannot leave the interval).\n\n### Time for a clip's noise, λ = {MOTION:g}\n\n"
+        f"Latents of {shape}. *exact*: the closed form, one candidate; *search*: 10 random candidates, then 15 halvings between the "
+        "previous frame "
+        "and the best of them (Algorithm 1, corrected so that it cannot leave the interval).\n\n### Time for a clip's noise, λ = "
+        f"{MOTION:g}\n\n"
         + table(("frames", "exact, ms", "search, ms", "search / exact"), times)
         + "\n### Largest |KL - λ| in clips of 8 frames\n\n" + table(("λ", "exact", "search"), worst)
         + "\n### Convergence (Figure 17)\n\n" + figures.link("convergence", "Error by iteration")

@@ -16,7 +16,8 @@ def measure(run) -> dict:
     prompts = [each["prompt"] for each in run.prompts(run.pick(16, 2))]
 
     def clips(method: str, **settings) -> list[dict]:
-        return run.sampler([Job(method, prompt, seed, FRAMES, STEPS, settings=tuple(settings.items())) for seed, prompt in enumerate(prompts)])
+        options = tuple(settings.items())
+        return run.sampler([Job(method, prompt, seed, FRAMES, STEPS, settings=options) for seed, prompt in enumerate(prompts)])
 
     return {
         "frames": FRAMES, "steps": STEPS, "guidance": GUIDANCE,
@@ -34,7 +35,8 @@ def report(data: dict, figures: Figures) -> str:
     groups = {f"ZS², β = {value:g}": records for value, records in zip(data["inertia"], data["clips"])} | data["peers"]
     rows = [(name, *(_mean(records, key) for key in ("jerk", "change", "drift", "flicker"))) for name, records in groups.items()]
     ours = [_mean(records, "jerk") for records in data["clips"]]
-    with figures("inertia", "Smoothness by inertia (lower is smoother)", "β (inertia)", "mean second difference / mean first difference") as axes:
+    y = "mean second difference / mean first difference"
+    with figures("inertia", "Smoothness by inertia (lower is smoother)", "β (inertia)", y) as axes:
         axes.plot(data["inertia"], ours, color=ZS2, marker="o", markersize=4)
         label(axes, data["inertia"][-1], ours[-1], "ZS²", ZS2)
         for (name, records), colour in zip(data["peers"].items(), (PEER, PLAIN)):
@@ -43,7 +45,8 @@ def report(data: dict, figures: Figures) -> str:
         axes.set_xticks(data["inertia"])
         axes.set_xlim(right=1.12)
     return (
-        f"{len(data['clips'][0])} clips of {data['frames']} frames, {data['steps']} steps at CFG {data['guidance']:g}, the same prompts and seeds for all; "
+        f"{len(data['clips'][0])} clips of {data['frames']} frames, {data['steps']} steps at CFG {data['guidance']:g}, the same prompts "
+        "and seeds for all; "
         "the rest at the defaults. *Jerk*: mean second difference / mean first difference; less is smoother.\n\n"
         + table(("clips", "jerk", "change", "drift", "flicker"), rows) + "\n" + figures.link("inertia", "Jerk by inertia")
     )

@@ -190,7 +190,8 @@ def measured(tmp_path):
     options = SimpleNamespace(quick=True, model=None, config=None)
     data = ladders.measure(command.Run(options, FakeSampler()))
     document.save(tmp_path, "ladders", {
-        "section": "ladders", "date": "2026-01-02", "seconds": 3.0, "quick": True, "checkpoint": "tiny", **document.surroundings(), "data": data,
+        "section": "ladders", "date": "2026-01-02", "seconds": 3.0, "quick": True, "checkpoint": "tiny", "data": data,
+        **document.surroundings(),
     })
     return tmp_path
 
