@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -176,24 +177,54 @@ def test_a_clip_is_described(pipe):
 class FakeSampler:
     """Clips that move by λ and drift less by μ."""
 
+    def __init__(self, judged=True):
+        self.judged = judged
+
     def __call__(self, jobs):
         def record(job):
             settings = dict(job.settings)
-            change, drift = 10 * settings["motion"], 50 * (1.1 - settings["momentum"])
-            return {"change": [change] * 7, "drift": [drift] * 7, "jerk": 1.5, "flicker": [1.0] * 7, "attributes": [[0, 0, 0]] * 8}
+            change, drift = 10 * settings.get("motion", 0.05), 50 * (1.1 - settings.get("momentum", 0.98))
+            steps = job.frames - 1
+            numbers = {"change": [change] * steps, "drift": [drift] * steps, "jerk": 1.5, "flicker": [1.0] * steps}
+            return {**numbers, "attributes": [[0, 0, 0]] * job.frames} if self.judged else numbers
         return [record(job) for job in jobs]
+
+
+def measure(folder, name, model=None):
+    """Saves the raw numbers of one section."""
+    run = command.Run(SimpleNamespace(quick=True, model=model, config=None), FakeSampler(judged=model is None))
+    document.save(folder, name, {
+        "section": name, "date": "2026-01-02", "seconds": 3.0, "quick": True, "checkpoint": "tiny", "data": command.section(name).measure(run),
+        **document.surroundings(),
+    })
 
 
 @pytest.fixture
 def measured(tmp_path):
     """A folder with the raw numbers of one section."""
-    options = SimpleNamespace(quick=True, model=None, config=None)
-    data = ladders.measure(command.Run(options, FakeSampler()))
-    document.save(tmp_path, "ladders", {
-        "section": "ladders", "date": "2026-01-02", "seconds": 3.0, "quick": True, "checkpoint": "tiny", "data": data,
-        **document.surroundings(),
-    })
+    measure(tmp_path, "ladders")
     return tmp_path
+
+
+@pytest.mark.parametrize("model", [None, "some.safetensors"])
+@pytest.mark.parametrize("name", ["methods", "ladders", "smoothness", "long"])
+def test_sections_about_pictures_become_a_page(tmp_path, name, model):
+    """On another checkpoint as well, whose pictures the judge does not know."""
+    measure(tmp_path, name, model)
+    text = document.render(tmp_path, [name], command.section).read_text(encoding="utf-8")
+    for plot in (tmp_path / "benchmarks").glob("*.png"):
+        assert f"(benchmarks/{plot.name})" in text
+    assert ("all right" in text) == (name == "methods")
+    assert ("nan" in text.lower()) is False
+
+
+def test_links_of_the_readme_lead_to_rows_of_the_document():
+    page = command.ROOT / "docs" / "benchmarks.md"
+    if not page.exists():
+        pytest.skip("docs/benchmarks.md has not been measured yet: python -m benchmarks")
+    anchors = re.findall(r"docs/benchmarks\.md#([\w-]+)", (command.ROOT / "README.md").read_text(encoding="utf-8"))
+    text = page.read_text(encoding="utf-8")
+    assert anchors and [anchor for anchor in anchors if f'<a id="{anchor}">' not in text] == []
 
 
 def test_the_document_follows_from_the_raw_numbers(measured, capsys):
