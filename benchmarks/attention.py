@@ -38,10 +38,10 @@ QUICK_STEPS = (("sd1", 8, 2, 2, 3), ("sd1", 8, 4, 2, 2))
 
 @torch.inference_mode()
 def measure(run) -> dict:
-    steps, device = [], "cuda" if torch.cuda.is_available() else "cpu"
+    steps, (device, dtype) = [], ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     for kind in unets.NAMES:
         wanted = [step for step in run.pick(STEPS, QUICK_STEPS) if step[0] == kind]
-        unet = unets.unet(kind).to(device) if wanted else None
+        unet = unets.unet(kind).to(device, dtype) if wanted else None
         for _, side, frames, per_pass, pairs in wanted:
             steps.append({"unet": kind, "latent": side, "frames": frames, "per pass": per_pass,
                           **compare_steps(unet, side, frames, per_pass, pairs)})
@@ -67,8 +67,12 @@ def compare_steps(unet: torch.nn.Module, side: int, frames: int, per_pass: int, 
     rows = Rows.blocks(frames, 2)
     arguments, keywords = unets.inputs(unet, len(rows), side)
     device = next(unet.parameters()).device
-    arguments = tuple(x.to(device) for x in arguments)
-    keywords = {name: {key: x.to(device) for key, x in value.items()} for name, value in keywords.items()}
+
+    def like_weights(x: torch.Tensor) -> torch.Tensor:
+        return x.to(device, unet.dtype) if x.is_floating_point() else x.to(device)
+
+    arguments = tuple(map(like_weights, arguments))
+    keywords = {name: {key: like_weights(x) for key, x in value.items()} for name, value in keywords.items()}
 
     def call(*args, **kwargs) -> torch.Tensor:
         return unet(*args, return_dict=False, **kwargs)[0]

@@ -15,7 +15,7 @@ from zs2_lib.video import FORMATS, write_clip
 
 from . import metrics
 from .document import PALETTE, Figures, Target, label_ends, megabytes, table
-from .timing import in_own_process, peak_memory, seconds
+from .timing import in_own_process, process_peak, seconds
 
 TITLE = "Files: encoding and decoding"
 SIDE = 256
@@ -38,10 +38,10 @@ def one_file(format: str, frames: int) -> dict:
         for _ in open_source(Path(folder) / ("first" if format == "png" else f"first.{format}")).frames():
             pass
         drawing = seconds(lambda: [None for _ in pictures(frames)], clock=time.perf_counter)
-        start = peak_memory()
+        start = process_peak()
         target, written = Path(folder) / "clip", []
         encoding = seconds(lambda: written.append(write_clip(pictures(frames), target, format, FPS)), clock=time.perf_counter)
-        encoded = peak_memory()
+        encoded = process_peak()
         count = []
         decoding = seconds(lambda: count.append(sum(1 for _ in open_source(written[0]).frames())), clock=time.perf_counter)
         if count != [frames]:
@@ -49,7 +49,7 @@ def one_file(format: str, frames: int) -> dict:
         size = sum(file.stat().st_size for file in ([written[0]] if written[0].is_file() else written[0].iterdir()))
         return {
             "encoding": max(encoding - drawing, 1e-6), "decoding": decoding, "size": size,
-            "encoding memory": encoded - start, "decoding memory": peak_memory() - encoded,
+            "encoding memory": encoded - start, "decoding memory": process_peak() - encoded,
         }
 
 

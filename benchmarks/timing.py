@@ -57,9 +57,12 @@ def in_own_process(function: Callable, *arguments, environment: Mapping[str, str
 
 
 def peak_memory() -> int:
-    """Bytes that this process held at most so far: on the GPU if there is one, else of main memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    """Bytes that this process's tensors held at most so far on the GPU; without one, what `process_peak` says."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else process_peak()
+
+
+def process_peak() -> int:
+    """Bytes of main memory that this process held at most so far."""
     if os.path.exists("/proc/self/status"):  # what getrusage says may be the parent's, from before the process began its own
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             for line in status:
