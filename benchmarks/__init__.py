@@ -1,0 +1,1 @@
+"""Every figure that this project states, measured: `python -m benchmarks --help`."""

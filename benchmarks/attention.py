@@ -1,50 +1,113 @@
-"""Why temporal momentum is an in-place scan, and what it adds to a step of SD 1.5's UNet.
-
-    python -m benchmarks.attention              both tables; about ten minutes on one core, 5 GB
-    python -m benchmarks.attention --no-unet    the forms of the average only
-
-The first table compares forms of the running average at the shapes of SD 1.5's self-attention layers for 512×512
-pixels, on 2m rows (m frames, with and without the prompt). Its times are for keys and values of one layer together:
-
-    scan K, V        the library's: each row becomes lerp(row, row before, μ) in place
-    product K, V     W K and W V, one (2m × 2m) matrix for all rows
-    per group K, V   the same with an (m × m) matrix for each guidance group
-    scan input       K and V are affine in the layer's input and the weights sum to 1: average the input, once.
-                     On a copy, as the queries need the input itself
-    product input    the same as a product
-
-The forms take turns within each round; a ratio is the median over rounds of form / scan. `error` is the largest
-deviation from float64. A form needs the memory of `extra` more rows than the layer has without momentum.
-
-Why the scan: on a CPU it is 2 to 15 times faster than the products in float32 and 5 to 170 times in float16, it gives
-the same bits however a clip is cut into passes, and it holds the least memory. Averaging the input is between a third
-faster and four times slower, as its copy is small or large; and where a hypernetwork gives keys and values inputs of
-their own, it is something else. Either is about a thousandth of a step.
-
-The second table times UNet steps of the same batch with and without momentum in turns: the bar is 1.01. `in hooks`
-is the part of a step that the averages take.
-
-Times are processor time on one thread, which other work on the machine disturbs least.
-"""
+"""What temporal momentum adds to a UNet step, and why it is an in-place scan."""
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
-import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from zs2_lib.attention import TemporalMomentum, momentum_scan_
 from zs2_lib.layout import Rows
+from zs2_lib.streaming import Passes
 
+from . import metrics, unets
+from .document import ZS2, Figures, Target, label, table
+from .timing import in_turns, seconds
+
+TITLE = "Temporal momentum attention: UNet steps"
 LAYERS = ((4096, 320), (1024, 640), (256, 1280), (64, 1280))
 """Tokens and channels of SD 1.5's self-attention layers at 512×512 pixels."""
 MOMENTUM = 0.98
 SCAN = "scan K, V"
+BAR = 1.01
+STEPS = (
+    # UNet, latent side, frames, frames per pass, pairs of steps
+    ("sd1", 16, 4, 4, 7),
+    ("sd1", 8, 2, 2, 3),
+    ("sd1", 8, 8, 8, 5),
+    ("sd1", 8, 32, 32, 2),
+    ("sd1", 8, 8, 4, 3),
+    ("sd1", 8, 8, 2, 3),
+    ("sdxl", 8, 2, 2, 3),
+    ("sdxl", 8, 8, 8, 3),
+)
+QUICK_STEPS = (("sd1", 8, 2, 2, 3), ("sd1", 8, 4, 2, 2))
 
+
+@torch.inference_mode()
+def measure(run) -> dict:
+    steps, (device, dtype) = [], ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    for kind in unets.NAMES:
+        wanted = [step for step in run.pick(STEPS, QUICK_STEPS) if step[0] == kind]
+        unet = unets.unet(kind).to(device, dtype) if wanted else None
+        for _, side, frames, per_pass, pairs in wanted:
+            steps.append({"unet": kind, "latent": side, "frames": frames, "per pass": per_pass,
+                          **compare_steps(unet, side, frames, per_pass, pairs)})
+            print(f"  {steps[-1]['unet']}, {frames} frames of {side}×{side} in passes of {per_pass}: "
+                  f"{metrics.median_ratio(steps[-1]['averaged'], steps[-1]['plain']):.4f}", flush=True)
+        del unet
+    return {
+        "steps": steps,
+        "forms": [
+            row for dtype in run.pick(("float32", "float16"), ("float32",)) for tokens, channels in run.pick(LAYERS, LAYERS[1:])
+            for row in compare_forms(tokens, channels, 8, getattr(torch, dtype), run.pick(1.0, 0.3))
+        ],
+    }
+
+
+# --- steps -----------------------------------------------------------------------------------------------
+
+def compare_steps(unet: torch.nn.Module, side: int, frames: int, per_pass: int, pairs: int) -> dict:
+    """The times of steps of the same batch, cut into the same passes, with and without momentum in turns.
+
+    `in hooks` is the part of a step that the averages take, on a CPU: it is not blurred by what else the machine does.
+    """
+    rows = Rows.blocks(frames, 2)
+    arguments, keywords = unets.inputs(unet, len(rows), side)
+    device = next(unet.parameters()).device
+
+    def like_weights(x: torch.Tensor) -> torch.Tensor:
+        return x.to(device, unet.dtype) if x.is_floating_point() else x.to(device)
+
+    arguments = tuple(map(like_weights, arguments))
+    keywords = {name: {key: like_weights(x) for key, x in value.items()} for name, value in keywords.items()}
+
+    def call(*args, **kwargs) -> torch.Tensor:
+        return unet(*args, return_dict=False, **kwargs)[0]
+
+    def step(attention: TemporalMomentum) -> None:
+        with attention:
+            attention.attach(unet)
+            Passes(attention, per_pass).run(call, rows, *arguments, **keywords)
+
+    plain, averaged = [0.0] * frames, [MOMENTUM] * frames
+    step(TemporalMomentum(plain))
+    spent = []
+
+    def watched() -> None:
+        attention = _Watched(averaged)
+        step(attention)
+        spent.append(attention.spent)
+
+    times = in_turns({"plain": lambda: step(TemporalMomentum(plain)), "averaged": watched}, pairs)
+    on_gpu = device.type == "cuda"  # which works on after the hooks have returned
+    return {**times, "in hooks": None if on_gpu else metrics.median_ratio(spent, times["averaged"])}
+
+
+class _Watched(TemporalMomentum):
+    """Sums up the time that the averages take."""
+
+    spent = 0.0
+
+    def _average(self, *arguments) -> None:
+        start = time.process_time()
+        super()._average(*arguments)
+        self.spent += time.process_time() - start
+
+
+# --- forms of the average --------------------------------------------------------------------------------
 
 def weights(frames: int) -> torch.Tensor:
     """The paper's U, transposed: K̈ = W K in float64, from equation 2 with a constant μ."""
@@ -81,15 +144,8 @@ def forms(frames: int, dtype: torch.dtype) -> dict[str, tuple[Callable, int]]:
     }
 
 
-def seconds(run: Callable[[], object], repeat: int = 1) -> float:
-    start = time.process_time()
-    for _ in range(repeat):
-        run()
-    return (time.process_time() - start) / repeat
-
-
-def compare_forms(tokens: int, channels: int, frames: int, dtype: torch.dtype, budget: float) -> None:
-    """Prints a line for each form; takes about `budget` seconds."""
+def compare_forms(tokens: int, channels: int, frames: int, dtype: torch.dtype, budget: float) -> list[dict]:
+    """One row for each form; takes about `budget` seconds, or five rounds."""
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(2 * frames, tokens, channels, generator=generator).to(dtype) for _ in range(3)]
     exact = torch.block_diag(*[weights(frames)] * 2)
@@ -101,104 +157,80 @@ def compare_forms(tokens: int, channels: int, frames: int, dtype: torch.dtype, b
         results = form(*(x.clone() for x in tensors))
         expected = sample[:1] if name.endswith("input") else sample[1:]
         errors[name] = max((r[:, ::7, ::7].double().flatten(1) - e).abs().max().item() for r, e in zip(results, expected))
-        assert errors[name] < 20 * torch.finfo(dtype).eps, f"{name} does not agree: {errors[name]}"
+        if errors[name] >= 20 * torch.finfo(dtype).eps:
+            raise RuntimeError(f"the form {name!r} of the average does not agree with float64: it is off by {errors[name]}")
 
-    once = sum(seconds(lambda: form(*tensors)) for form, _ in candidates.values())
+    runs = {name: lambda form=form: form(*tensors) for name, (form, _) in candidates.items()}
+    once = sum(seconds(run) for run in runs.values())
     repeat = max(1, round(0.005 * len(candidates) / once))
-    times = {name: [] for name in candidates}
-    order = list(candidates)
-    for _ in range(min(max(round(budget / (once * repeat)), 5), 51)):
-        for name in order:
-            times[name].append(seconds(lambda: candidates[name][0](*tensors), repeat))
-        order.append(order.pop(0))
-
-    for name, (_, extra) in candidates.items():
-        ratio = statistics.median(a / b for a, b in zip(times[name], times[SCAN]))
-        print(f"{tokens:6d} {channels:8d} {frames:6d}  {str(dtype)[6:]:8s}  {name:14s} "
-              f"{statistics.median(times[name]) * 1e3:9.3f} {ratio:6.2f} {errors[name]:9.0e} {extra:6d}", flush=True)
+    times = in_turns(runs, min(max(round(budget / (once * repeat)), 5), 51), repeat)
+    return [
+        {"dtype": str(dtype)[6:], "tokens": tokens, "channels": channels, "frames": frames, "form": name, "extra": extra,
+         "ms": 1e3 * metrics.median(times[name]), "ratio": metrics.median_ratio(times[name], times[SCAN]), "error": errors[name]}
+        for name, (_, extra) in candidates.items()
+    ]
 
 
-def sd15_unet() -> tuple[str, torch.nn.Module]:
-    """SD 1.5's UNet with random weights and the name of its class, from `ldm` or else diffusers."""
-    if importlib.util.find_spec("ldm"):
-        from ldm.modules.diffusionmodules.openaimodel import UNetModel
-        unet = UNetModel(
-            image_size=32, in_channels=4, out_channels=4, model_channels=320, attention_resolutions=(4, 2, 1), num_res_blocks=2,
-            channel_mult=(1, 2, 4, 4), num_heads=8, use_spatial_transformer=True, context_dim=768, legacy=False,
-        )
-    else:
-        from diffusers import UNet2DConditionModel
-        unet = UNet2DConditionModel(cross_attention_dim=768)
-    return type(unet).__name__, unet.eval().requires_grad_(False)
+# --- the document ----------------------------------------------------------------------------------------
+
+def targets(data: dict) -> list[Target]:
+    steps = [step for step in data["steps"] if step["unet"] == "sd1"]
+    main = max(steps, key=lambda step: (step["latent"], step["frames"]))
+    ratio = metrics.median_ratio(main["averaged"], main["plain"])
+    what = f"UNet step with TMA / without, SD 1.5's widths, {main['frames']} frames"
+    return [Target("unet-step", what, f"≤ {BAR}×", f"{ratio:.4f}×", ratio <= BAR)]
 
 
-def compare_steps(unet: torch.nn.Module, frames: int, size: int, pairs: int) -> list[float]:
-    """Prints a line; returns the ratios of steps with and without momentum."""
-    rows = Rows.blocks(frames, 2)
-    x, timesteps, context = torch.randn(len(rows), 4, size, size), torch.full((len(rows),), 500), torch.randn(len(rows), 77, 768)
-    spent = [0.0]  # inside the hooks
-
-    def start(*_):
-        spent[-1] -= time.process_time()
-
-    def stop(*_):
-        spent[-1] += time.process_time()
-
-    def plain() -> float:
-        return seconds(lambda: unet(x, timesteps, context))
-
-    def averaged() -> float:
-        projections = [module for name, module in unet.named_modules() if name.endswith(("attn1.to_k", "attn1.to_v"))]
-        watching = [module.register_forward_hook(start) for module in projections]
-        with TemporalMomentum([MOMENTUM] * frames) as attention:
-            attention.attach(unet)
-            watching += [module.register_forward_hook(stop) for module in projections]
-            attention.rows = rows
-            spent.append(0.0)
-            taken = seconds(lambda: unet(x, timesteps, context))
-        for handle in watching:
-            handle.remove()
-        return taken
-
-    plain()
-    steps = []
-    for pair in range(pairs):
-        if pair % 2:
-            steps.append((plain(), averaged()))
-        else:
-            steps.append((averaged(), plain())[::-1])
-    ratios = sorted(b / a for a, b in steps)
-    without, share = statistics.median(a for a, _ in steps), statistics.median(s / b for s, (_, b) in zip(spent[1:], steps))
-    print(f"{len(rows):6d}  {size:3d}×{size:<3d} {pairs:5d} {without:11.3f} {statistics.median(ratios):9.4f} "
-          f"{ratios[len(ratios) // 4]:8.4f} to {ratios[-1 - len(ratios) // 4]:.4f} {share:11.2%}", flush=True)
-    return ratios
+def report(data: dict, figures: Figures) -> str:
+    rows = []
+    for step in data["steps"]:
+        ratios = np.divide(step["averaged"], step["plain"])
+        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+        rows.append((
+            unets.NAMES[step["unet"]], step["frames"], step["per pass"], f"{8 * step['latent']}×{8 * step['latent']}", len(ratios),
+            metrics.median(step["plain"]), f"{middle:.4f}", f"{low:.4f} to {high:.4f}",
+            None if step["in hooks"] is None else f"{100 * step['in hooks']:.2f} %",
+        ))
+    _plot(figures, data["steps"])
+    header = ("UNet", "frames", "per pass", "pixels", "pairs", "s per step", "with TMA / without", "quartiles", "in hooks")
+    forms = [
+        (each["dtype"], f"{each['tokens']}×{each['channels']}", each["form"], each["ms"], each["ratio"], f"{each['error']:.0e}", each["extra"])
+        for each in data["forms"]
+    ]
+    frames = data["forms"][0]["frames"]
+    return (
+        "Steps of UNets with the widths and depths of SD 1.5 and SDXL and random weights, with guidance (twice as many rows as frames), "
+        "on one "
+        "thread, in turns: median of the pairs. Pictures are small so that a step takes seconds; the averages grow with the picture "
+        "like the rest "
+        "of the step, and attention more, so larger pictures make the ratio smaller. *in hooks*: the part of a step spent in the "
+        "averages.\n\n"
+        + table(header, rows) + "\n" + figures.link("share", "Share of the averages in a step")
+        + "\n### Why the average is an in-place scan\n\n"
+        f"Forms of the average at the shapes (tokens × channels) of SD 1.5's layers for 512×512 pixels and {frames} frames with "
+        "guidance; times are "
+        "for keys and values of one layer together, ratios are to the library's form, the scan. *product*: one matrix for all rows, or "
+        "one per "
+        "guidance group; *input*: the layer's input is averaged instead, on a copy. *error*: largest deviation from float64. *extra*: "
+        "rows held "
+        "beyond what the layer holds without momentum. The scan alone also gives the same bits however a clip is cut into passes.\n\n"
+        + table(("dtype", "layer", "form", "ms", "/ scan", "error", "extra"), forms)
+    )
 
 
-@torch.inference_mode()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--no-unet", action="store_true", help="leave the second table out")
-    parser.add_argument("--frames", type=int, nargs="+", default=[4, 8, 16], help="m of the first table")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "float16"])
-    parser.add_argument("--no-forms", action="store_true", help="leave the first table out")
-    parser.add_argument("--budget", type=float, default=4, help="seconds for each shape")
-    parser.add_argument("--size", type=int, default=16, help="latent height and width of the second table")
-    parser.add_argument("--pairs", type=int, default=9)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, one thread\n")
-
-    if not options.no_forms:
-        print("tokens channels frames  dtype     form                  ms  ratio     error  extra")
-        for dtype in options.dtypes:
-            for tokens, channels in LAYERS:
-                for frames in options.frames:
-                    compare_forms(tokens, channels, frames, getattr(torch, dtype), options.budget)
-    if not options.no_unet:
-        name, unet = sd15_unet()
-        print(f"\n{name}\n  rows  latent  pairs  s per step     ratio  (quartiles)         in hooks")
-        compare_steps(unet, 4, options.size, options.pairs)
-
-
-if __name__ == "__main__":
-    main()
+def _plot(figures: Figures, steps: list[dict]) -> None:
+    names = [f"{unets.NAMES[s['unet']]}, {s['frames']} frames\nin passes of {s['per pass']}, {8 * s['latent']}²" for s in steps]
+    with figures("share", "What temporal momentum adds to a UNet step", "time with / without: median and quartiles of pairs", "",
+                 height=0.8 + 0.42 * len(steps)) as axes:
+        for y, step in enumerate(reversed(steps)):
+            low, middle, high = np.quantile(np.divide(step["averaged"], step["plain"]), [0.25, 0.5, 0.75])
+            axes.plot((low, high), (y, y), color=ZS2, linewidth=2)
+            axes.plot(middle, y, "o", color=ZS2)
+            label(axes, high, y, f"{middle:.3f}", ZS2)
+        axes.axvline(1, color="#9ca3af")
+        axes.axvline(BAR, color="black", linestyle="--")
+        label(axes, BAR, len(steps) - 0.45, f"target {BAR}", "black")
+        axes.set_yticks(range(len(steps)), reversed(names), fontsize=8)
+        axes.set_ylim(-0.6, len(steps) - 0.2)
+        axes.margins(x=0.12)
+        axes.grid(axis="y", visible=False)

@@ -31,7 +31,7 @@ def momentum_scan_(x: torch.Tensor, rows: Rows, momentum: Sequence[float], carri
     maps a guidance group to its last frame before this call and the average after it, in float32. Returns
     the same after this call's last frames; `carried` itself is left as it was. The sum is kept in
     float32 whatever the precision of `x`. One in-place pass over each row is the cheapest exact form
-    (`benchmarks/attention.py` compares), and gives the same bits however a clip is cut into calls.
+    (`python -m benchmarks --only attention` compares), and gives the same bits however a clip is cut into calls.
 
     Raises RuntimeError if a group's frames do not follow on each other.
     """

@@ -8,14 +8,13 @@ The WebUI runs on a data directory of its own: nobody's models, outputs, setting
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import models
 import pytest
-from host import Host
+from host import started
 from report import Compatibility
-from webui import Installation, Server
+from webui import Installation
 
 HERE = Path(__file__).resolve().parent
 INSTALLATION = Installation.from_environment()
@@ -67,21 +66,8 @@ def start(installation, models_folder, tmp_path_factory):
     `controlnet=True` one that has sd-webui-controlnet as well.
     """
 
-    @contextlib.contextmanager
-    def start_host(*flags: str, extension: bool = True, controlnet: bool = False):
-        data = tmp_path_factory.mktemp("data")
-        for entry in ("models", "embeddings"):
-            (data / entry).symlink_to(models_folder / entry)
-        (data / "extensions").mkdir()
-        if extension:
-            (data / "extensions" / "sd-webui-zs2").symlink_to(models.ROOT)
-        if controlnet:
-            (data / "extensions" / "sd-webui-controlnet").symlink_to(installation.controlnet)
-        (data / "extensions" / "zs2-probe").symlink_to(HERE / "probe")
-        checkpoint = data / "models" / "Stable-diffusion" / "tiny.safetensors"
-        with Server(installation, data, f"--ckpt={checkpoint}", *flags) as client:
-            client.post("/sdapi/v1/options", {"live_previews_enable": False})
-            yield Host(client, data, installation.version)
+    def start_host(*flags: str, **extensions: bool):
+        return started(installation, models_folder, tmp_path_factory.mktemp("data"), *flags, **extensions)
 
     return start_host
 
