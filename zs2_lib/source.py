@@ -880,7 +880,18 @@ def _decoder(stream, parallel: bool = True):
 
 
 def _decoded(packets: Iterable, decoder) -> Iterator:
-    """The frames (av.VideoFrame) that have a time, in order of it. Raises _Damaged after the last before a damage."""
+    """The frames (av.VideoFrame) that have a time, in order of it. Raises _Damaged after the last before a damage.
+
+    The decoder is left at rest: freed while one of its threads reports an error, which takes Python's lock where PyAV's
+    log is on (as torchvision switches it), it would wait for that thread, with the lock, for ever.
+    """
+    try:
+        yield from _decoded_until_damage(packets, decoder)
+    finally:
+        decoder.flush_buffers()
+
+
+def _decoded_until_damage(packets: Iterable, decoder) -> Iterator:
     av = _import_av()
     started, damage = False, None
     try:
