@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from pathlib import Path
 
 import av
@@ -179,6 +180,40 @@ def test_leaves_no_trace(host, frames):
     edit(host, frames, {"motion": 0.05, "momentum": 0.9})
     assert difference(host.generate(**init).frames, before) == 0
     assert left_behind(clean, host.state()) == []
+
+
+def rolling(number: int, size=(128, 128)) -> Image.Image:
+    """A red circle on blue that crosses the picture in 8 frames."""
+    image = Image.new("RGB", size, (40, 60, 220))
+    x = 34 + 60 * number / 7
+    ImageDraw.Draw(image).ellipse((x - 24, 40, x + 24, 88), fill=(220, 40, 40))
+    return image
+
+
+def centre(picture: np.ndarray) -> np.ndarray:
+    """(y, x) of what is red or yellow on blue or green."""
+    return np.argwhere(picture[..., 0] > 150).mean(0)
+
+
+def test_contact_sheet(host, sources, tmp_path):
+    """The sheet of README: source, edit, and frame by frame; the star is where the circle was, in every frame.
+
+    With ZS2_SHEETS, a folder, the sheet is kept there.
+    """
+    drawn = [np.asarray(rolling(number)).astype(int) for number in range(8)]
+    path = folder(sources / "rolling", rolling, count=8)
+    payload = {"denoising_strength": 0.7, "steps": 20, "seed": 7}
+    result = edit(host, path, {"motion": 0.02, "momentum": 0.75}, **payload).frames
+    separate = edit(host, path, {"noise_model": "independent"}, **payload).frames
+    for source_frame, frame in zip(drawn, result):
+        assert np.abs(centre(frame) - centre(source_frame)).max() < 16
+    assert change(result) < change(separate)
+
+    sheet = Image.new("RGB", (8 * 132 - 4, 3 * 132 - 4), "white")
+    for row, pictures in enumerate((drawn, result, separate)):
+        for column, picture in enumerate(pictures):
+            sheet.paste(Image.fromarray(picture.astype(np.uint8)), (column * 132, row * 132))
+    sheet.save(Path(os.environ.get("ZS2_SHEETS", tmp_path), "source_and_result.png"), optimize=True)
 
 
 # --- masks ------------------------------------------------------------------------------------------------------
