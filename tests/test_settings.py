@@ -235,7 +235,7 @@ def test_values_that_exclude_each_other(values, words):
 
 @pytest.mark.parametrize(("values", "words"), [
     (dict(mask="mask.png"), "mask: a mask video is not allowed without a source"),
-    (dict(source="clip.mp4", source_start=3, source_end=2), "source_start, source_end: end is 2"),
+    (dict(source="clip.mp4", source_start=3, source_end=2), "source_end is 2"),
     (dict(source="clip.mp4", formats=["gif"], fps=60), "fps: 60 is not allowed with the format 'gif': "),
     (dict(source="clip.mp4", frames=1025), "frames: 1025 is not allowed"),
 ])

@@ -55,7 +55,7 @@ unit follow."""
 def build(elem_id: Callable[[str], str], is_img2img: bool, preview: Callable, units: int) -> dict[str, gr.components.Component]:
     """Makes the controls; `elem_id` names them. Call it inside the accordion. Returns them by name, in the order `read` takes.
 
-    `preview(path, selection)` gives a strip of the frames of the source and a line about them, or raises SettingsError.
+    `preview(path, selection, fps)` gives a strip of the frames of the source and a line about them, or raises SettingsError.
     `units` is the number of ControlNet units, 0 if the extension is not installed.
     """
     controls = {}
@@ -121,15 +121,15 @@ def _source_controls(elem_id: Callable[[str], str], is_img2img: bool) -> dict[st
 
 def _show_source(controls: Mapping, strip: gr.Image, about: gr.HTML, preview: Callable) -> None:
     """Shows which frames will be used whenever that changes; with a source the frames and their rate are left to it."""
-    selection = ("frames", "source_start", "source_end", "source_fps", "source_every")
+    selection = ("frames", "fps", "source_start", "source_end", "source_fps", "source_every")
 
     def show(file, path, *values):
         source = _path(file) or path.strip()
         if not source:
             return gr.update(visible=False), ""
         try:
-            frames, start, end, fps, every = values
-            picture, text = preview(source, Selection(start or 0, end or None, fps or None, every or 1, frames or None))
+            frames, clip_fps, start, end, fps, every = values
+            picture, text = preview(source, Selection(start or 0, end or None, fps or None, every or 1, frames or None), clip_fps or 0)
         except (SettingsError, ValueError, TypeError) as error:
             return gr.update(visible=False), html.escape(str(error))
         return gr.update(value=picture, visible=True), html.escape(text)
@@ -142,8 +142,9 @@ def _show_source(controls: Mapping, strip: gr.Image, about: gr.HTML, preview: Ca
     for control in files:
         left = control.change(leave_to_source, files, [controls["frames"], controls["fps"]], show_progress=False)
         left.then(show, inputs, [strip, about], show_progress=False)
-    controls["frames"].release(show, inputs, [strip, about], show_progress=False)
-    for name in selection[1:]:
+    for name in selection[:2]:
+        controls[name].release(show, inputs, [strip, about], show_progress=False)
+    for name in selection[2:]:
         controls[name].change(show, inputs, [strip, about], show_progress=False)
 
 

@@ -65,7 +65,7 @@ def schedule(low: float, high: float = float("inf")) -> Callable:
 def text(key: str, value) -> str:
     if not isinstance(value, str):
         raise SettingsError(f"{key}: {value!r} is not allowed; give a text")
-    return value
+    return value.strip()
 
 
 def prompt_keyframes(key: str, value) -> PromptKeyframes | None:
@@ -247,7 +247,7 @@ class Settings:
         try:
             self.selection
         except ValueError as error:
-            raise SettingsError(f"source_start, source_end: {error}") from None
+            raise SettingsError(f"source_{error}") from None  # it begins with "start is", "end is" or "fps is"
         for format in self.formats if self.fps else ():
             try:
                 check_clip(format, self.fps)

@@ -42,17 +42,19 @@ def errors_stop(p):
     """An error inside stops the job with its message; the API answers wrong settings with status 422.
 
     The host prints and forgets what a script's callback raises, so the error is raised by the first of `p`'s
-    methods that the host calls outside of a callback.
+    methods that the host calls outside of a callback. The job that `p` has ends at once.
     """
     try:
         yield
     except Exception as error:
         if isinstance(error, SettingsError):
             error.status_code, error.detail = 422, str(error)
+        if job := vars(p).get("zs2_job"):
+            job.end()
 
         def stop(*args, _error=error, **kwargs):
             raise _error
-        p.setup_prompts = p.sample = stop
+        p.setup_prompts = p.init = p.sample = stop
 
 
 _open_jobs: list["Job"] = []
