@@ -15,7 +15,6 @@ import av
 import numpy as np
 import pytest
 from host import difference, left_behind
-from PIL import Image
 from sources import EDIT, folder, mask, scene, video
 from webui import HostError
 
