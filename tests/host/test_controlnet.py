@@ -230,7 +230,7 @@ REFUSED = {
     "no such file": ({"control": ["/nowhere.mp4"]}, r"control\[0\]: .*not allowed"),
     "missing in an allowed folder": ({"control": ["control/99.mp4"]}, r"control\[0\]: .*99\.mp4"),
     "no source": ({"control": ["source"]}, "there is no source"),
-    "too many entries": ({"control": ["", "", "", "", ""]}, "5 entries for 1 ControlNet units"),
+    "too many entries": ({"control": ["", "", "", "", ""]}, "5 entries for 3 ControlNet units"),
     "no list": ({"control": "source"}, "give a list"),
     "wrong fit": ({"control": ["control"], "control_fit": "cut"}, '"hold", "loop", "stretch"'),
     "corrupt base64": ({"control": ["data:video/mp4;base64,AAAA!"]}, r"control\[0\]"),
@@ -269,7 +269,7 @@ def test_without_an_enabled_unit(host, folder):
     assert "unit 0 is not enabled" in str(result.info["extra_generation_params"])
 
 
-@pytest.mark.parametrize("kind, site", [("exception", "unet"), ("interrupt", "unet"), ("exception", "vae"), ("oom", "unet")])
+@pytest.mark.parametrize("kind, site", [("exception", "unet block"), ("interrupt", "unet block"), ("exception", "vae"), ("oom", "unet block")])
 @pytest.mark.parametrize("unit", ["ControlNet, canny", "IP-Adapter", "reference only"])
 def test_faults_leave_no_trace(host, folder, unit, kind, site):
     own = [enabled(UNITS[unit], scene(0))]

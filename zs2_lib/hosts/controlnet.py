@@ -245,7 +245,7 @@ class ControlUnits:
         return get_controls
 
     def _keeping_errors(self, main_entry: Callable) -> Callable:
-        """The extension's `controlnet_main_entry`; the host prints and forgets what it raises, so it is kept for sampling."""
+        """The extension's `controlnet_main_entry`; the host prints and forgets what it raises, so it is raised by what comes next."""
         def entry(p):
             if p is not self.p:
                 return main_entry(p)
@@ -253,6 +253,7 @@ class ControlUnits:
                 main_entry(p)
             except Exception as error:
                 self.error = error
+                p.init = lambda *args, **kwargs: self.check()
                 raise
         return entry
 
