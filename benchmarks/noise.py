@@ -88,7 +88,7 @@ def report(data: dict, figures: Figures) -> str:
         "and the best of them (Algorithm 1, corrected so that it cannot leave the interval).\n\n### Time for a clip's noise, λ = "
         f"{MOTION:g}\n\n"
         + table(("frames", "exact, ms", "search, ms", "search / exact"), times)
-        + "\n### Largest |KL - λ| in clips of 8 frames\n\n" + table(("λ", "exact", "search"), worst)
+        + f"\n### Largest |KL - λ| in clips of 8 frames\n\n" + table(("λ", "exact", "search"), worst)
         + "\n### Convergence (Figure 17)\n\n" + figures.link("convergence", "Error by iteration")
     )
 
