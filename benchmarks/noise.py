@@ -17,7 +17,7 @@ FRAMES = 8
 SOLVERS = {"exact": {"solver": "exact", "candidates": 1}, "search": {"solver": "search", "candidates": 10}}
 """The library's default, and the search as the paper sets it: 10 random candidates, 15 steps between them."""
 MOTION = 0.05
-GRID = tuple(round(0.1 * i, 1) for i in range(17))
+GRID = (0.0, 0.01, *(round(0.1 * i, 1) for i in range(1, 17)))
 CURVES = (0.01, 0.05, 0.25)
 BAR = 1e-6
 
@@ -40,7 +40,7 @@ def measure(run) -> dict:
         "errors": [
             {"motion": motion, **{name: max(error for seed in range(clips) for error in errors(seed, motion, **options))
                                   for name, options in SOLVERS.items()}}
-            for motion in (0.01, *GRID)
+            for motion in GRID
         ],
         "curves": [{"motion": motion, **curve(motion, clips)} for motion in CURVES],
     }
@@ -90,9 +90,8 @@ def report(data: dict, figures: Figures) -> str:
     _plot(figures, data["curves"])
     return (
         f"Latents of {shape}. *exact*: the closed form, one candidate; *search*: 10 random candidates, then 15 halvings between the "
-        "previous frame "
-        "and the best of them (Algorithm 1, corrected so that it cannot leave the interval).\n\n### A clip's noise, λ = "
-        f"{MOTION:g}\n\n"
+        "previous frame and the best of them (Algorithm 1, corrected so that it cannot leave the interval).\n\n"
+        f"### A clip's noise, λ = {MOTION:g}\n\n"
         + table(("frames", "exact, ms", "search, ms", "search / exact", "exact, largest |KL - λ|", "search, largest |KL - λ|"), lengths)
         + f"\n### Largest |KL - λ| in clips of {FRAMES} frames\n\n" + table(("λ", "exact", "search"), worst)
         + "\n### Convergence (Figure 17)\n\n" + figures.link("convergence", "Error by iteration")
