@@ -200,20 +200,16 @@ def report(data: dict, figures: Figures) -> str:
     frames = data["forms"][0]["frames"]
     return (
         "Steps of UNets with the widths and depths of SD 1.5 and SDXL and random weights, with guidance (twice as many rows as frames), "
-        "on one "
-        "thread, in turns: median of the pairs. Pictures are small so that a step takes seconds; the averages grow with the picture "
-        "like the rest "
-        "of the step, and attention more, so larger pictures make the ratio smaller. *in hooks*: the part of a step spent in the "
-        "averages.\n\n"
+        "on one thread, in turns: median of the pairs. Pictures are small so that a step takes seconds; the averages grow with the "
+        "picture like the rest of the step, and attention more, so larger pictures make the ratio smaller. *in hooks*: the part of a "
+        "step spent in the averages.\n\n"
         + table(header, rows) + "\n" + figures.link("share", "Share of the averages in a step")
         + "\n### Why the average is an in-place scan\n\n"
-        f"Forms of the average at the shapes (tokens × channels) of SD 1.5's layers for 512×512 pixels and {frames} frames with "
-        "guidance; times are "
-        "for keys and values of one layer together, ratios are to the library's form, the scan. *product*: one matrix for all rows, or "
-        "one per "
-        "guidance group; *input*: the layer's input is averaged instead, on a copy. *error*: largest deviation from float64. *extra*: "
-        "rows held "
-        "beyond what the layer holds without momentum. The scan alone also gives the same bits however a clip is cut into passes.\n\n"
+        f"Forms of the average at the shapes (tokens × channels) of SD 1.5's layers for 512×512 pixels and {frames} frames with guidance; "
+        "times are for keys and values of one layer together, ratios are to the library's form, the scan. *product*: one matrix for all "
+        "rows, or one per guidance group; *input*: the layer's input is averaged instead, on a copy. *error*: largest deviation from "
+        "float64. *extra*: rows held beyond what the layer holds without momentum. The scan alone also gives the same bits however a "
+        "clip is cut into passes.\n\n"
         + table(("dtype", "layer", "form", "ms", "/ scan", "error", "extra"), forms)
     )
 

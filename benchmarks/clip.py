@@ -65,12 +65,10 @@ def report(data: dict, figures: Figures) -> str:
         axes.grid(axis="y", visible=False)
     return (
         f"{data['frames']} frames, DDIM with {data['steps']} steps at CFG {data['guidance']:g}, sampled and decoded, in turns "
-        f"({len(times['zs2'])} rounds): "
-        "median of the ratios of one round. The plain batch is the same pipeline asked for as many pictures. Text2Video-Zero is "
-        "`diffusers`' pipeline on the same "
-        "checkpoint, scheduler and steps, its t0 and t1 rescaled from 50 steps; nothing is added to the prompt, and no watermark is "
-        "drawn. It samples the "
-        "first steps for frame 1 alone, so it computes fewer rows: *UNet rows*.\n\n"
+        f"({len(times['zs2'])} rounds): median of the ratios of one round. The plain batch is the same pipeline asked for as many "
+        "pictures. Text2Video-Zero is `diffusers`' pipeline on the same checkpoint, scheduler and steps, its t0 and t1 rescaled from 50 "
+        "steps; nothing is added to the prompt, and no watermark is drawn. It samples the first steps for frame 1 alone, so it computes "
+        "fewer rows: *UNet rows*.\n\n"
         + table(("method", "s per clip", "ZS² / method", "quartiles", "UNet rows", "the same ratio of rows"), lines)
         + "\n" + figures.link("times", "Time of a clip by method")
     )

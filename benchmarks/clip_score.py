@@ -96,11 +96,10 @@ def report(data: dict, figures: Figures) -> str:
         axes.grid(axis="y", visible=False)
     settings = ", ".join(f"{key} {value:g}" for key, value in SETTINGS.items())
     return (
-        f"{len(plain)} clips of {data['frames']} frames for each method on {data['prompts']} prompts, DDIM with {data['steps']} steps "
-        f"at CFG {data['guidance']:g}; "
-        f"ZS² with the paper's {settings}. The score is 100 · cosine of the embeddings of picture and prompt by {data['clip']}, mean "
-        "over frames and clips. "
-        "DDIM's frames are independent pictures. In brackets: 95 % bootstrap intervals over clips.\n\n"
+        f"{len(plain)} clips of {data['frames']} frames for each method on {data['prompts']} prompts, DDIM with {data['steps']} steps at "
+        f"CFG {data['guidance']:g}; ZS² with the paper's {settings}. The score is 100 · cosine of the embeddings of picture and prompt by "
+        f"{data['clip']}, mean over frames and clips. DDIM's frames are independent pictures. In brackets: 95 % bootstrap intervals over "
+        "clips.\n\n"
         + table(("method", "CLIP score", "against DDIM on the same prompts"), rows)
         + "\n" + figures.link("scores", "CLIP score by method") + "\nThe paper's Table 1:\n\n"
         + table(("checkpoint", *METHODS), [(name, *(f"{value:.1f}" for value in values)) for name, values in PAPER.items()])

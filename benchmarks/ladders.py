@@ -72,8 +72,7 @@ def report(data: dict, figures: Figures) -> str:
           momentum["values"], means(momentum, "drift"), PAPER["momentum"]["drift"])
     return (
         f"Means of {count} clips of {data['frames']} frames, the same seeds at each value. Beside them the paper authors' own clips of "
-        "Figure 4, "
-        "measured in the same way: a large checkpoint guided by poses, whose movement is in their figures even at λ = 0.\n\n"
+        "Figure 4, measured in the same way: a large checkpoint guided by poses, whose movement is in their figures even at λ = 0.\n\n"
         f"### λ\n\nμ = {motion['momentum']:g}, full prompts, {motion['steps']} steps at CFG {motion['guidance']:g}.\n\n"
         + table(("λ", "change", "drift from frame 1", "the authors' change"), motion_rows)
         + "\n" + figures.link("motion", "Change between frames by λ")

@@ -109,13 +109,10 @@ def report(data: dict, figures: Figures) -> str:
         label(axes, frames[-1] / 2, times[0] / frames[0] * frames[-1] / 2, "in proportion\nto the shortest", "#6b7280", xytext=(12, -14))
         axes.set_ylim(0)
     return (
-        f"Each length in a process of its own: {data['steps']} steps at CFG {data['guidance']:g} in passes of {data['per pass']} "
-        "frames, decoded "
-        "one by one and written as MP4. *Loaded*: the peak with the checkpoint loaded and two frames sampled, before the clip. *Held*: "
-        "the "
-        "peak of sampling and decoding alone with the C library told to give back what is freed; the rest of *peak* is memory that it "
-        "keeps "
-        "for later, and the encoder's.\n\n"
+        f"Each length in a process of its own: {data['steps']} steps at CFG {data['guidance']:g} in passes of {data['per pass']} frames, "
+        "decoded one by one and written as MP4. *Loaded*: the peak with the checkpoint loaded and two frames sampled, before the clip. "
+        "*Held*: the peak of sampling and decoding alone with the C library told to give back what is freed; the rest of *peak* is "
+        "memory that it keeps for later, and the encoder's.\n\n"
         + table(("frames", "s", "s per frame", "loaded", "peak", "/ shortest", "held", "/ shortest"), rows)
         + f"\nSlope of the peak: {slope / 2**10:.0f} KiB per frame; of what is held: "
         f"{metrics.slope(list(held), list(held.values())) / 2**10:.0f} KiB per frame; of the time: {metrics.slope(frames, times):.3f} s "

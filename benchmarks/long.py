@@ -39,8 +39,7 @@ def report(data: dict, figures: Figures) -> str:
     header = ("noise", *(f"frames {first + 1}–{last}" for first, last in stretches))
     text = (
         f"{len(data['prompts'])} clips of {data['frames']} frames for each noise model, {data['steps']} steps at CFG "
-        f"{data['guidance']:g}, settings at their "
-        "defaults (λ 0.05 for dependency noise, α 0.9 for the others, μ 0.98).\n\n"
+        f"{data['guidance']:g}, settings at their defaults (λ 0.05 for dependency noise, α 0.9 for the others, μ 0.98).\n\n"
     )
     if judged:
         right = {

@@ -59,9 +59,8 @@ def report(data: dict, figures: Figures) -> str:
     clips, prompts = data["clips"], data["prompts"]
     text = (
         f"{len(prompts)} prompts, {data['frames']} frames each, DDIM with {data['steps']} steps at CFG {data['guidance']:g}, the same "
-        "seeds for "
-        "all. Mixed and progressive noise take the place of dependency noise in ZS². ZS² has its default settings. In brackets: 95 % "
-        "bootstrap intervals over prompts.\n\n"
+        "seeds for all. Mixed and progressive noise take the place of dependency noise in ZS². ZS² has its default settings. In "
+        "brackets: 95 % bootstrap intervals over prompts.\n\n"
     )
     if "attributes" in prompts[0]:
         text += _fidelity(clips, prompts, figures)
@@ -77,16 +76,7 @@ def _fidelity(clips: dict, prompts: list[dict], figures: Figures) -> str:
         beyond = None if name == "DDIM, independent" else _points(*metrics.interval(np.array(values[name]) - plain))
         anchor = f'<a id="fidelity-{slug(name)}"></a>'
         rows.append((f"{anchor}{name}", _percent(*metrics.interval(values[name])), beyond, *map(percent, (shape, colour, background))))
-    with figures("fidelity", "Frames that show what the prompt asks for (shape, colour and background all right)",
-                 "% of frames, with 95 % interval", "") as axes:
-        for y, name in enumerate(reversed(PEERS)):
-            mean, low, high = (100 * x for x in metrics.interval(values[name]))
-            axes.barh(y, mean, 0.6, color=COLOURS[name])
-            axes.plot((low, high), (y, y), color="black", linewidth=1.5)
-            label(axes, 1, y, f"{name}: {mean:.1f} %", "white", xytext=(4, 0))
-        axes.set_yticks([])
-        axes.set_xlim(0, 100)
-        axes.grid(axis="y", visible=False)
+    _bars(figures, "fidelity", "Frames that show what the prompt asks for (shape, colour and background all right)", values)
     return (
         "### Prompt fidelity (stand-in for the paper's Table 1)\n\n"
         "The part of all frames in which the judge reads the shape, the colour and the background that the prompt asks for; and how that "
@@ -111,16 +101,34 @@ def _consistency(clips: dict, free: dict, figures: Figures) -> str:
         axes.set_xlim(right=frames[-1] + 2)
         axes.set_xticks(list(frames))
         label_ends(axes, ends)
+    judged = "attributes" in free["ZS²"][0]
+    if judged:
+        kept = {name: [metrics.kept(np.array(record["attributes"])) for record in free[name]] for name in PEERS}
+        _bars(figures, "kept", "Frames that keep the shape, colour and background of frame 1 (empty prompt)", kept)
     return (
         "### Consistency\n\n"
         "*Identity kept*: frames after the first in which the judge reads all attributes that it reads in the first. *Change*: mean "
         "|difference| of neighbouring frames, of 255. *Drift*: the same to frame 1, over all later frames. *Flicker*: what is left of "
-        "the "
-        "change once each frame is carried back along its optical flow. *Jerk*: mean second difference / mean first difference.\n\n"
+        "the change once each frame is carried back along its optical flow. *Jerk*: mean second difference / mean first difference.\n\n"
         + table(("method", *CONSISTENCY), rows(clips, "consistency")) + "\n" + figures.link("drift", "Drift from frame 1 by frame")
         + f"\nThe same with the empty prompt, where nothing but the method holds the subject ({len(free['ZS²'])} clips each):\n\n"
         + table(("method", *CONSISTENCY), rows(free, "free")) + "\n"
+        + (figures.link("kept", "Identity kept by method") + "\n" if judged else "")
     )
+
+
+def _bars(figures: Figures, name: str, title: str, values: dict[str, list[float]]) -> None:
+    """The mean part of the frames of each method, with its interval."""
+    with figures(name, title, "% of frames, with 95 % interval", "") as axes:
+        for y, method in enumerate(reversed(values)):
+            mean, low, high = (100 * x for x in metrics.interval(values[method]))
+            axes.barh(y, mean, 0.6, color=COLOURS[method])
+            axes.plot((low, high), (y - 0.4, y - 0.4), color="black", linewidth=1.5)
+            inside = mean > 40
+            label(axes, 0 if inside else mean, y, f"{method}: {mean:.1f} %", "white" if inside else COLOURS[method])
+        axes.set_yticks([])
+        axes.set_xlim(0, 100)
+        axes.grid(axis="y", visible=False)
 
 
 def _ablation(clips: dict, free: dict, prompts: list[dict]) -> str:

@@ -101,10 +101,9 @@ def report(data: dict, figures: Figures) -> str:
         axes.set_yticks([])
         axes.grid(axis="y", visible=False)
     return (
-        f"AUTOMATIC1111's WebUI {data['version']} on the tiny checkpoint (Python {data['python']}, torch {data['torch']}, float32 on "
-        "one thread of the CPU), DDIM "
-        f"with {data['steps']} steps, in passes of {data['per pass']} frames: whole API requests, wall time, in turns. ZS²'s job "
-        "includes writing its MP4.\n\n"
+        f"AUTOMATIC1111's WebUI {data['version']} on the tiny checkpoint (Python {data['python']}, torch {data['torch']}, float32 on one "
+        f"thread of the CPU), DDIM with {data['steps']} steps, in passes of {data['per pass']} frames: whole API requests, wall time, in "
+        "turns. ZS²'s job includes writing its MP4.\n\n"
         + table(("what", "pairs", "s, first", "s, second", "second / first", "quartiles"), (
             row(f"plain batch of {SHORT}, ZS² with {SHORT} frames", "clip", "plain"),
             row(f"ZS² with {SHORT} frames, with {LONG}", "long", "short"),
