@@ -6,7 +6,9 @@ import argparse
 import datetime
 import importlib
 import os
+import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -83,8 +85,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="FOLDER",
                         help="where benchmarks.md and the folder benchmarks go; default docs, with --quick benchmarks-quick, with "
                         "--model benchmarks-NAME")
-    parser.add_argument("--model", metavar="PATH", help="an SD 1.x or 2.x checkpoint (.safetensors or diffusers folder) instead of the tiny one")
+    parser.add_argument("--model", metavar="PATH",
+                        help="an SD 1.x or 2.x checkpoint (.safetensors or diffusers folder) instead of the tiny one")
     parser.add_argument("--config", metavar="FOLDER", help="configuration of a .safetensors checkpoint with a shape of its own")
+    parser.add_argument("--workers", type=int, default=2, metavar="N",
+                        help="processes that sample the clips of the quality sections; default 2")
     group = parser.add_argument_group("clip-score")
     group.add_argument("--clip", metavar="FOLDER", help="a CLIP model in the format of transformers, on this machine")
     group.add_argument("--prompts", default=ROOT / "benchmarks" / "prompts.txt", metavar="FILE",
@@ -104,6 +109,8 @@ def default_output(options: argparse.Namespace) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worker processes end as well
     from . import document
 
     output = options.output or default_output(options)
@@ -128,7 +135,7 @@ def measure(options: argparse.Namespace, names, output: Path) -> None:
 
     torch.set_num_threads(1)
     checkpoint = Path(options.model).name if options.model else "tiny-sd, in this repository"
-    with Sampler(options.model, options.config) as sampler:
+    with Sampler(options.model, options.config, options.workers) as sampler:
         run = Run(options, sampler)
         for name in names:
             print(f"{name}: {section(name).TITLE}", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -97,7 +98,9 @@ def text2video_zero(pipe) -> Iterator[TextToVideoZeroPipeline]:
             requires_safety_checker=False,
         )
         peer.set_progress_bar_config(disable=True)
-        yield peer
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's words to the peer's programmers
+            yield peer
     finally:
         pipe.unet.set_attn_processor(processors)
 
@@ -175,7 +178,7 @@ class Sampler:
             started = time.monotonic()
             for count, (job, record) in enumerate(zip(new, self._pool.map(_describe_job, new)), start=1):
                 self.done[job] = record
-                if count % 20 == 0 or count == len(new):
+                if count % 10 == 0 or count == len(new):
                     print(f"  {count} of {len(new)} clips, {time.monotonic() - started:.0f} s", flush=True)
         return [self.done[job] for job in jobs]
 
@@ -186,7 +189,10 @@ _worker: tuple = ()
 def _start_worker(model: str | None, config: str | None) -> None:
     global _worker
     torch.set_num_threads(1)
-    _worker = load(model, config), load_judge() if model is None else None
+    pipe = load(model, config)
+    for module in (pipe.unet, pipe.vae):
+        module.to(memory_format=torch.channels_last)  # the same pictures, a tenth sooner
+    _worker = pipe, load_judge() if model is None else None
 
 
 def _describe_job(job: Job) -> dict:

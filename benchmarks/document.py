@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,3 +199,17 @@ def label(axes, x: float, y: float, text: str, colour: str, **options) -> None:
     """Names a line beside its end, or a point."""
     options = {"xytext": (6, 0), "va": "center", **options}
     axes.annotate(text, (x, y), textcoords="offset points", color=colour, fontsize=9, **options)
+
+
+def label_ends(axes, lines: dict[str, tuple[float, float, str]], apart: float = 13) -> None:
+    """Names lines beside their ends (x, y, colour), moved up where two would overlap. Call it when the limits are set."""
+    height = -math.inf
+    for name, (x, y, colour) in sorted(lines.items(), key=lambda item: item[1][1]):
+        own = axes.transData.transform((x, y))[1] * 72 / axes.figure.dpi  # points
+        height = max(own, height + apart)
+        label(axes, x, y, name, colour, xytext=(6, height - own))
+
+
+def slug(name: str) -> str:
+    """A name as part of an anchor: its first word, in plain letters."""
+    return re.sub(r"[^a-z0-9-]", "", name.lower().replace("²", "2").split()[0])

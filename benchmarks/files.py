@@ -14,8 +14,8 @@ from zs2_lib.source import open_source
 from zs2_lib.video import FORMATS, write_clip
 
 from . import metrics
-from .document import PALETTE, Figures, Target, label, megabytes, table
-from .timing import in_own_process, peak_memory, seconds
+from .document import PALETTE, Figures, Target, label_ends, megabytes, table
+from .timing import in_own_process, process_peak, seconds
 
 TITLE = "Files: encoding and decoding"
 SIDE = 256
@@ -38,10 +38,10 @@ def one_file(format: str, frames: int) -> dict:
         for _ in open_source(Path(folder) / ("first" if format == "png" else f"first.{format}")).frames():
             pass
         drawing = seconds(lambda: [None for _ in pictures(frames)], clock=time.perf_counter)
-        start = peak_memory()
-        written = []
-        encoding = seconds(lambda: written.append(write_clip(pictures(frames), Path(folder) / "clip", format, FPS)), clock=time.perf_counter)
-        encoded = peak_memory()
+        start = process_peak()
+        target, written = Path(folder) / "clip", []
+        encoding = seconds(lambda: written.append(write_clip(pictures(frames), target, format, FPS)), clock=time.perf_counter)
+        encoded = process_peak()
         count = []
         decoding = seconds(lambda: count.append(sum(1 for _ in open_source(written[0]).frames())), clock=time.perf_counter)
         if count != [frames]:
@@ -49,18 +49,18 @@ def one_file(format: str, frames: int) -> dict:
         size = sum(file.stat().st_size for file in ([written[0]] if written[0].is_file() else written[0].iterdir()))
         return {
             "encoding": max(encoding - drawing, 1e-6), "decoding": decoding, "size": size,
-            "encoding memory": encoded - start, "decoding memory": peak_memory() - encoded,
+            "encoding memory": encoded - start, "decoding memory": process_peak() - encoded,
         }
 
 
 def pictures(frames: int) -> Iterator[np.ndarray]:
-    """A soft disc that circles over a still, grainy slope, frame by frame (SIDE, SIDE, 3)."""
+    """A disc that circles over a still, grainy slope, frame by frame (SIDE, SIDE, 3)."""
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
     grain = np.random.default_rng(0).normal(0, 4, (SIDE, SIDE, 3)).astype(np.float32)
     ground = np.stack([x * 0.6, y * 0.6, 200 - x * 0.4], axis=2) + grain
     for i in range(frames):
         centre_x, centre_y = (SIDE * (0.5 + 0.3 * turn(2 * math.pi * i / 64)) for turn in (math.cos, math.sin))
-        disc = 1 / (1 + np.exp((np.hypot(x - centre_x, y - centre_y) - SIDE / 6) / 2))[..., None]
+        disc = np.clip(SIDE / 6 - np.hypot(x - centre_x, y - centre_y), 0, 4)[..., None] / 4
         yield np.clip(ground * (1 - disc) + np.float32((230, 60, 40)) * disc, 0, 255).astype(np.uint8)
 
 
@@ -80,16 +80,11 @@ def report(data: dict, figures: Figures) -> str:
             format: [(f["frames"], f["encoding memory"] / 2**20) for f in data["files"] if f["format"] == format] for format in formats
         }
         colours = dict(zip(formats, (*PALETTE, "#a16207")))
-        ends = sorted(formats, key=lambda format: lines[format][-1][1])
-        top = max(lines[ends[-1]][-1][1], 1.0)
-        height = -math.inf
-        for format in ends:
-            axes.plot(*zip(*lines[format]), color=colours[format], marker="o", markersize=4)
-            x, y = lines[format][-1]
-            height = max(y, height + top * 0.06)
-            label(axes, x, height, format, colours[format])
-        axes.set_ylim(0, top * 1.35)
-        axes.set_xlim(0, x * 1.12)
+        for format, points in lines.items():
+            axes.plot(*zip(*points), color=colours[format], marker="o", markersize=4)
+        axes.set_ylim(0)
+        axes.set_xlim(0, max(x for points in lines.values() for x, _ in points) * 1.12)
+        label_ends(axes, {format: (*points[-1], colours[format]) for format, points in lines.items()})
     return (
         f"A moving disc on a grainy ground, {data['side']}×{data['side']}, wall time, each clip in a process of its own. "
         "*Memory*: how much the process's peak grows while it writes, and then while it reads.\n\n"

@@ -6,7 +6,7 @@ import numpy as np
 
 from . import metrics
 from .clips import GUIDANCE, Job
-from .document import PLAIN, ZS2, Figures, Target, label, table
+from .document import PLAIN, ZS2, Figures, Target, label_ends, table
 
 TITLE = "Ladders: what λ and μ do"
 FRAMES = 8
@@ -48,9 +48,10 @@ def means(ladder: dict, key: str) -> list[float]:
 def targets(data: dict) -> list[Target]:
     motion, momentum = means(data["motion"], "change"), means(data["momentum"], "drift")
     count = len(data["motion"]["clips"][0])
+    of = f"mean of {count} clips"
     return [
-        Target("motion-ladder", f"motion rises with λ = 0 to 0.25, mean of {count} clips", "monotone", _steps(motion), metrics.rises(motion)),
-        Target("momentum-ladder", f"drift falls with μ = 0 to 1, mean of {count} clips", "monotone", _steps(momentum), metrics.falls(momentum)),
+        Target("motion-ladder", f"motion rises with λ = 0 to 0.25, {of}", "monotone", _steps(motion), metrics.rises(motion)),
+        Target("momentum-ladder", f"drift falls with μ = 0 to 1, {of}", "monotone", _steps(momentum), metrics.falls(momentum)),
     ]
 
 
@@ -65,17 +66,18 @@ def report(data: dict, figures: Figures) -> str:
     momentum_rows = zip(
         momentum["values"], means(momentum, "drift"), PAPER["momentum"]["drift"], means(momentum, "change"), PAPER["momentum"]["change"]
     )
-    _plot(figures, "motion", "A larger λ moves more", "λ (motion)", "mean |change| between frames, of 255",
+    _plot(figures, "motion", "Motion by λ", "λ (motion)", "mean |change| between frames, of 255",
           motion["values"], means(motion, "change"), PAPER["motion"]["change"])
-    _plot(figures, "momentum", "A larger μ keeps more of frame 1", "μ (momentum)", "mean |difference| from frame 1, of 255",
+    _plot(figures, "momentum", "Drift from frame 1 by μ", "μ (momentum)", "mean |difference| from frame 1, of 255",
           momentum["values"], means(momentum, "drift"), PAPER["momentum"]["drift"])
     return (
-        f"Means of {count} clips of {data['frames']} frames, the same seeds at each value. Beside them the paper authors' own clips of Figure 4, "
-        "measured in the same way: a large checkpoint guided by poses, whose movement is in their figures even at λ = 0.\n\n"
+        f"Means of {count} clips of {data['frames']} frames, the same seeds at each value. Beside them the paper authors' own clips of "
+        "Figure 4, measured in the same way: a large checkpoint guided by poses, whose movement is in their figures even at λ = 0.\n\n"
         f"### λ\n\nμ = {motion['momentum']:g}, full prompts, {motion['steps']} steps at CFG {motion['guidance']:g}.\n\n"
         + table(("λ", "change", "drift from frame 1", "the authors' change"), motion_rows)
         + "\n" + figures.link("motion", "Change between frames by λ")
-        + f"\n### μ\n\nλ = {momentum['motion']:g}, the empty prompt, {momentum['steps']} steps at CFG {momentum['guidance']:g}: a full prompt fixes what the "
+        + f"\n### μ\n\nλ = {momentum['motion']:g}, the empty prompt, {momentum['steps']} steps at CFG {momentum['guidance']:g}: a full "
+          "prompt fixes what the "
         "tiny checkpoint shows, so that μ has nothing to hold.\n\n"
         + table(("μ", "drift from frame 1", "the authors' drift", "change", "the authors' change"), momentum_rows)
         + "\n" + figures.link("momentum", "Drift from frame 1 by μ")
@@ -84,9 +86,11 @@ def report(data: dict, figures: Figures) -> str:
 
 def _plot(figures: Figures, name: str, title: str, x: str, y: str, values, ours: list[float], authors) -> None:
     with figures(name, title, x, y) as axes:
+        ends = {}
         for numbers, what, colour in ((ours, "this run", ZS2), (authors, "the paper authors' clips\n(large model, poses)", PLAIN)):
             axes.plot(values, numbers, color=colour, marker="o", markersize=4)
-            label(axes, values[-1], numbers[-1], what, colour)
-        axes.set_ylim(0)
+            ends[what] = values[-1], numbers[-1], colour
+        axes.set_ylim(0, 1.15 * max(*ours, *authors))
         axes.set_xlim(right=values[-1] * 1.35)
         axes.set_xticks(values)
+        label_ends(axes, ends, apart=22)

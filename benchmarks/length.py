@@ -11,33 +11,37 @@ from zs2_lib.video import write_clip
 
 from . import metrics
 from .clips import GUIDANCE, load
-from .document import ZS2, Figures, Target, label, megabytes, table
-from .timing import in_own_process, peak_memory, seconds
+from .document import PLAIN, ZS2, Figures, Target, label, megabytes, table
+from .timing import RETURNING, in_own_process, peak_memory, seconds
 
 TITLE = "Time and memory by clip length"
 PROMPT = "a red circle on a blue background"
 PER_PASS = 8
 STEPS = 2
 """Every step costs the same, and the memory does not depend on their number."""
-LENGTHS, QUICK_LENGTHS = (8, 16, 32, 64, 128, 256), (8, 64)
+LENGTHS, HELD_LENGTHS, QUICK_LENGTHS = (8, 16, 32, 64, 128, 256), (8, 64, 256), (8, 64)
 SHORT, LONG = 8, 64
 TIME_BAR, MEMORY_BAR = 8.2, 1.05
 
 
 def measure(run) -> dict:
+    model, config = run.options.model, run.options.config
     clips = []
     for frames in run.pick(LENGTHS, QUICK_LENGTHS):
-        repeats = run.pick({8: 9, 16: 5, 32: 3, 64: 3}, {8: 3}).get(frames, 1)
-        clips.append({"frames": frames, **in_own_process(one_clip, run.options.model, run.options.config, frames, repeats)})
+        repeats = run.pick({8: 7, 16: 3, 64: 3}, {8: 3}).get(frames, 1)
+        clips.append({"frames": frames, **in_own_process(one_clip, model, config, frames, repeats)})
         print(f"  {frames} frames: {metrics.median(clips[-1]['seconds']):.1f} s, {megabytes(clips[-1]['peak'])}", flush=True)
-    return {"per pass": PER_PASS, "steps": STEPS, "guidance": GUIDANCE, "clips": clips}
+    held = [
+        {"frames": frames, "peak": in_own_process(sampled_peak, model, config, frames, environment=RETURNING)}
+        for frames in run.pick(HELD_LENGTHS, QUICK_LENGTHS)
+    ]
+    return {"per pass": PER_PASS, "steps": STEPS, "guidance": GUIDANCE, "clips": clips, "held": held}
 
 
 def one_clip(model: str | None, config: str | None, frames: int, repeats: int) -> dict:
     """Samples a clip from the prompt to the MP4 as the command line does, and measures its process."""
-    pipe = load(model, config)
+    pipe = _loaded(model, config)
     settings = Settings(frames=frames, frames_per_pass=PER_PASS)
-    host.sample_latents(pipe, PROMPT, Settings(frames=2), 1, steps=1, guidance=GUIDANCE)
     before = peak_memory()
     with tempfile.TemporaryDirectory() as folder:
         def clip() -> None:
@@ -46,6 +50,22 @@ def one_clip(model: str | None, config: str | None, frames: int, repeats: int) -
 
         taken = [seconds(clip) for _ in range(repeats)]
     return {"seconds": taken, "before": before, "peak": peak_memory()}
+
+
+def sampled_peak(model: str | None, config: str | None, frames: int) -> int:
+    """The peak memory of sampling and decoding a clip, without its file."""
+    pipe = _loaded(model, config)
+    settings = Settings(frames=frames, frames_per_pass=PER_PASS)
+    for _ in host.sample_clip(pipe, PROMPT, settings, 1, steps=1, guidance=GUIDANCE):
+        pass
+    return peak_memory()
+
+
+def _loaded(model: str | None, config: str | None):
+    """The checkpoint, after its first pictures: what is loaded once, is loaded."""
+    pipe = load(model, config)
+    host.sample_latents(pipe, PROMPT, Settings(frames=2), 1, steps=1, guidance=GUIDANCE)
+    return pipe
 
 
 def targets(data: dict) -> list[Target]:
@@ -65,25 +85,37 @@ def report(data: dict, figures: Figures) -> str:
     clips = data["clips"]
     frames, peaks = [clip["frames"] for clip in clips], [clip["peak"] for clip in clips]
     times = [metrics.median(clip["seconds"]) for clip in clips]
+    held = {clip["frames"]: clip["peak"] for clip in data["held"]}
+    shortest = min(held.values())
     rows = [
-        (clip["frames"], taken, taken / clip["frames"], megabytes(clip["before"]), megabytes(clip["peak"]), f"{clip['peak'] / peaks[0]:.3f}")
+        (clip["frames"], taken, taken / clip["frames"], megabytes(clip["before"]), megabytes(clip["peak"]),
+         f"{clip['peak'] / peaks[0]:.3f}",
+         *((megabytes(held[clip["frames"]]), f"{held[clip['frames']] / shortest:.3f}") if clip["frames"] in held else (None, None)))
         for clip, taken in zip(clips, times)
     ]
     slope = metrics.slope(frames, peaks)
-    with figures("memory", "A longer clip needs no more memory", "frames", "peak memory of the process, MiB") as axes:
+    per_pass = f"{data['per pass']} frames per pass"
+    with figures("memory", f"Peak memory by clip length, {per_pass}", "frames", "peak memory of the process, MiB") as axes:
         axes.plot(frames, [peak / 2**20 for peak in peaks], color=ZS2, marker="o", markersize=4)
-        label(axes, frames[-1], peaks[-1] / 2**20, f"{peaks[-1] / peaks[0]:.2f}× at {frames[-1] / frames[0]:.0f}× the length", ZS2, xytext=(0, 10), ha="right")
+        axes.plot(list(held), [peak / 2**20 for peak in held.values()], color=PLAIN, marker="o", markersize=4)
+        ratio = f"{peaks[-1] / peaks[0]:.2f}× at {frames[-1] / frames[0]:.0f}× the length"
+        label(axes, frames[-1], peaks[-1] / 2**20, f"whole process: {ratio}", ZS2, xytext=(0, 10), ha="right")
+        label(axes, frames[-1], list(held.values())[-1] / 2**20, "held by sampling and decoding", PLAIN, xytext=(0, -12), ha="right")
         axes.set_ylim(0, 1.25 * max(peaks) / 2**20)
-    with figures("time", "Time grows in proportion to length", "frames", f"seconds for {data['steps']} steps, decoding and MP4") as axes:
+    with figures("time", f"Time by clip length, {per_pass}", "frames", f"seconds for {data['steps']} steps, decoding and MP4") as axes:
         axes.plot(frames, times, color=ZS2, marker="o", markersize=4)
         axes.plot((0, frames[-1]), (0, times[0] / frames[0] * frames[-1]), color="#9ca3af", linestyle="--")
         label(axes, frames[-1], times[-1], f"{times[-1]:.0f} s", ZS2, xytext=(-8, 8), ha="right")
         label(axes, frames[-1] / 2, times[0] / frames[0] * frames[-1] / 2, "in proportion\nto the shortest", "#6b7280", xytext=(12, -14))
         axes.set_ylim(0)
     return (
-        f"Each length in a process of its own: {data['steps']} steps at CFG {data['guidance']:g} in passes of {data['per pass']} frames, decoded one by one and written "
-        "as MP4. *Loaded*: the peak with the checkpoint loaded and two frames sampled, before the clip.\n\n"
-        + table(("frames", "s", "s per frame", "loaded", "peak", "peak / shortest"), rows)
-        + f"\nSlope of the peak: {slope / 2**10:.0f} KiB per frame. Slope of the time: {metrics.slope(frames, times):.3f} s per frame.\n\n"
+        f"Each length in a process of its own: {data['steps']} steps at CFG {data['guidance']:g} in passes of {data['per pass']} frames, "
+        "decoded one by one and written as MP4. *Loaded*: the peak with the checkpoint loaded and two frames sampled, before the clip. "
+        "*Held*: the peak of sampling and decoding alone with the C library told to give back what is freed; the rest of *peak* is "
+        "memory that it keeps for later, and the encoder's.\n\n"
+        + table(("frames", "s", "s per frame", "loaded", "peak", "/ shortest", "held", "/ shortest"), rows)
+        + f"\nSlope of the peak: {slope / 2**10:.0f} KiB per frame; of what is held: "
+        f"{metrics.slope(list(held), list(held.values())) / 2**10:.0f} KiB per frame; of the time: {metrics.slope(frames, times):.3f} s "
+        "per frame.\n\n"
         + figures.link("memory", "Peak memory by clip length") + "\n" + figures.link("time", "Time by clip length")
     )

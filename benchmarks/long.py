@@ -6,7 +6,7 @@ import numpy as np
 
 from . import metrics
 from .clips import GUIDANCE, Job
-from .document import OTHER, ZS2, Figures, Target, label, percent, table
+from .document import OTHER, ZS2, Figures, Target, label_ends, percent, table
 
 TITLE = "Long clips"
 STEPS = 10
@@ -38,12 +38,14 @@ def report(data: dict, figures: Figures) -> str:
     stretches = [(first, min(first + STRETCH, data["frames"])) for first in range(0, data["frames"], STRETCH)]
     header = ("noise", *(f"frames {first + 1}–{last}" for first, last in stretches))
     text = (
-        f"{len(data['prompts'])} clips of {data['frames']} frames for each noise model, {data['steps']} steps at CFG {data['guidance']:g}, settings at their "
-        "defaults (λ 0.05 for dependency noise, α 0.9 for the others, μ 0.98).\n\n"
+        f"{len(data['prompts'])} clips of {data['frames']} frames for each noise model, {data['steps']} steps at CFG "
+        f"{data['guidance']:g}, settings at their defaults (λ 0.05 for dependency noise, α 0.9 for the others, μ 0.98).\n\n"
     )
     if judged:
         right = {
-            name: np.mean([metrics.right(record["attributes"], each["attributes"]) for record, each in zip(records, data["prompts"])], axis=0)
+            name: np.mean([
+                metrics.right(record["attributes"], each["attributes"]) for record, each in zip(records, data["prompts"])
+            ], axis=0)
             for name, records in data["clips"].items()
         }
         rows = [
@@ -67,9 +69,8 @@ def report(data: dict, figures: Figures) -> str:
 def _plot(figures: Figures, name: str, title: str, y: str, lines: dict, stretches, top: float | None = None) -> None:
     with figures(name, title, f"frame (means over {STRETCH} frames)", y) as axes:
         middles = [(first + 1 + last) / 2 for first, last in stretches]
-        ends = sorted(lines, key=lambda line: lines[line][-1])
         for line, values in lines.items():
             axes.plot(middles, values, color=COLOURS[line], marker="o", markersize=4)
-            label(axes, middles[-1], values[-1], line, COLOURS[line], xytext=(6, 10 * (ends.index(line) - 1)))
         axes.set_ylim(0, top)
         axes.set_xlim(right=middles[-1] * 1.25)
+        label_ends(axes, {line: (middles[-1], values[-1], COLOURS[line]) for line, values in lines.items()})

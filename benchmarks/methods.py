@@ -6,7 +6,7 @@ import numpy as np
 
 from . import metrics
 from .clips import GUIDANCE, Job
-from .document import OTHER, PEER, PLAIN, ZS2, Figures, Target, label, percent, table
+from .document import OTHER, PEER, PLAIN, ZS2, Figures, Target, label, label_ends, percent, slug, table
 
 TITLE = "Methods: fidelity, consistency, ablation"
 FRAMES, STEPS = 8, 10
@@ -21,13 +21,13 @@ METHODS = {
 }
 """The last two are for the ablation, on fewer prompts."""
 PEERS = tuple(METHODS)[:5]
-ABLATION = {"neither": "DDIM, independent", "noise alone": "noise alone", "momentum alone": "momentum alone", "both: ZS²": "ZS²"}
+ABLATION = {"neither": "DDIM, independent", "noise alone": "noise alone", "momentum alone": "momentum alone", "both (ZS²)": "ZS²"}
 COLOURS = dict(zip(METHODS, (PLAIN, PEER, ZS2, OTHER, "#7c3aed", "#a16207", "#be185d")))
 
 
 def measure(run) -> dict:
     prompts = run.prompts(run.pick(100, 4))
-    ablated = run.pick(32, 2)
+    ablated = run.pick(24, 2)
     jobs = {
         name: [
             Job(method, each["prompt"], seed, FRAMES, STEPS, settings=tuple(settings.items()))
@@ -35,10 +35,19 @@ def measure(run) -> dict:
         ]
         for name, (method, settings) in METHODS.items()
     }
-    records = iter(run.sampler([job for group in jobs.values() for job in group]))
+    free = {
+        name: [
+            # without a prompt guidance changes nothing, but Text2Video-Zero cannot do without
+            Job(method, "", seed, FRAMES, STEPS, GUIDANCE if method == "text2video-zero" else 1.0, tuple(settings.items()))
+            for seed in range(run.pick(16, 2))
+        ]
+        for name, (method, settings) in METHODS.items()
+    }
+    records = iter(run.sampler([job for groups in (jobs, free) for group in groups.values() for job in group]))
     return {
         "frames": FRAMES, "steps": STEPS, "guidance": GUIDANCE, "prompts": prompts,
         "clips": {name: [next(records) for _ in group] for name, group in jobs.items()},
+        "free": {name: [next(records) for _ in group] for name, group in free.items()},
     }
 
 
@@ -49,13 +58,13 @@ def targets(data: dict) -> list[Target]:
 def report(data: dict, figures: Figures) -> str:
     clips, prompts = data["clips"], data["prompts"]
     text = (
-        f"{len(prompts)} prompts, {data['frames']} frames each, DDIM with {data['steps']} steps at CFG {data['guidance']:g}, the same seeds for "
-        "all. Mixed and progressive noise take the place of dependency noise in ZS². ZS² has its default settings. In brackets: 95 % "
-        "bootstrap intervals over prompts.\n\n"
+        f"{len(prompts)} prompts, {data['frames']} frames each, DDIM with {data['steps']} steps at CFG {data['guidance']:g}, the same "
+        "seeds for all. Mixed and progressive noise take the place of dependency noise in ZS². ZS² has its default settings. In "
+        "brackets: 95 % bootstrap intervals over prompts.\n\n"
     )
     if "attributes" in prompts[0]:
         text += _fidelity(clips, prompts, figures)
-    return text + _consistency(clips, figures) + _ablation(clips, prompts)
+    return text + _consistency(clips, data["free"], figures) + _ablation(clips, data["free"], prompts)
 
 
 def _fidelity(clips: dict, prompts: list[dict], figures: Figures) -> str:
@@ -65,18 +74,9 @@ def _fidelity(clips: dict, prompts: list[dict], figures: Figures) -> str:
     for name in PEERS:
         shape, colour, background = attributes_right(clips[name], prompts)
         beyond = None if name == "DDIM, independent" else _points(*metrics.interval(np.array(values[name]) - plain))
-        anchor = f'<a id="fidelity-{name.split()[0].split(",")[0].lower()}"></a>'
+        anchor = f'<a id="fidelity-{slug(name)}"></a>'
         rows.append((f"{anchor}{name}", _percent(*metrics.interval(values[name])), beyond, *map(percent, (shape, colour, background))))
-    with figures("fidelity", "Frames that show what the prompt asks for (shape, colour and background all right)",
-                 "% of frames, with 95 % interval", "") as axes:
-        for y, name in enumerate(reversed(PEERS)):
-            mean, low, high = (100 * x for x in metrics.interval(values[name]))
-            axes.barh(y, mean, 0.6, color=COLOURS[name])
-            axes.plot((low, high), (y, y), color="black", linewidth=1.5)
-            label(axes, 1, y, f"{name}: {mean:.1f} %", "white", xytext=(4, 0))
-        axes.set_yticks([])
-        axes.set_xlim(0, 100)
-        axes.grid(axis="y", visible=False)
+    _bars(figures, "fidelity", "Frames that show what the prompt asks for (shape, colour and background all right)", values)
     return (
         "### Prompt fidelity (stand-in for the paper's Table 1)\n\n"
         "The part of all frames in which the judge reads the shape, the colour and the background that the prompt asks for; and how that "
@@ -86,47 +86,72 @@ def _fidelity(clips: dict, prompts: list[dict], figures: Figures) -> str:
     )
 
 
-def _consistency(clips: dict, figures: Figures) -> str:
-    judged = "attributes" in clips["ZS²"][0]
-    rows = [
-        (f'<a id="consistency-{name.split()[0].split(",")[0].lower()}"></a>{name}', *_consistency_of(clips[name], judged)) for name in PEERS
-    ]
+def _consistency(clips: dict, free: dict, figures: Figures) -> str:
+    def rows(groups: dict, anchor: str) -> list[tuple]:
+        return [(f'<a id="{anchor}-{slug(name)}"></a>{name}', *_consistency_of(groups[name])) for name in PEERS]
+
     frames = range(2, len(clips["ZS²"][0]["drift"]) + 2)
     with figures("drift", "How far frames get from the first", "frame", "mean |difference| from frame 1, of 255") as axes:
+        ends = {}
         for name in PEERS:
             drift = np.mean([record["drift"] for record in clips[name]], axis=0)
             axes.plot(frames, drift, color=COLOURS[name], marker="o", markersize=3)
-            label(axes, frames[-1], drift[-1], name, COLOURS[name])
+            ends[name] = frames[-1], drift[-1], COLOURS[name]
         axes.set_ylim(0)
         axes.set_xlim(right=frames[-1] + 2)
         axes.set_xticks(list(frames))
+        label_ends(axes, ends)
+    judged = "attributes" in free["ZS²"][0]
+    if judged:
+        kept = {name: [metrics.kept(np.array(record["attributes"])) for record in free[name]] for name in PEERS}
+        _bars(figures, "kept", "Frames that keep the shape, colour and background of frame 1 (empty prompt)", kept)
     return (
         "### Consistency\n\n"
         "*Identity kept*: frames after the first in which the judge reads all attributes that it reads in the first. *Change*: mean "
-        "|difference| of neighbouring frames, of 255. *Drift*: the same to frame 1, over all later frames. *Flicker*: what is left of the "
-        "change once each frame is carried back along its optical flow. *Jerk*: mean second difference / mean first difference.\n\n"
-        + table(("method", *CONSISTENCY), rows) + "\n" + figures.link("drift", "Drift from frame 1 by frame") + "\n"
+        "|difference| of neighbouring frames, of 255. *Drift*: the same to frame 1, over all later frames. *Flicker*: what is left of "
+        "the change once each frame is carried back along its optical flow. *Jerk*: mean second difference / mean first difference.\n\n"
+        + table(("method", *CONSISTENCY), rows(clips, "consistency")) + "\n" + figures.link("drift", "Drift from frame 1 by frame")
+        + f"\nThe same with the empty prompt, where nothing but the method holds the subject ({len(free['ZS²'])} clips each):\n\n"
+        + table(("method", *CONSISTENCY), rows(free, "free")) + "\n"
+        + (figures.link("kept", "Identity kept by method") + "\n" if judged else "")
     )
 
 
-def _ablation(clips: dict, prompts: list[dict]) -> str:
+def _bars(figures: Figures, name: str, title: str, values: dict[str, list[float]]) -> None:
+    """The mean part of the frames of each method, with its interval."""
+    with figures(name, title, "% of frames, with 95 % interval", "") as axes:
+        for y, method in enumerate(reversed(values)):
+            mean, low, high = (100 * x for x in metrics.interval(values[method]))
+            axes.barh(y, mean, 0.6, color=COLOURS[method])
+            axes.plot((low, high), (y - 0.4, y - 0.4), color="black", linewidth=1.5)
+            inside = mean > 40
+            label(axes, 0 if inside else mean, y, f"{method}: {mean:.1f} %", "white" if inside else COLOURS[method])
+        axes.set_yticks([])
+        axes.set_xlim(0, 100)
+        axes.grid(axis="y", visible=False)
+
+
+def _ablation(clips: dict, free: dict, prompts: list[dict]) -> str:
     count = len(clips["noise alone"])
-    judged = "attributes" in clips["ZS²"][0]
-    rows = []
+    judged = "attributes" in prompts[0]
+    prompted, unprompted = [], []
     for part, name in ABLATION.items():
         group = clips[name][:count]
         right = percent(float(np.mean(fidelity(group, prompts[:count])))) if judged else None
-        rows.append((f'<a id="ablation-{part.split()[0].strip(":")}"></a>{part}', right, *_consistency_of(group, judged)))
+        prompted.append((f'<a id="ablation-{slug(part)}"></a>{part}', right, *_consistency_of(group)))
+        unprompted.append((f'<a id="ablation-free-{slug(part)}"></a>{part}', *_consistency_of(free[name])))
     return (
-        f"### Ablation\n\nThe first {count} of the prompts. *noise alone*: dependency noise, μ = 0; *momentum alone*: independent noise with temporal "
-        "momentum attention.\n\n" + table(("what is on", "all right", *CONSISTENCY), rows)
+        "### Ablation\n\n*noise alone*: dependency noise, μ = 0; *momentum alone*: independent noise with temporal momentum attention. "
+        f"The first {count} of the prompts:\n\n" + table(("what is on", "all right", *CONSISTENCY), prompted)
+        + f"\nThe empty prompt, {len(free['ZS²'])} clips each:\n\n" + table(("what is on", *CONSISTENCY), unprompted)
     )
 
 
 CONSISTENCY = ("identity kept", "change", "drift", "flicker", "jerk")
 
 
-def _consistency_of(records: list[dict], judged: bool) -> tuple:
+def _consistency_of(records: list[dict]) -> tuple:
+    judged = "attributes" in records[0]
     kept = _percent(*metrics.interval([metrics.kept(np.array(record["attributes"])) for record in records])) if judged else None
     jerks = [record["jerk"] for record in records if record["jerk"] is not None]
     means = [float(np.mean([record[key] for record in records])) for key in ("change", "drift", "flicker")]

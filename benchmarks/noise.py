@@ -8,15 +8,16 @@ import torch
 from zs2_lib.noise import dependency_noise, frame_seeds, kl_divergence
 
 from . import metrics
-from .document import PLAIN, ZS2, Figures, Target, label, table
+from .document import PLAIN, ZS2, Figures, Target, label, label_ends, table
 from .timing import in_turns
 
 TITLE = "Noise: exact solver against search"
 SHAPE = (4, 64, 64)
+FRAMES = 8
 SOLVERS = {"exact": {"solver": "exact", "candidates": 1}, "search": {"solver": "search", "candidates": 10}}
 """The library's default, and the search as the paper sets it: 10 random candidates, 15 steps between them."""
 MOTION = 0.05
-GRID = tuple(round(0.1 * i, 1) for i in range(17))
+GRID = (0.0, 0.01, *(round(0.1 * i, 1) for i in range(1, 17)))
 CURVES = (0.01, 0.05, 0.25)
 BAR = 1e-6
 
@@ -25,16 +26,21 @@ def measure(run) -> dict:
     clips = run.pick(8, 2)
     return {
         "shape": SHAPE,
-        "times": [
-            {"frames": frames, **{name: times for name, times in in_turns(
-                {name: lambda options=options: noise(0, [MOTION] * frames, **options) for name, options in SOLVERS.items()}, run.pick(9, 3)
-            ).items()}}
+        "lengths": [
+            {
+                "frames": frames,
+                "seconds": in_turns(
+                    {name: lambda options=options: noise(0, [MOTION] * frames, **options) for name, options in SOLVERS.items()},
+                    run.pick(9, 3),
+                ),
+                "errors": {name: max(errors(0, MOTION, frames, **options)) for name, options in SOLVERS.items()},
+            }
             for frames in (8, 32, 128)
         ],
         "errors": [
             {"motion": motion, **{name: max(error for seed in range(clips) for error in errors(seed, motion, **options))
                                   for name, options in SOLVERS.items()}}
-            for motion in (0.01, *GRID)
+            for motion in GRID
         ],
         "curves": [{"motion": motion, **curve(motion, clips)} for motion in CURVES],
     }
@@ -50,9 +56,9 @@ def noise(seed: int, motion: list[float], **options) -> torch.Tensor:
     return dependency_noise(draw(0).double().flatten(), motion, draw, **options)[0]
 
 
-def errors(seed: int, motion: float, **options) -> list[float]:
-    """|KL - λ| of each step of a clip of 8 frames."""
-    frames = noise(seed, [motion] * 8, **options)
+def errors(seed: int, motion: float, count: int = FRAMES, **options) -> list[float]:
+    """|KL - λ| of each step of a clip."""
+    frames = noise(seed, [motion] * count, **options)
     return [abs(kl_divergence(frame, before) - motion) for before, frame in zip(frames, frames[1:])]
 
 
@@ -60,7 +66,7 @@ def curve(motion: float, clips: int) -> dict:
     """The search's mean error after each iteration, and the exact solver's after its one step."""
     traces = []
     for seed in range(clips):
-        noise(seed, [motion] * 8, **SOLVERS["search"], traces=traces)
+        noise(seed, [motion] * FRAMES, **SOLVERS["search"], traces=traces)
     return {
         "random": np.mean([trace.random for trace in traces], axis=0).tolist(),
         "linear": np.mean([trace.linear for trace in traces], axis=0).tolist(),
@@ -75,33 +81,38 @@ def targets(data: dict) -> list[Target]:
 
 def report(data: dict, figures: Figures) -> str:
     shape = "×".join(map(str, data["shape"]))
-    times = [
-        (row["frames"], 1e3 * metrics.median(row["exact"]), 1e3 * metrics.median(row["search"]), metrics.median_ratio(row["search"], row["exact"]))
-        for row in data["times"]
+    lengths = [
+        (row["frames"], *(1e3 * metrics.median(row["seconds"][name]) for name in SOLVERS),
+         metrics.median_ratio(row["seconds"]["search"], row["seconds"]["exact"]), *(f"{row['errors'][name]:.0e}" for name in SOLVERS))
+        for row in data["lengths"]
     ]
     worst = [(f"{row['motion']:g}", f"{row['exact']:.0e}", f"{row['search']:.0e}") for row in data["errors"]]
     _plot(figures, data["curves"])
     return (
-        f"Latents of {shape}. *exact*: the closed form, one candidate; *search*: 10 random candidates, then 15 halvings between the previous frame "
-        f"and the best of them (Algorithm 1, corrected so that it cannot leave the interval).\n\n### Time for a clip's noise, λ = {MOTION:g}\n\n"
-        + table(("frames", "exact, ms", "search, ms", "search / exact"), times)
-        + "\n### Largest |KL - λ| in clips of 8 frames\n\n" + table(("λ", "exact", "search"), worst)
+        f"Latents of {shape}. *exact*: the closed form, one candidate; *search*: 10 random candidates, then 15 halvings between the "
+        "previous frame and the best of them (Algorithm 1, corrected so that it cannot leave the interval).\n\n"
+        f"### A clip's noise, λ = {MOTION:g}\n\n"
+        + table(("frames", "exact, ms", "search, ms", "search / exact", "exact, largest |KL - λ|", "search, largest |KL - λ|"), lengths)
+        + f"\n### Largest |KL - λ| in clips of {FRAMES} frames\n\n" + table(("λ", "exact", "search"), worst)
         + "\n### Convergence (Figure 17)\n\n" + figures.link("convergence", "Error by iteration")
     )
 
 
 def _plot(figures: Figures, curves: list[dict]) -> None:
-    with figures("convergence", "The exact solver is done where the search begins", "iteration of the search",
+    with figures("convergence", "Error of the paper's search by iteration, and of the exact solver", "iteration of the search",
                  "mean |KL - λ|") as axes:
+        ends = {}
         for row, shade in zip(curves, (0.45, 0.7, 1.0)):
             random, linear = row["random"], row["linear"]
             points = range(1, len(random) + len(linear) + 1)
             axes.semilogy(points, random + linear, color=PLAIN, alpha=shade, marker="o", markersize=3)
-            label(axes, points[-1], linear[-1], f"search, λ = {row['motion']:g}", PLAIN)
+            ends[f"search, λ = {row['motion']:g}"] = points[-1], linear[-1], PLAIN
         exact = max(row["exact"] for row in curves)
         axes.axhline(exact, color=ZS2)
         label(axes, 1, exact, f"exact, at once: {exact:.0e} at most for these λ", ZS2, xytext=(0, 7))
         axes.axvline(len(random) + 0.5, color="#d1d5db", linestyle=":")
-        axes.set_xlim(0, points[-1] + 6)
+        axes.set_xlim(0, points[-1] + 7)
+        axes.set_ylim(top=1e3)
+        label_ends(axes, ends)
         axes.text(1, 0.98, "random candidates", transform=axes.get_xaxis_transform(), va="top", fontsize=9)
         axes.text(len(random) + 1, 0.98, "interval search", transform=axes.get_xaxis_transform(), va="top", fontsize=9)

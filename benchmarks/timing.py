@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -40,16 +40,29 @@ def in_turns(runs: dict[str, Callable[[], object]], rounds: int, repeat: int = 1
     return times
 
 
-def in_own_process(function: Callable, *arguments):
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Tells Linux' C library to give freed memory back at once, so that a process's memory is what it holds."""
+
+
+def in_own_process(function: Callable, *arguments, environment: Mapping[str, str] | None = None):
     """`function(*arguments)` in a fresh process of one thread, whose memory is its own."""
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return pool.submit(function, *arguments).result()
+    before = dict(os.environ)
+    os.environ.update(environment or {})
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return pool.submit(function, *arguments).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def peak_memory() -> int:
-    """Bytes that this process held at most so far: on the GPU if there is one, else of main memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    """Bytes that this process's tensors held at most so far on the GPU; without one, what `process_peak` says."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else process_peak()
+
+
+def process_peak() -> int:
+    """Bytes of main memory that this process held at most so far."""
     if os.path.exists("/proc/self/status"):  # what getrusage says may be the parent's, from before the process began its own
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             for line in status:

@@ -5,7 +5,7 @@ from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
 from zs2_lib import panel
-from zs2_lib.hosts import a1111, source, webui
+from zs2_lib.hosts import a1111, controlnet, source, webui
 
 
 def with_job(p, step, *args):
@@ -26,13 +26,14 @@ class Script(scripts.Script):
 
     def ui(self, is_img2img):
         with InputAccordion(False, label=panel.TITLE, elem_id=self.elem_id("enabled"), tooltip=panel.TOOLTIP) as enabled:
-            controls = {"enabled": enabled, **panel.build(self.elem_id, is_img2img, source.preview)}
+            controls = {"enabled": enabled, **panel.build(self.elem_id, is_img2img, source.preview, controlnet.unit_count())}
         self.infotext_fields = [PasteField(control, panel.PASTE[name]) for name, control in controls.items() if name in panel.PASTE]
         self.paste_field_names = list(panel.PASTE.values())
         return list(controls.values())
 
     def before_process(self, p, *args):
-        with_job(p, webui.Job.end)  # of an earlier run of the same p, which an error cut short
+        webui.end_jobs_of_before()
+        with_job(p, webui.Job.end)  # of an earlier run of the same p
         p.zs2_job = None
         with webui.errors_stop(p):
             settings = panel.read(args)

@@ -266,6 +266,41 @@ def test_unet_without_self_attention_layers(momentum):
         attention.attach(nn.Sequential(nn.Linear(2, 2)))
 
 
+def test_other_models_run_on_the_same_rows():
+    """A ControlNet's layers are averaged like the UNet's; one of two units that share a model is hooked once, and has a state of its own."""
+    unet, control, rows = Block(), Block(), Rows.blocks(4, 1)
+    x, y = normals(4, 5, 8), normals(4, 5, 8, seed=1)
+    plain = [block(value) for block, value in ((unet, x), (control, x), (control, y))]
+    with TemporalMomentum([0.5] * 4) as attention:
+        attention.attach(unet, control, control)
+        assert len(control.attn1.to_k._forward_hooks) == 1
+        parts = []
+        for index in ([0, 1], [2, 3]):
+            attention.rows = rows.take(index)
+            parts.append([block(value[index]) for block, value in ((unet, x), (control, x), (control, y))])
+    assert hooked(unet) == hooked(control) == []
+    for before, first, second in zip(plain, *parts):
+        expected = equation_2(before["attn1.to_k"], rows, [0.5] * 4).float()
+        torch.testing.assert_close(torch.cat([first["attn1.to_k"], second["attn1.to_k"]]), expected, rtol=0, atol=1e-6)
+
+
+def test_attention_repeated_for_a_part_of_the_rows():
+    """As by ControlNet's reference units: all rows with more tokens, then the negative prompt's rows again."""
+    block, rows, fewer = Block(), Rows.blocks(4, 2), [4, 5, 6, 7]
+    x = normals(8, 5, 8)
+    plain, repeated = block(x.repeat(1, 2, 1)), block(x[fewer])
+    with TemporalMomentum([0.5] * 4) as attention:
+        attention.attach(block)
+        attention.fewer_rows = lambda: rows.take(fewer)
+        attention.rows = rows
+        with attention.suspended():
+            assert torch.equal(block(x)["attn1.to_k"], plain["attn1.to_k"][:, :5])
+        first, second = block(x.repeat(1, 2, 1)), block(x[fewer])
+    for before, averaged, of in ((plain, first, rows), (repeated, second, rows.take(fewer))):
+        expected = equation_2(before["attn1.to_v"], of, [0.5] * 4).float()
+        torch.testing.assert_close(averaged["attn1.to_v"], expected, rtol=0, atol=1e-6)
+
+
 def test_rows_that_do_not_fit_the_call():
     block = Block()
     with TemporalMomentum([0.5] * 4) as attention:

@@ -101,6 +101,9 @@ ALLOWED = {
     "source_every": [1, 2.0, 1000],
     "source_audio": [True, False],
     "mask": ["", "mask.png"],
+    "control": [[], ["source", "", "clip.mp4"], ("source",)],
+    "control_fit": ["hold", "loop", "stretch"],
+    "control_momentum": [True, False],
 }
 NEEDS = {"mask": {"source": "clip.mp4"}}
 """What a setting needs beside it."""
@@ -130,6 +133,9 @@ REFUSED = {
     "source_every": [0, 1001, 1.5, *NO_NUMBER],
     "source_audio": NO_BOOLEAN,
     "mask": [None, 1, ["mask.png"]],
+    "control": [None, "source", {"0": "source"}, [1], [None], [["source"]]],
+    "control_fit": ["", "Hold", None, True],
+    "control_momentum": NO_BOOLEAN,
 }
 
 
@@ -144,7 +150,7 @@ def test_allowed_values(key, value):
     kept = getattr(settings, "returns" if key == "return" else key)
     if key in ("motion", "inertia", "momentum"):
         assert kept == Schedule.parse(value)
-    elif key == "formats":
+    elif key in ("formats", "control"):
         assert kept == tuple(value)
     elif key == "prompts":
         assert kept == (PromptKeyframes.parse(value) if value.strip() else None)
@@ -235,7 +241,7 @@ def test_values_that_exclude_each_other(values, words):
 
 @pytest.mark.parametrize(("values", "words"), [
     (dict(mask="mask.png"), "mask: a mask video is not allowed without a source"),
-    (dict(source="clip.mp4", source_start=3, source_end=2), "source_start, source_end: end is 2"),
+    (dict(source="clip.mp4", source_start=3, source_end=2), "source_end is 2"),
     (dict(source="clip.mp4", formats=["gif"], fps=60), "fps: 60 is not allowed with the format 'gif': "),
     (dict(source="clip.mp4", frames=1025), "frames: 1025 is not allowed"),
 ])

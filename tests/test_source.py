@@ -7,6 +7,8 @@ import math
 import os
 import random
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from fractions import Fraction
@@ -556,6 +558,15 @@ def test_transparent_videos_are_laid_on_white(tmp_path, name, codec, pix_fmt):
         assert close(picture, on_white((227, 127, 127)), tolerance=4)
 
 
+def test_the_background_can_be_black(tmp_path):
+    """As masks need it: what is transparent is not masked."""
+    clear, opaque = Image.new("RGBA", SIZE, (255, 255, 255, 0)), Image.new("RGBA", SIZE, (250, 250, 250, 255))
+    clear.save(tmp_path / "a.png", save_all=True, append_images=[opaque], duration=100)
+    for background, levels in (("black", [0, 250]), ("white", [255, 250])):
+        frames = [picture for _, picture in open_source(tmp_path / "a.png", background=background).frames()]
+        assert [picture.getextrema()[0] for picture in frames] == [(level, level) for level in levels]
+
+
 @pytest.mark.parametrize("format", ["gif", "webp", "png"])
 def test_transparent_images_are_laid_on_white(tmp_path, format):
     looks = [(0, 200), (32, 190), (0, 180)]  # shift, red: Pillow merges frames of equal colours, whatever their alpha
@@ -929,6 +940,35 @@ def test_files_are_closed(kinds, kind):
     one.close()
     other.close()
     assert open_files(path) == 0
+
+
+FREED_WHILE_IT_REPORTS = """
+import gc, sys
+import av
+from zs2_lib.source import open_source
+av.logging.set_level(av.logging.ERROR)  # as torchvision does
+gc.set_threshold(1, 1, 1)  # what is dropped is freed at once
+sys.setswitchinterval(10)
+for _ in range(4):
+    frames = open_source(sys.argv[1]).frames()
+    next(frames)
+    frames.close()
+"""
+
+
+def test_a_decoder_that_reports_errors_while_it_is_freed(tmp_path):
+    """FFmpeg's threads wait for Python's lock to report an error, and who frees them, with the lock, waits for the threads."""
+    size = (960, 540)
+    path = write_video(tmp_path / "a.mkv", 12, size=size, options={"preset": "ultrafast", "bf": "0", "g": "90", "crf": "30"}, frame=(
+        lambda number: np.random.default_rng(number).integers(0, 256, (*reversed(size), 3), dtype=np.uint8)))
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for position, length in packets[3:]:  # the first frames are right, and errors follow
+        for share in range(40, 60):
+            data[position + length * share // 100] ^= 0xFF
+    path.write_bytes(data)
+    subprocess.run([sys.executable, "-c", FREED_WHILE_IT_REPORTS, path], check=True, timeout=120, stderr=subprocess.DEVNULL)
 
 
 def test_memory_does_not_grow_with_the_clip(tmp_path):

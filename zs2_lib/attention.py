@@ -13,7 +13,9 @@ the next makes it stream, so a clip of any length runs in passes of a few frames
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -31,7 +33,7 @@ def momentum_scan_(x: torch.Tensor, rows: Rows, momentum: Sequence[float], carri
     the same after this call's last frames; `carried` itself is left as it was. Where `rows` leave frames out, a frame that
     comes g frames after the one before keeps the product of the g momenta of it. The sum is kept in
     float32 whatever the precision of `x`. One in-place pass over each row is the cheapest exact form
-    (`benchmarks/attention.py` compares), and gives the same bits however a clip is cut into calls.
+    (`python -m benchmarks --only attention` compares), and gives the same bits however a clip is cut into calls.
 
     Raises RuntimeError if a group's frames do not follow on each other.
     """
@@ -70,42 +72,69 @@ class TemporalMomentum:
 
     def __init__(self, momentum: Sequence[float]):
         self.momentum = tuple(momentum)
-        self.rows: Rows | None = None
-        self.carried: dict[torch.nn.Module, dict] = {}
-        self._unet: torch.nn.Module | None = None
+        self.carried: dict[tuple[torch.nn.Module, int], dict] = {}
+        """For each projection, and each time that one UNet call uses it, the last frames' averages by guidance group."""
+        self.fewer_rows: Callable[[], Rows] | None = None
+        """The rows of a projection that sees fewer than the UNet call has: some extensions repeat attention for a part of them."""
+        self._rows: Rows | None = None
+        self._uses: Counter = Counter()
+        self._models: tuple[torch.nn.Module, ...] = ()
         self._handles: list = []
+
+    @property
+    def rows(self) -> Rows | None:
+        """The rows of the UNet call that comes next; with None nothing is averaged."""
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: Rows | None) -> None:
+        self._rows = rows
+        self._uses.clear()
+
+    def go_on_with(self, rows: Rows) -> None:
+        """The next layers of the same call see `rows`, a part of its rows or all of them again."""
+        self._rows = rows
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Scope in which nothing is averaged: for calls of the UNet inside of its call whose rows are no frames."""
+        rows, self._rows = self._rows, None
+        try:
+            yield
+        finally:
+            self._rows = rows
 
     @property
     def is_identity(self) -> bool:
         """Whether the averages change nothing: one frame, or μ = 0 throughout. No hook is needed then."""
         return not any(self.momentum[1:])
 
-    def attach(self, unet: torch.nn.Module) -> None:
-        """Hooks every self-attention layer of `unet`; takes the hooks off the UNet before, if it was another.
+    def attach(self, unet: torch.nn.Module, *others: torch.nn.Module) -> None:
+        """Hooks every self-attention layer of `unet`, and of `others`, which run inside its calls on the same rows; takes
+        the hooks off the models before, if they were others.
 
         Raises ValueError if `unet` has no such layer (Flux, SD3 and other transformers).
         """
-        if unet is self._unet:
+        models = (unet, *others)
+        if len(models) == len(self._models) and all(new is old for new, old in zip(models, self._models)):
             return
         self.detach()
-        projections = [
-            module for name, module in unet.named_modules()
-            if name.endswith(PROJECTIONS) and _is_self_attention(unet, name)
-        ]
-        if not projections:
+        projections = [_projections(model) for model in models]
+        if not projections[0]:
             raise ValueError(
                 f"{type(unet).__name__} has no self-attention layers named attn1: temporal momentum attention works "
                 "with the UNets of SD 1.x, SD 2.x and SDXL; choose such a checkpoint"
             )
-        self._unet = unet
+        self._models = models
         if not self.is_identity:
-            self._handles = [module.register_forward_hook(self._average) for module in projections]
+            hooked = {module: None for each in projections for module in each}  # control units may share a model
+            self._handles = [module.register_forward_hook(self._average) for module in hooked]
 
     def detach(self) -> None:
         """Takes all hooks off and forgets what was carried."""
         while self._handles:
             self._handles.pop().remove()
-        self._unet = None
+        self._models = ()
         self.restart()
 
     def restart(self) -> None:
@@ -119,17 +148,30 @@ class TemporalMomentum:
         self.detach()
 
     def _average(self, projection: torch.nn.Module, inputs, output: torch.Tensor) -> None:
-        if self.rows is None:
+        rows = self._rows
+        if rows is None:
             return
-        tiles, rest = divmod(output.shape[0], len(self.rows))
-        if rest:
+        if self.fewer_rows and output.shape[0] < len(rows):
+            rows = self.fewer_rows()
+        tiles, rest = divmod(output.shape[0], len(rows))
+        if rest or not tiles:
             raise RuntimeError(
-                f"temporal momentum attention: a projection saw {output.shape[0]} rows in a UNet call of {len(self.rows)}; "
+                f"temporal momentum attention: a projection saw {output.shape[0]} rows in a UNet call of {len(rows)}; "
                 "another extension changes the batch inside attention: switch it off for this clip"
             )
+        use = projection, self._uses[projection]
+        self._uses[projection] += 1
         # HyperTile splits each row into tiles, "(row tile) token channel": the average runs per tile
-        rows = output.unflatten(0, (len(self.rows), tiles))
-        self.carried[projection] = momentum_scan_(rows, self.rows, self.momentum, self.carried.get(projection, {}))
+        self.carried[use] = momentum_scan_(
+            output.unflatten(0, (len(rows), tiles)), rows, self.momentum, self.carried.get(use, {})
+        )
+
+
+def _projections(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The key and value projections of a model's self-attention layers."""
+    return [
+        module for name, module in model.named_modules() if name.endswith(PROJECTIONS) and _is_self_attention(model, name)
+    ]
 
 
 def _is_self_attention(unet: torch.nn.Module, projection: str) -> bool:

@@ -200,7 +200,7 @@ class KeyFrames:
         self.restart()
 
     def restart(self, step: int = 0) -> None:
-        """Forgets what was carried: the next call begins with frame 0, at the sampler's so-manieth `step`, counted from 0."""
+        """Forgets what was carried: the next call begins with frame 0, at the `step` of the sampler (counted from 0) that begins."""
         self.carried = {}
         if step == 0:
             self.kept = {}
@@ -234,7 +234,7 @@ class KeyFrames:
 
     def _select(self, module: torch.nn.Module, args: tuple, kwargs: dict):
         """Before a deep block: its arguments of the key rows, and temporal momentum over these."""
-        if self.rows is None:
+        if self.rows is None or self.attention.rows is None:  # not the clip's, or momentum is suspended
             return None
         x = args[0] if args else next(iter(kwargs.values()))
         if x.shape[0] != len(self.rows):
@@ -243,19 +243,19 @@ class KeyFrames:
                 "batch inside the UNet: switch it off for this clip, or set the key-frame stride to 1"
             )
         self._index, self._after = self._index.to(x.device), self._after.to(x.device)  # once for a pass
-        self.attention.rows = self._keys.rows
+        self.attention.go_on_with(self._keys.rows)
         return take(args, self._index, len(self.rows)), take(kwargs, self._index, len(self.rows))
 
     def _repeat(self, module: torch.nn.Module, args: tuple, output):
         """After a deep block: each row gets the next key frame's output, of which only the key rows' is ever used."""
-        if self.rows is None:
+        if self.rows is None or self.attention.rows is None:  # not the clip's, or momentum is suspended
             return None
-        self.attention.rows = self.rows
+        self.attention.go_on_with(self.rows)
         return take(output, self._after, len(self._keys.index))
 
     def _interpolate(self, module: torch.nn.Module, args: tuple, output):
         """After the last deep block: the change of each row since the refresh lies between those of the key frames around it."""
-        if self.rows is None:
+        if self.rows is None or self.attention.rows is None:  # not the clip's, or momentum is suspended
             return None
         result = self._repeat(module, args, output)
         keys, given, wanted = self._keys.rows, _tensor(output), _tensor(result)

@@ -10,7 +10,7 @@ import gradio as gr
 
 from .keyframes import PRESETS
 from .schedule import Schedule
-from .settings import Settings, SettingsError, infotext_key
+from .settings import FROM_SOURCE, Settings, SettingsError, infotext_key
 from .source import Selection
 
 OPTIONS = {option.name: option for option in fields(Settings)}
@@ -20,7 +20,8 @@ TOOLTIP = OPTIONS["enabled"].metadata["tooltip"]
 ROWS = (("frames", "fps"), ("motion", "inertia", "momentum"), ("loop",), ("prompts",))
 ADVANCED_ROWS = (("noise_model", "alpha"), ("candidates", "solver"), ("frames_per_pass", "formats"), ("keyframe_stride", "keyframe_depth", "keyframe_refresh"))
 SOURCE_ROWS = (("source_start", "source_end"), ("source_fps", "source_every"), ("source_audio",))
-SETTINGS = tuple(name for row in ROWS + ADVANCED_ROWS + SOURCE_ROWS for name in row)
+CONTROL_ROWS = (("control_fit", "control_momentum"),)
+SETTINGS = tuple(name for row in ROWS + ADVANCED_ROWS + SOURCE_ROWS + CONTROL_ROWS for name in row)
 FILES = ("source", "mask")
 FILE = "_file"
 """Ending of the name of the upload that takes the place of a path's text field."""
@@ -34,14 +35,29 @@ KEYFRAMES_TOOLTIP = (
 )
 
 
+OWN_IMAGE, SOURCE, OTHER = "Its image (without one, the source video)", "Source video", "Another video or folder"
+"""What a ControlNet unit can take the images of the frames from."""
+NO_CONTROLNET = (
+    "Control images for every frame need the extension <b>sd-webui-controlnet</b>, which is not installed. It is on the tab "
+    "Extensions, under Available; everything else here works without it."
+)
+
+
+def unit_controls(number: int) -> tuple[str, str, str]:
+    """The names of the three controls of a ControlNet unit: where its images come from, an upload, a path."""
+    return f"control_{number}", f"control_{number}{FILE}", f"control_{number}_path"
+
+
 ARGUMENTS = SETTINGS + tuple(name + KEYFRAMES for name in SCHEDULES) + tuple(name for file in FILES for name in (file, file + FILE))
-"""The names of the controls behind the enabling checkbox, in the order of the script's arguments."""
+"""The names of the controls behind the enabling checkbox, in the order of the script's arguments; those of each ControlNet
+unit follow."""
 
 
-def build(elem_id: Callable[[str], str], is_img2img: bool, preview: Callable) -> dict[str, gr.components.Component]:
+def build(elem_id: Callable[[str], str], is_img2img: bool, preview: Callable, units: int) -> dict[str, gr.components.Component]:
     """Makes the controls; `elem_id` names them. Call it inside the accordion. Returns them by name, in the order `read` takes.
 
-    `preview(path, selection)` gives a strip of the frames of the source and a line about them, or raises SettingsError.
+    `preview(path, selection, fps)` gives a strip of the frames of the source and a line about them, or raises SettingsError.
+    `units` is the number of ControlNet units, 0 if the extension is not installed.
     """
     controls = {}
     for row in ROWS:
@@ -59,8 +75,35 @@ def build(elem_id: Callable[[str], str], is_img2img: bool, preview: Callable) ->
         controls.update(_source_controls(elem_id, is_img2img))
         strip = gr.Image(label="Frames that will be used", interactive=False, visible=False, elem_id=elem_id("source_strip"))
         about = gr.HTML(elem_id=elem_id("source_about"))
+    with gr.Accordion("ControlNet", open=False, elem_id=elem_id("control_part")):
+        controls.update(_unit_controls(elem_id, units))
+        if not units:
+            gr.HTML(NO_CONTROLNET, elem_id=elem_id("no_controlnet"))
+        for row in CONTROL_ROWS:
+            with gr.Row(visible=units > 0):
+                controls.update({name: _control(name, elem_id) for name in row})
     _show_source(controls, strip, about, preview)
-    return {name: controls[name] for name in ARGUMENTS}
+    unit_names = tuple(name for number in range(units) for name in unit_controls(number))
+    return {name: controls[name] for name in ARGUMENTS + unit_names}
+
+
+def _unit_controls(elem_id: Callable[[str], str], units: int) -> dict[str, gr.components.Component]:
+    """For each ControlNet unit where its images come from, and, where that is another video, which."""
+    controls, tooltip = {}, OPTIONS["control"].metadata["tooltip"]
+    for number in range(units):
+        origin, file, path = unit_controls(number)
+        label = f"Images of ControlNet unit {number}"
+        with gr.Row():
+            controls[origin] = gr.Dropdown(
+                label=label, choices=[OWN_IMAGE, SOURCE, OTHER], value=OWN_IMAGE, elem_id=elem_id(origin), tooltip=tooltip)
+            controls[file] = gr.File(label=label, elem_id=elem_id(file), tooltip=tooltip, visible=False)
+            controls[path] = gr.Textbox(
+                label=f"{label}: file or folder on the machine of the WebUI", placeholder="/path/to/video.mp4 or a folder of frames",
+                elem_id=elem_id(path), tooltip=tooltip, visible=False)
+        controls[origin].change(
+            lambda origin: (gr.update(visible=origin == OTHER), gr.update(visible=origin == OTHER)),
+            controls[origin], [controls[file], controls[path]], show_progress=False)
+    return controls
 
 
 def _speed_buttons(controls: Mapping, elem_id: Callable[[str], str]) -> None:
@@ -89,15 +132,15 @@ def _source_controls(elem_id: Callable[[str], str], is_img2img: bool) -> dict[st
 
 def _show_source(controls: Mapping, strip: gr.Image, about: gr.HTML, preview: Callable) -> None:
     """Shows which frames will be used whenever that changes; with a source the frames and their rate are left to it."""
-    selection = ("frames", "source_start", "source_end", "source_fps", "source_every")
+    selection = ("frames", "fps", "source_start", "source_end", "source_fps", "source_every")
 
     def show(file, path, *values):
         source = _path(file) or path.strip()
         if not source:
             return gr.update(visible=False), ""
         try:
-            frames, start, end, fps, every = values
-            picture, text = preview(source, Selection(start or 0, end or None, fps or None, every or 1, frames or None))
+            frames, clip_fps, start, end, fps, every = values
+            picture, text = preview(source, Selection(start or 0, end or None, fps or None, every or 1, frames or None), clip_fps or 0)
         except (SettingsError, ValueError, TypeError) as error:
             return gr.update(visible=False), html.escape(str(error))
         return gr.update(value=picture, visible=True), html.escape(text)
@@ -110,8 +153,9 @@ def _show_source(controls: Mapping, strip: gr.Image, about: gr.HTML, preview: Ca
     for control in files:
         left = control.change(leave_to_source, files, [controls["frames"], controls["fps"]], show_progress=False)
         left.then(show, inputs, [strip, about], show_progress=False)
-    controls["frames"].release(show, inputs, [strip, about], show_progress=False)
-    for name in selection[1:]:
+    for name in selection[:2]:
+        controls[name].release(show, inputs, [strip, about], show_progress=False)
+    for name in selection[2:]:
         controls[name].change(show, inputs, [strip, about], show_progress=False)
 
 
@@ -136,6 +180,8 @@ def read(args: tuple) -> Settings:
     if not enabled:
         return Settings()
     by_name = {name: value for name, value in zip(ARGUMENTS, values) if value is not None}
+    of_units = values[len(ARGUMENTS):]
+    by_name["control"] = [_control_entry(number, *unit) for number, unit in enumerate(zip(of_units[::3], of_units[1::3], of_units[2::3]))]
     for name in FILES:
         by_name[name] = _path(by_name.pop(name + FILE, None)) or (by_name.get(name) or "").strip()
     for name in SCHEDULES:
@@ -143,6 +189,16 @@ def read(args: tuple) -> Settings:
         if keyframes and keyframes.strip():
             by_name[name] = keyframes
     return Settings(enabled=True, **by_name)
+
+
+def _control_entry(number: int, origin: str, file, path: str) -> str:
+    """A unit's entry in the setting `control`, from the values of its controls."""
+    if origin != OTHER:
+        return FROM_SOURCE if origin == SOURCE else ""
+    entry = _path(file) or (path or "").strip()
+    if not entry:
+        raise SettingsError(f"control: ControlNet unit {number} is to show another video; give a file or folder, or choose {OWN_IMAGE!r}")
+    return entry
 
 
 # --- pasting: for each control a function from a parsed infotext to its value, None to leave it alone ------

@@ -16,6 +16,8 @@ from .video import FORMATS, check_clip
 
 MAX_FRAMES = 1024
 RETURNS = ("frames", "video", "both")
+FROM_SOURCE = "source"
+"""An entry of `control`: the frames of the source video."""
 
 
 class SettingsError(ValueError):
@@ -64,7 +66,7 @@ def schedule(low: float, high: float = float("inf")) -> Callable:
 def text(key: str, value) -> str:
     if not isinstance(value, str):
         raise SettingsError(f"{key}: {value!r} is not allowed; give a text")
-    return value
+    return value.strip()
 
 
 def prompt_keyframes(key: str, value) -> PromptKeyframes | None:
@@ -97,6 +99,12 @@ def some_of(*choices: str) -> Callable:
                 raise SettingsError(f"{key}: {item!r} is not allowed; the list may hold {_quoted(choices)}{_nearest(item, choices)}")
         return tuple(dict.fromkeys(value))
     return check
+
+
+def texts(key: str, value) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise SettingsError(f"{key}: {value!r} is not allowed; give a list of texts, one for each")
+    return tuple(value)
 
 
 def _quoted(choices) -> str:
@@ -229,6 +237,19 @@ class Settings:
         "Where the source is repainted, white, frame by frame: a video or a folder of images with as many frames as the "
         "source, or one image for all frames. It takes the place of the tab's mask.", group="source")
 
+    control: tuple[str, ...] = setting(
+        (), texts, "Control images",
+        "Where each ControlNet unit takes the images of the frames from: an entry for each unit, source for the source video, a video "
+        "or folder of images, or nothing for the unit's own image (without one, the source).", group="control")
+    control_fit: str = setting(
+        "hold", one_of("hold", "loop", "stretch"), "Too few control images",
+        "What a ControlNet unit shows when its video is shorter than the clip. hold: its last image; loop: it begins again; stretch: it is "
+        "spread over the clip.", choices=("hold", "loop", "stretch"), group="control")
+    control_momentum: bool = setting(
+        False, boolean, "Momentum in ControlNet",
+        "Carries looks from frame to frame inside the ControlNet models as well. Frames follow their control images less closely.",
+        group="control")
+
     def __post_init__(self):
         for option in fields(self):
             check = self.source and option.metadata.get("check_with_source") or option.metadata["check"]
@@ -239,7 +260,7 @@ class Settings:
         try:
             self.selection
         except ValueError as error:
-            raise SettingsError(f"source_start, source_end: {error}") from None
+            raise SettingsError(f"source_{error}") from None  # it begins with "start is", "end is" or "fps is"
         for format in self.formats if self.fps else ():
             try:
                 check_clip(format, self.fps)
@@ -276,7 +297,7 @@ class Settings:
         """What the host writes into its images: one key for each setting that belongs to the clip."""
         values = {
             infotext_key(option): getattr(self, option.name) for option in INFOTEXT_OPTIONS
-            if self.source or option.metadata.get("group") != "source"
+            if option.metadata.get("group") in (None, *(group for group in ("source", "control") if getattr(self, group)))
         }
         return {key: _as_text(value) for key, value in values.items() if value is not None}
 
@@ -320,7 +341,7 @@ class Settings:
         return notes
 
 
-INFOTEXT_OPTIONS = tuple(option for option in fields(Settings) if option.name not in ("enabled", "returns", "source", "mask"))
+INFOTEXT_OPTIONS = tuple(option for option in fields(Settings) if option.name not in ("enabled", "returns", "source", "mask", "control"))
 """The settings that an infotext carries. That it carries them says that ZS² was enabled; files it can't carry."""
 
 

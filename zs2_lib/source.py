@@ -10,7 +10,7 @@
 What a source promises:
 
 - Frames come as a player shows them: at their own times, upright, with square pixels, deinterlaced, in the right
-  colours, transparent parts on white. HDR is the exception: it is not tone-mapped (`SourceInfo.hdr`).
+  colours, transparent parts on white, or the background asked for. HDR is the exception: it is not tone-mapped (`SourceInfo.hdr`).
 - Time 0 is when the first frame appears, wherever the file's own clock starts.
 - `frames` yields exactly `count` frames or raises ValueError, also where a file is damaged.
 - Frames are read one by one, from the keyframe before the first that is wanted. What stays in memory of a whole file
@@ -109,17 +109,23 @@ class SourceInfo:
     broken: bool = False
 
 
-def open_source(path: str | os.PathLike, folder_fps: float = FOLDER_FPS) -> Source:
+def open_source(path: str | os.PathLike, folder_fps: float = FOLDER_FPS, background: str = "white") -> Source:
     """Open a video (MP4, MOV, MKV, WebM, ...), an animated image (GIF, WebP, APNG), a picture, or a folder of pictures.
 
     What a file is, is told from its content, not from its name. The file's times are read here, once; for a long video
     that takes as long as reading the file.
 
     folder_fps: frames per second of a folder, which has no clock of its own.
+    background: the colour that transparent parts are laid on.
     """
     if not os.fspath(path):
         raise FileNotFoundError("no source is given: name a video, an animated image or a folder of images")
-    path = Path(path)
+    source = _opened(Path(path), folder_fps)
+    source.background = background
+    return source
+
+
+def _opened(path: Path, folder_fps: float) -> Source:
     if not MIN_FPS <= folder_fps <= MAX_FPS:
         raise ValueError(f"folder_fps is {folder_fps}, but a folder plays at {MIN_FPS} to {MAX_FPS} frames per second")
     with _in_words(path):
@@ -140,6 +146,7 @@ class Source:
 
     path: Path
     info: SourceInfo
+    background = "white"
     _clock: _Clock
 
     def frames(self, selection: Selection = Selection()) -> Iterator[tuple[float, Image.Image]]:
@@ -409,13 +416,13 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
         return None  # the EXIF data are damaged, which browsers ignore too
 
 
-def _picture(image: Image.Image, number: int, turn: Image.Transpose | None) -> Image.Image:
-    """`image`, turned, in RGB; 16-bit grey, such as a depth map, in 8 bits."""
+def _picture(image: Image.Image, number: int, turn: Image.Transpose | None, background: str) -> Image.Image:
+    """`image`, turned, in RGB, on that background; 16-bit grey, such as a depth map, in 8 bits."""
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.int64)
         if levels.min() >= 0 and levels.max() <= 0xFFFF:
             image = Image.fromarray((levels / 257).round().astype(np.uint8))
-    image = video._as_picture(image, number)
+    image = video._as_picture(image, number, background)
     return image.transpose(turn) if turn is not None else image
 
 
@@ -443,7 +450,7 @@ class _Animation(Source):
                     now += seconds if too_short and seconds >= too_short else 0.1
             except _PICTURE_ERRORS as error:
                 if not starts:
-                    raise ValueError(f"{path.name} is damaged, not even its first frame can be read") from error
+                    raise ValueError(f"{path.name} is damaged, not even its first frame can be read: replace it") from error
                 broken = True
             tick = 0.01 if image.format == "GIF" else 0.001
         self._clock = _Clock.of(np.array(starts), now, tick, broken=broken)
@@ -459,7 +466,7 @@ class _Animation(Source):
                     raise ValueError(f"frame {number + 1} of {self.path.name} is damaged ({error})") from error
                 # A GIF's frame may reach beyond the GIF, and then Pillow enlarges it.
                 shown = image if image.size == self._size else image.crop((0, 0, *self._size))
-                yield _picture(shown, number + 1, self._turn)
+                yield _picture(shown, number + 1, self._turn, self.background)
 
 
 class _Folder(Source):
@@ -494,7 +501,7 @@ class _Folder(Source):
             with _in_words(file), _opened_picture(file) as image:
                 turn = _orientation(image)
                 _load(image, file.name)
-                picture = _picture(image, number + 1, turn)
+                picture = _picture(image, number + 1, turn, self.background)
             yield picture
 
 
@@ -650,7 +657,7 @@ class _Video(Source):
         pixels = frame.to_ndarray(
             format="rgba" if transparent else "rgb24", width=width, height=height, interpolation=_BEST_CONVERSION
         )
-        picture = video._as_picture(pixels, number + 1)
+        picture = video._as_picture(pixels, number + 1, self.background)
         return picture.transpose(self._turn) if self._turn is not None else picture
 
 
@@ -873,7 +880,18 @@ def _decoder(stream, parallel: bool = True):
 
 
 def _decoded(packets: Iterable, decoder) -> Iterator:
-    """The frames (av.VideoFrame) that have a time, in order of it. Raises _Damaged after the last before a damage."""
+    """The frames (av.VideoFrame) that have a time, in order of it. Raises _Damaged after the last before a damage.
+
+    The decoder is left at rest: freed while one of its threads reports an error, which takes Python's lock where PyAV's
+    log is on (as torchvision switches it), it would wait for that thread, with the lock, for ever.
+    """
+    try:
+        yield from _decoded_until_damage(packets, decoder)
+    finally:
+        decoder.flush_buffers()
+
+
+def _decoded_until_damage(packets: Iterable, decoder) -> Iterator:
     av = _import_av()
     started, damage = False, None
     try:

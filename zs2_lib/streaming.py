@@ -27,10 +27,15 @@ def automatic_frames_per_pass(height: int, width: int) -> int:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a UNet call is: `frames` (first, last; counted from 1) of the next pass, and the part of the call done."""
+    """Where a UNet call is: the `rows` of the next pass, and the part of the call that is done."""
 
-    frames: tuple[int, int]
+    rows: Rows
     done: float
+
+    @property
+    def frames(self) -> tuple[int, int]:
+        """The first and the last frame of the pass, counted from 1."""
+        return min(self.rows.frames) + 1, max(self.rows.frames) + 1
 
 
 class Passes:
@@ -49,7 +54,7 @@ class Passes:
         """The frames per pass that memory allowed, if fewer than asked for."""
 
     def restart(self, step: int = 0) -> None:
-        """The sampler's so-manieth `step`, counted from 0, begins: forgets what was carried, the next call begins with frame 0."""
+        """The sampler's `step` (counted from 0) begins: forgets what was carried, the next call begins with frame 0."""
         self.attention.restart()
         self.keyframes.restart(step)
 
@@ -81,7 +86,7 @@ class Passes:
             frames = self.keyframes.frames_that_fit(rest, limit)
             index = [remaining[row] for row in rest.of_first_frames(frames)]
             part = rows.take(index)
-            before_pass(Progress((min(part.frames) + 1, max(part.frames) + 1), 1 - len(remaining) / len(rows)))
+            before_pass(Progress(part, 1 - len(remaining) / len(rows)))
 
             carried = dict(self.attention.carried), dict(self.keyframes.carried)
             self.keyframes.begin(part)

@@ -164,7 +164,7 @@ def _as_pictures(frames: Iterable[Image.Image | np.ndarray]) -> Iterator[Image.I
         yield picture
 
 
-def _as_picture(frame: Image.Image | np.ndarray, number: int) -> Image.Image:
+def _as_picture(frame: Image.Image | np.ndarray, number: int, background: str = "white") -> Image.Image:
     if isinstance(frame, np.ndarray):
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] not in (3, 4) or 0 in frame.shape:
             raise ValueError(
@@ -180,7 +180,7 @@ def _as_picture(frame: Image.Image | np.ndarray, number: int) -> Image.Image:
         raise ValueError(f"frame {number} has the mode {frame.mode}, which does not fit 8 bits: scale it to 0..255")
     if frame.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in frame.info:
         frame = frame.convert("RGBA")
-        frame = Image.alpha_composite(Image.new("RGBA", frame.size, "white"), frame)
+        frame = Image.alpha_composite(Image.new("RGBA", frame.size, background), frame)
     picture = frame.convert("RGB")
     picture.info = {}  # a frame's own text, EXIF and colour profile must not leak into the clip
     return picture

@@ -2,19 +2,19 @@
 
     ZS2_WEBUI=~/stable-diffusion-webui python -m pytest tests/host
 
+Those of ControlNet need the extension sd-webui-controlnet as well, among the WebUI's extensions or at ZS2_CONTROLNET.
 The WebUI runs on a data directory of its own: nobody's models, outputs, settings and extensions are touched.
 """
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import models
 import pytest
-from host import Host
+from host import started
 from report import Compatibility
-from webui import Installation, Server
+from webui import Installation
 
 HERE = Path(__file__).resolve().parent
 INSTALLATION = Installation.from_environment()
@@ -62,21 +62,12 @@ def models_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def start(installation, models_folder, tmp_path_factory):
-    """Starts a WebUI: `with start("--medvram") as host:`; with `extension=False` one that does not have ZS²."""
+    """Starts a WebUI: `with start("--medvram") as host:`; with `extension=False` one that does not have ZS², with
+    `controlnet=True` one that has sd-webui-controlnet as well.
+    """
 
-    @contextlib.contextmanager
-    def start_host(*flags: str, extension: bool = True):
-        data = tmp_path_factory.mktemp("data")
-        for entry in ("models", "embeddings"):
-            (data / entry).symlink_to(models_folder / entry)
-        (data / "extensions").mkdir()
-        if extension:
-            (data / "extensions" / "sd-webui-zs2").symlink_to(models.ROOT)
-        (data / "extensions" / "zs2-probe").symlink_to(HERE / "probe")
-        checkpoint = data / "models" / "Stable-diffusion" / "tiny.safetensors"
-        with Server(installation, data, f"--ckpt={checkpoint}", *flags) as client:
-            client.post("/sdapi/v1/options", {"live_previews_enable": False})
-            yield Host(client, data, installation.version)
+    def start_host(*flags: str, **extensions: bool):
+        return started(installation, models_folder, tmp_path_factory.mktemp("data"), *flags, **extensions)
 
     return start_host
 
@@ -85,6 +76,15 @@ def start(installation, models_folder, tmp_path_factory):
 def host(start):
     """The WebUI that most tests share."""
     with start() as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def controlnet_host(start, installation):
+    """A WebUI with the extension sd-webui-controlnet."""
+    if installation.controlnet is None:
+        pytest.skip("sd-webui-controlnet is not installed: set ZS2_CONTROLNET to its folder")
+    with start(controlnet=True) as host:
         yield host
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from webui import Background, Client, Result
+from webui import Background, Client, Installation, Result, Server
 
 STILL = {
     "prompt": "a red circle on a blue background", "seed": 11, "steps": 7, "width": 128, "height": 128, "cfg_scale": 5,
@@ -48,6 +50,28 @@ class Host:
 
     def about(self) -> dict:
         return self.client.get("/zs2-probe/about")
+
+
+@contextlib.contextmanager
+def started(
+    installation: Installation, models: Path, data: Path, *flags: str, extension: bool = True, controlnet: bool = False,
+) -> Iterator[Host]:
+    """A WebUI started on the empty folder `data` with what `models.make` wrote, the probe and, unless told otherwise, ZS²;
+    if told so, with sd-webui-controlnet.
+    """
+    here = Path(__file__).resolve().parent
+    for entry in ("models", "embeddings"):
+        (data / entry).symlink_to(models / entry)
+    (data / "extensions").mkdir()
+    if extension:
+        (data / "extensions" / "sd-webui-zs2").symlink_to(here.parents[1])
+    if controlnet:
+        (data / "extensions" / "sd-webui-controlnet").symlink_to(installation.controlnet)
+    (data / "extensions" / "zs2-probe").symlink_to(here / "probe")
+    checkpoint = data / "models" / "Stable-diffusion" / "tiny.safetensors"
+    with Server(installation, data, f"--ckpt={checkpoint}", *flags) as client:
+        client.post("/sdapi/v1/options", {"live_previews_enable": False})
+        yield Host(client, data, installation.version)
 
 
 def zs2(settings: dict) -> dict:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,8 @@ def make(folder: Path) -> Path:
     """Writes everything into `folder`, laid out as a WebUI's data directory."""
     checkpoints, networks = folder / "models" / "Stable-diffusion", folder / "models" / "Lora"
     hypernetworks, embeddings = folder / "models" / "hypernetworks", folder / "embeddings"
-    for directory in (checkpoints, networks, hypernetworks, embeddings):
+    control = folder / "models" / "ControlNet"
+    for directory in (checkpoints, networks, hypernetworks, embeddings, control):
         directory.mkdir(parents=True, exist_ok=True)
     weights, config = tiny()
     for name, (variant, variant_config) in {
@@ -36,11 +38,18 @@ def make(folder: Path) -> Path:
         "pix2pix": pix2pix(weights, config),
         "sd2-v": sd2_v(weights, config),
         "sdxl": sdxl(weights, config),
+        "sd15": sd15(weights, config),
     }.items():
         save_file({key: value.clone().contiguous() for key, value in variant.items()}, checkpoints / f"{name}.safetensors")
         (checkpoints / f"{name}.yaml").write_text(yaml.safe_dump(variant_config))
     # The same config file for two checkpoints: the host loads the one into the modules of the other.
     _save_pickle({"state_dict": second(weights)}, checkpoints / "tiny.ckpt")
+    blocks = sd15(weights, config)[0]
+    for name, unit in {
+        "control_sd15_zs2": controlnet(blocks), "control_tiny_zs2": controlnet(weights), "controllora_sd15_zs2": control_lora(blocks),
+        "t2iadapter_sd15_zs2": t2i_adapter(blocks), "ip-adapter_sd15_zs2": ip_adapter(blocks),
+    }.items():
+        save_file({key: value.clone().contiguous() for key, value in unit.items()}, control / f"{name}.safetensors")
     save_file(lora(weights), networks / "zs2_lora.safetensors")
     save_file(loha(weights), networks / "zs2_loha.safetensors")
     save_file(lokr(weights), networks / "zs2_lokr.safetensors")
@@ -146,6 +155,20 @@ def sdxl(weights: dict, config: dict) -> tuple[dict, dict]:
     return result, {"model": {"target": "sgm.models.diffusion.DiffusionEngine", "params": params}}
 
 
+def sd15(weights: dict, config: dict, channels: int = 32) -> tuple[dict, dict]:
+    """A UNet of SD 1.5's structure, a tenth as wide, with random weights: extensions count its blocks. It paints noise."""
+    config = copy.deepcopy(config)
+    params = config["model"]["params"]["unet_config"]["params"]
+    params |= {"model_channels": channels, "num_res_blocks": 2, "channel_mult": [1, 2, 4, 4], "num_heads": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(9)
+        unet = UNetModel(**params)
+    noise = _noise(10)
+    random = {key: noise(value) / value[0].numel() ** 0.5 if value.ndim > 1 else value for key, value in unet.state_dict().items()}
+    others = {key: value for key, value in weights.items() if not key.startswith(UNET)}
+    return others | {UNET + key: value for key, value in random.items()}, config
+
+
 def lora(weights: dict, rank: int = 4, strength: float = 0.7) -> dict:
     """A LoRA on every attention projection of the UNet and on the text encoder's."""
     noise, result = _noise(4), {}
@@ -174,6 +197,86 @@ def lokr(weights: dict, factor: int = 8, strength: float = 0.5) -> dict:
         result[f"{name}.lokr_w1"] = noise(torch.empty(factor, factor)) * strength * scale
         result[f"{name}.lokr_w2"] = noise(torch.empty(rows // factor, columns // factor))
     return result
+
+
+# --- ControlNet --------------------------------------------------------------------------------------------
+
+HINT_CHANNELS = (3, 16, 16, 32, 32, 96, 96, 256)
+"""Channels before and after the convolutions that read a control image."""
+
+
+def controlnet(weights: dict, strength: float = 3) -> dict:
+    """A ControlNet with the UNet's own encoder and random connections to it."""
+    noise = _noise(11)
+    unet = {key[len(UNET):]: value for key, value in weights.items() if key.startswith(UNET)}
+    result = {key: value.float() for key, value in unet.items() if key.startswith(("time_embed", "input_blocks", "middle_block"))}
+    channels = _output_channels(unet)
+    sizes = [*HINT_CHANNELS, channels[0]]
+    for number, (before, after) in enumerate(zip(sizes, sizes[1:])):
+        result[f"input_hint_block.{2 * number}.weight"] = noise(torch.empty(after, before, 3, 3)) * (4 / (9 * before)) ** 0.5
+        result[f"input_hint_block.{2 * number}.bias"] = torch.zeros(after)
+    for name, count in {**{f"zero_convs.{number}.0": count for number, count in enumerate(channels)}, "middle_block_out.0": channels[-1]}.items():
+        result[f"{name}.weight"] = strength * noise(torch.empty(count, count, 1, 1)) / count ** 0.5
+        result[f"{name}.bias"] = torch.zeros(count)
+    return result
+
+
+def control_lora(weights: dict, rank: int = 4, strength: float = 0.3) -> dict:
+    """A Control-LoRA: of the UNet's encoder only the differences, of low rank."""
+    noise, result = _noise(12), {"lora_controlnet": torch.tensor(1.0)}
+    for key, value in controlnet(weights).items():
+        layer, own = key.removesuffix(".weight"), key.startswith(("input_hint_block", "zero_convs", "middle_block_out"))
+        if own or value.ndim < 2:
+            result[key] = value
+        else:
+            result[f"{layer}.up"] = strength * noise(torch.empty(value.shape[0], rank)) * value.std() / rank ** 0.5
+            result[f"{layer}.down"] = noise(torch.empty(rank, value[0].numel()))
+    return result
+
+
+def t2i_adapter(weights: dict, strength: float = 1) -> dict:
+    """A T2I-Adapter for images of three channels."""
+    noise, result = _noise(13), {}
+    width = weights[UNET + "input_blocks.0.0.weight"].shape[0]
+    channels = [width, 2 * width, 4 * width, 4 * width]
+
+    def conv(name: str, before: int, after: int, size: int, scale: float = 1.0) -> None:
+        result[f"{name}.weight"] = scale * noise(torch.empty(after, before, size, size)) / (before * size * size) ** 0.5
+        result[f"{name}.bias"] = torch.zeros(after)
+
+    conv("conv_in", 3 * 64, width, 3, strength * 5)
+    for level, count in enumerate(channels):
+        for block in range(2):
+            name, before = f"body.{2 * level + block}", channels[max(level - 1, 0)] if block == 0 else count
+            if before != count:
+                conv(f"{name}.in_conv", before, count, 1)
+            conv(f"{name}.block1", count, count, 3)
+            conv(f"{name}.block2", count, count, 1, strength)
+    return result
+
+
+def ip_adapter(weights: dict, embedding: int = 48, tokens: int = 4) -> dict:
+    """An IP-Adapter for image embeddings of 48 values, which the probe extension makes."""
+    noise = _noise(14)
+    unet = {key[len(UNET):]: value for key, value in weights.items() if key.startswith(UNET)}
+    context = unet["input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"].shape[1]
+    result = {
+        "image_proj.proj.weight": noise(torch.empty(tokens * context, embedding)), "image_proj.proj.bias": torch.zeros(tokens * context),
+        "image_proj.norm.weight": torch.ones(context), "image_proj.norm.bias": torch.zeros(context),
+    }
+    places = [*(f"input_blocks.{n}.1" for n in (1, 2, 4, 5, 7, 8)), *(f"output_blocks.{n}.1" for n in range(3, 12)), "middle_block.1"]
+    for number, place in enumerate(places):
+        inner = unet[f"{place}.transformer_blocks.0.attn2.to_k.weight"].shape[0]
+        for part in ("k", "v"):
+            result[f"ip_adapter.{2 * number + 1}.to_{part}_ip.weight"] = noise(torch.empty(inner, context)) / context ** 0.5
+    return result
+
+
+def _output_channels(unet: dict) -> list[int]:
+    """The channels that each of a UNet's input blocks gives."""
+    count = 1 + max(int(key.split(".")[1]) for key in unet if key.startswith("input_blocks."))
+    layers = ("0.out_layers.3.weight", "0.op.weight", "0.weight")
+    return [next(unet[f"input_blocks.{n}.{layer}"].shape[0] for layer in layers if f"input_blocks.{n}.{layer}" in unet) for n in range(count)]
 
 
 def embedding(weights: dict, vectors: int = 2) -> torch.Tensor:

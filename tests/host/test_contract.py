@@ -137,6 +137,9 @@ def test_clips_and_frames_are_saved(host):
     ({"formats": "mp4"}, ["formats", "mp4", "list"]),
     ({"formats": ["mp5"]}, ["formats", "mp5", '"mp4"']),
     ({"return": "all"}, ["return", "all", "frames", "video", "both"]),
+    ({"control": "source"}, ["control", "source", "list"]),
+    ({"control": ["source"]}, ["control", "source", "sd-webui-controlnet is not installed", "Extensions"]),
+    ({"control_fit": "cut"}, ["control_fit", "cut", '"hold"', '"loop"', '"stretch"']),
     ({"enabled": "yes"}, ["enabled", "yes"]),
 ], ids=str)
 def test_wrong_settings_stop_the_job(host, settings, words):

@@ -150,8 +150,17 @@ class Installation:
 
     @property
     def version(self) -> str:
-        git = subprocess.run(["git", "-C", str(self.root), "describe", "--tags", "--always"], capture_output=True, text=True)
-        return git.stdout.strip() or "unknown version"
+        return _version(self.root)
+
+    @property
+    def controlnet(self) -> Path | None:
+        """Where the extension sd-webui-controlnet is installed: $ZS2_CONTROLNET, or among the WebUI's extensions."""
+        path = Path(os.environ.get("ZS2_CONTROLNET") or self.root / "extensions" / "sd-webui-controlnet").resolve()
+        return path if path.is_dir() else None
+
+    @property
+    def controlnet_version(self) -> str:
+        return _version(self.controlnet)
 
     def install_extension(self, extension: Path) -> None:
         """Runs an extension's install.py as the WebUI does when it starts."""
@@ -160,6 +169,11 @@ class Installation:
             run = subprocess.run([self.python, script], cwd=self.root, env=environment, capture_output=True, text=True)
             if run.returncode:
                 raise RuntimeError(f"{script.name} failed:\n{run.stdout}{run.stderr}")
+
+
+def _version(repository: Path) -> str:
+    git = subprocess.run(["git", "-C", str(repository), "describe", "--tags", "--always"], capture_output=True, text=True)
+    return git.stdout.strip() or "unknown version"
 
 
 class Server:

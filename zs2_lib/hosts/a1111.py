@@ -23,6 +23,7 @@ from ..noise import frame_seeds
 from ..settings import Settings
 from ..streaming import Passes, Progress
 from .conditioning import PromptTravel
+from .controlnet import ControlUnits
 from .undo import override, restore_afterwards
 
 UNCONDITIONAL = -1
@@ -39,8 +40,9 @@ class ClipSampling:
     it would print and forget, are raised at the next UNet call.
     """
 
-    def __init__(self, p, settings: Settings, travel: PromptTravel | None = None):
+    def __init__(self, p, settings: Settings, travel: PromptTravel | None = None, control: ControlUnits | None = None):
         self.p = p
+        self.control = control
         self.travel = travel if travel and travel.weights_change else None
         self.frames = settings.frames
         self.seed = int(p.seeds[0])
@@ -67,6 +69,8 @@ class ClipSampling:
             undo.enter_context(self.attention)
             undo.enter_context(self.keyframes)
             undo.callback(self._undo_model.close)
+            if self.control:
+                self.control.begin(undo, self.attention)
             self._follow_model()
             _share_init_image(self.p)
             override(undo, self.p, "txt2img_image_conditioning", _same_for_all_frames(self.p.txt2img_image_conditioning))
@@ -90,7 +94,8 @@ class ClipSampling:
         self._model = shared.sd_model
         self._apply_model = self._model.apply_model
         override(self._undo_model, self._model, "apply_model", self.apply_model)
-        self.attention.attach(self._model.model.diffusion_model)
+        others = self.control.attention_models() if self.control else []
+        self.attention.attach(self._model.model.diffusion_model, *others)
         self.keyframes.attach(self._model.model.diffusion_model)
 
     def begin_step(self, denoiser) -> None:
@@ -117,6 +122,8 @@ class ClipSampling:
             )
         self.next_row = call.stop
         step, tiling = shared.state.sampling_step, _hypertile_state()
+        if self.control:
+            self.control.begin_call()
 
         def before_pass(progress: Progress) -> None:
             if shared.state.interrupted or shared.state.skipped:
@@ -127,6 +134,8 @@ class ClipSampling:
             first, last = progress.frames
             if self.travel:
                 self.travel.set_weights(first - 1)
+            if self.control:
+                self.control.set_rows(progress.rows)
             shared.state.textinfo = f"Step {self.step}: frames {first} to {last} of {self.frames}"
 
         try:

@@ -17,3 +17,9 @@ def restore_afterwards(undo: ExitStack, owner, name: str) -> None:
         undo.callback(setattr, owner, name, vars(owner)[name])
     else:
         undo.callback(vars(owner).pop, name, None)
+
+
+def override_item(undo: ExitStack, mapping: dict, key: str, value) -> None:
+    """Sets an item, which is there already, of `mapping` until `undo` is closed."""
+    undo.callback(mapping.__setitem__, key, mapping[key])
+    mapping[key] = value

@@ -6,13 +6,14 @@ import base64
 import itertools
 import logging
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
-from modules import images, processing
+from modules import images, processing, shared
 from modules.shared import opts
 
 from .. import video
@@ -20,6 +21,7 @@ from ..settings import Settings, SettingsError
 from . import a1111
 from . import source as source_video
 from .conditioning import PromptTravel
+from .controlnet import ControlUnits
 from .undo import override
 
 log = logging.getLogger(__name__)
@@ -41,17 +43,28 @@ def errors_stop(p):
     """An error inside stops the job with its message; the API answers wrong settings with status 422.
 
     The host prints and forgets what a script's callback raises, so the error is raised by the first of `p`'s
-    methods that the host calls outside of a callback.
+    methods that the host calls outside of a callback. The job that `p` has ends at once.
     """
     try:
         yield
     except Exception as error:
         if isinstance(error, SettingsError):
             error.status_code, error.detail = 422, str(error)
+        if job := vars(p).get("zs2_job"):
+            job.end()
 
         def stop(*args, _error=error, **kwargs):
             raise _error
-        p.setup_prompts = p.sample = stop
+        p.setup_prompts = p.init = p.sample = stop
+
+
+_open_jobs: list["Job"] = []
+
+
+def end_jobs_of_before() -> None:
+    """Ends what is left of an earlier generation that an error cut short; not a job that this one runs inside of."""
+    for job in [job for job in _open_jobs if job.began != shared.state.time_start]:
+        job.end()
 
 
 def applies_to(p) -> bool:
@@ -67,12 +80,14 @@ class Job:
 
     def __init__(self, p, settings: Settings):
         self.p = p
+        self.began = shared.state.time_start
         self.settings = settings
         self.images: list = []
         self.clips: list[Clip] = []
         self.notes: list[str] = []
         self.failed = False
         self.source: source_video.SourceVideo | None = None
+        self.control: ControlUnits | None = None
         self.travel = PromptTravel(p, settings.prompts) if settings.prompts else None
         self._undo = ExitStack()
         # a script that was selected as well (X/Y/Z plot) works on the result and needs images there
@@ -84,6 +99,9 @@ class Job:
     def before_process(self) -> None:
         """Makes each batch one clip. Raises SettingsError if the job's input does not fit."""
         p = self.p
+        _open_jobs.append(self)
+        self._undo.callback(_open_jobs.remove, self)
+        override(self._undo, p, "close", self._end_and_close(p.close))  # which the host calls after an error as well
         init_images = len(getattr(p, "init_images", None) or [])
         if self.settings.source:
             self._open_source()
@@ -91,6 +109,8 @@ class Job:
             raise SettingsError(
                 f"frames: {self.settings.frames} does not fit {init_images} init images; give one init image, or one for each frame"
             )
+
+        self._take_control_units()
 
         frames = self.settings.frames
         for note in self.settings.notes:
@@ -108,14 +128,27 @@ class Job:
     def _open_source(self) -> None:
         """Opens the source, which decides the frames and the rate that the settings leave to it; img2img edits its frames."""
         p = self.p
-        if not isinstance(p, processing.StableDiffusionProcessingImg2Img):
-            raise SettingsError(f"source: {self.settings.source[:100]!r} is not allowed in txt2img; send it to img2img, which edits its frames")
         self.source = source_video.SourceVideo(self.settings, self._undo, p.is_api)
         self.settings = self.source.settings
         for note in self.source.notes:
             self.note(note)
         p.extra_generation_params["ZS2 source"] = self.source.name
-        source_video.edit(p, self.source, self._undo)
+        if isinstance(p, processing.StableDiffusionProcessingImg2Img):
+            source_video.edit(p, self.source, self._undo)
+
+    def _take_control_units(self) -> None:
+        """Gives each frame its own control images. In txt2img only they can use a source."""
+        p, settings = self.p, self.settings
+        with_maps = not self.as_base64  # the API's answer holds the clip alone
+        self.control = ControlUnits.of(p, settings, self.source, self._undo, self.note, with_maps)
+        if self.source and not isinstance(p, processing.StableDiffusionProcessingImg2Img):
+            if settings.mask:
+                raise SettingsError("mask: a mask video is not allowed in txt2img; send it to img2img, which edits the source's frames")
+            if not (self.control and self.control.use_source):
+                raise SettingsError(
+                    f"source: {settings.source[:100]!r} is not used: in txt2img it can only be the control images of a ControlNet unit; "
+                    "enable a unit without an image of its own, or send the source to img2img, which edits its frames"
+                )
 
     def _switch_off_token_merging(self) -> None:
         ratio = self.p.get_token_merging_ratio
@@ -146,7 +179,7 @@ class Job:
                 self.note(LORA_NOTE)
                 if settings.keyframe_stride > 1:
                     self.note(KEYFRAMES_NOTE)
-            with a1111.ClipSampling(p, settings, self.travel) as sampling:
+            with a1111.ClipSampling(p, settings, self.travel, self.control) as sampling:
                 samples = sample(*args, **kwargs)
             if sampling.passes.reduced_to:
                 self.note(f"Memory ran out: the clip went on with {sampling.passes.reduced_to} frames per UNet pass.")
@@ -264,8 +297,14 @@ class Job:
             processed.extra_generation_params = {**processed.extra_generation_params, "ZS2 notes": " ".join(self.notes)}
 
     def end(self) -> None:
-        """Undoes on `p` what this job changed, for scripts that use it again."""
+        """Undoes what this job changed on `p`, for scripts that use it again, and on other extensions."""
         self._undo.close()
+
+    def _end_and_close(self, close) -> Callable[[], None]:
+        def end_and_close() -> None:
+            self.end()
+            close()
+        return end_and_close
 
     def note(self, text: str) -> None:
         """Tells the user something: under the image, and in `info` of the API's answer."""

@@ -36,7 +36,11 @@ class Fault:
     With `rows_over` it happens at every call of more rows than that.
     """
 
-    SITES = {"unet": ("model.diffusion_model", "forward"), "vae": ("first_stage_model", "decode")}
+    SITES = {
+        "unet": ("model.diffusion_model", "forward"),
+        "unet block": ("model.diffusion_model.input_blocks.1", "forward"),  # also where an extension has replaced the UNet's own
+        "vae": ("first_stage_model", "decode"),
+    }
 
     def __init__(self, kind: str | None = None, at: int | None = None, rows_over: int | None = None, site: str = "unet"):
         self.kind, self.at, self.rows_over, self.site = kind, at, rows_over, site

@@ -1,0 +1,114 @@
+"""The same ratios in a running WebUI, through its API. It is started from $ZS2_WEBUI as the host tests start it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from . import metrics
+from .document import PLAIN, ZS2, Figures, Target, label, megabytes, table
+
+TITLE = "In the WebUI"
+HOST_TESTS = Path(__file__).resolve().parent.parent / "tests" / "host"
+SHORT, LONG, PER_PASS = 8, 64, 8
+PLAIN_BAR, TIME_BAR, MEMORY_BAR = 1.02, 8.2, 1.05
+
+
+def measure(run) -> dict:
+    sys.path.insert(0, str(HOST_TESTS))  # the server and its client are the tests'
+    import host
+    import models
+    from webui import Installation
+
+    installation = Installation.from_environment()
+    if installation is None:
+        raise ValueError("ZS2_WEBUI is not set: give it the folder of an installed WebUI")
+    installation.install_extension(models.ROOT)
+    steps, pairs, repeats = run.pick(20, 4), run.pick(7, 2), run.pick(3, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        made = models.make(Path(folder) / "models")
+        data = Path(folder) / "data"
+        data.mkdir()
+        with host.started(installation, made, data) as webui:
+            plain, clip, peaks = _compare(webui, host.zs2, steps, pairs)
+            short, long = [], []
+            for _ in range(repeats):
+                short.append(_seconds(webui, host.zs2, SHORT, steps))
+                peaks["short"] = peaks.get("short") or webui.about()["peak memory"]
+                long.append(_seconds(webui, host.zs2, LONG, steps))
+            peaks["long"] = webui.about()["peak memory"]
+            about = webui.about()
+            return {
+                "version": webui.version, "python": about["python"], "torch": about["torch"], "steps": steps, "per pass": PER_PASS,
+                "plain": plain, "clip": clip, "short": short, "long": long, "peaks": peaks,
+            }
+
+
+def _compare(webui, zs2, steps: int, pairs: int) -> tuple[list[float], list[float], dict]:
+    """The times of a plain batch and of ZS² with as many frames, in turns."""
+    _plain_seconds(webui, steps)
+    peaks = {"plain": webui.about()["peak memory"]}
+    _seconds(webui, zs2, SHORT, steps)
+    plain, clip = [], []
+    for pair in range(pairs):
+        if pair % 2:
+            clip.append(_seconds(webui, zs2, SHORT, steps))
+        plain.append(_plain_seconds(webui, steps))
+        if not pair % 2:
+            clip.append(_seconds(webui, zs2, SHORT, steps))
+    return plain, clip, peaks
+
+
+def _plain_seconds(webui, steps: int) -> float:
+    start = time.perf_counter()
+    webui.generate(batch_size=SHORT, steps=steps, sampler_name="DDIM")
+    return time.perf_counter() - start
+
+
+def _seconds(webui, zs2, frames: int, steps: int) -> float:
+    start = time.perf_counter()
+    settings = {"frames": frames, "frames_per_pass": PER_PASS, "return": "frames"}
+    webui.generate(steps=steps, sampler_name="DDIM", alwayson_scripts=zs2(settings))
+    return time.perf_counter() - start
+
+
+def targets(data: dict) -> list[Target]:
+    job = metrics.median_ratio(data["clip"], data["plain"])
+    time = metrics.median_ratio(data["long"], data["short"])
+    memory = data["peaks"]["long"] / data["peaks"]["short"]
+    what = f"{LONG} frames / {SHORT} frames in the WebUI, {data['per pass']} per pass"
+    return [
+        Target("webui-plain", f"whole job / the WebUI's plain batch, {SHORT} frames", f"≤ {PLAIN_BAR}×", f"{job:.3f}×", job <= PLAIN_BAR),
+        Target("webui-time", f"time, {what}", f"≤ {TIME_BAR}×", f"{time:.2f}×", time <= TIME_BAR),
+        Target("webui-memory", f"peak memory, {what}", f"≤ {MEMORY_BAR}×", f"{memory:.3f}×", memory <= MEMORY_BAR),
+    ]
+
+
+def report(data: dict, figures: Figures) -> str:
+    def row(what: str, above: str, below: str) -> tuple:
+        low, middle, high = np.quantile(np.divide(data[above], data[below]), [0.25, 0.5, 0.75])
+        return what, len(data[above]), metrics.median(data[below]), metrics.median(data[above]), f"{middle:.3f}", f"{low:.3f} to {high:.3f}"
+
+    peaks = data["peaks"]
+    with figures("times", f"In the WebUI: {SHORT} frames in {data['steps']} steps", "seconds of the job (median)", "", height=2) as axes:
+        for y, (key, name, colour) in enumerate((("clip", "ZS²", ZS2), ("plain", "plain batch", PLAIN))):
+            axes.barh(y, metrics.median(data[key]), 0.6, color=colour)
+            label(axes, 0, y, f"{name}: {metrics.median(data[key]):.2f} s", "white")
+        axes.set_yticks([])
+        axes.grid(axis="y", visible=False)
+    return (
+        f"AUTOMATIC1111's WebUI {data['version']} on the tiny checkpoint (Python {data['python']}, torch {data['torch']}, float32 on one "
+        f"thread of the CPU), DDIM with {data['steps']} steps, in passes of {data['per pass']} frames: whole API requests, wall time, in "
+        "turns. ZS²'s job includes writing its MP4.\n\n"
+        + table(("what", "pairs", "s, first", "s, second", "second / first", "quartiles"), (
+            row(f"plain batch of {SHORT}, ZS² with {SHORT} frames", "clip", "plain"),
+            row(f"ZS² with {SHORT} frames, with {LONG}", "long", "short"),
+        ))
+        + f"\nPeak memory of the WebUI's process: {megabytes(peaks['plain'])} after a plain batch of {SHORT}, "
+          f"{megabytes(peaks['short'])} after ZS² with {SHORT} frames, "
+        f"{megabytes(peaks['long'])} after {LONG} frames.\n\n" + figures.link("times", "Time of a job in the WebUI")
+    )

@@ -1,0 +1,326 @@
+"""The benchmarks: what they compute is right, peers run as they say, and the document follows from the raw numbers."""
+
+import argparse
+import json
+import math
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("cv2")
+pytest.importorskip("matplotlib")
+
+from benchmarks import __main__ as command
+from benchmarks import clip_score, document, ladders, metrics, noise
+from benchmarks.clips import Job, decode, describe, load, sample, text2video_zero_times
+from benchmarks.judge import BACKGROUNDS, COLOURS, SHAPES, example_prompts, load_judge
+from zs2_lib.hosts.diffusers import TINY_SD
+
+PROMPT = "a red circle on a blue background"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the benchmarks run; of so small a model threads mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load(None, None)
+
+
+def picture(left=40, side=40, colour=(222, 40, 40), ground=(40, 90, 225)):
+    """A square on a ground, (128, 128, 3)."""
+    frame = np.full((128, 128, 3), ground, np.uint8)
+    frame[40:40 + side, left:left + side] = colour
+    return frame
+
+
+STILL = np.stack([picture()] * 5)
+MOVING = np.stack([picture(left) for left in range(40, 60, 4)])  # steady, 4 pixels a frame
+
+
+# --- metrics -------------------------------------------------------------------------------------------
+
+def test_a_still_clip_does_not_change():
+    assert metrics.change(STILL) == metrics.drift(STILL) == metrics.flicker(STILL) == [0.0] * 4
+    assert metrics.jerk(STILL) is None
+
+
+def test_change_and_drift_of_a_moving_square():
+    """Each step changes two strips of 4 × 40 pixels, by the difference of the colours."""
+    step = 2 * 4 * 40 * (182 + 50 + 185) / (128 * 128 * 3)
+    assert metrics.change(MOVING) == pytest.approx([step] * 4)
+    assert metrics.drift(MOVING) == pytest.approx([step, 2 * step, 3 * step, 4 * step])
+
+
+def test_flicker_is_the_change_that_movement_does_not_explain():
+    brightness = np.stack([picture(ground=(40, 90, 225 - 30 * (i % 2))) for i in range(5)])
+    assert max(metrics.flicker(MOVING)) < 0.2 * min(metrics.change(MOVING))
+    assert min(metrics.flicker(brightness)) > 0.8 * min(metrics.change(brightness))
+
+
+def test_jerk_is_0_for_a_steady_change_and_2_for_to_and_fro():
+    steady = np.stack([np.full((4, 4, 3), 10 * i, np.uint8) for i in range(5)])
+    assert metrics.jerk(steady) == 0
+    assert metrics.jerk(np.stack([steady[i % 2] for i in range(6)])) == pytest.approx(2)
+
+
+def test_jerk_of_independent_pictures():
+    noise = np.random.default_rng(0).normal(128, 20, (16, 32, 32, 3))
+    assert metrics.jerk(noise) == pytest.approx(math.sqrt(3), abs=0.02)
+
+
+def test_attributes_asked_for_and_kept():
+    attributes = np.array([[0, 1, 2], [0, 1, 2], [0, 1, 3], [4, 1, 2]])
+    assert metrics.right(attributes, (0, 1, 2)).tolist() == [True, True, False, False]
+    assert metrics.kept(attributes) == pytest.approx(1 / 3)
+
+
+def test_bootstrap_interval():
+    values = np.random.default_rng(1).normal(5, 2, 400)
+    mean, low, high = metrics.interval(values)
+    assert mean == pytest.approx(values.mean())
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / math.sqrt(400), rel=0.1)
+    assert metrics.interval([0.25] * 8) == (0.25, 0.25, 0.25)
+    assert metrics.interval(values) == metrics.interval(values)
+    with pytest.raises(ValueError, match="at least 1 value"):
+        metrics.interval([])
+
+
+def test_ladders_are_monotone_or_not():
+    assert metrics.rises([0, 1, 3]) and not metrics.rises([0, 1, 1])
+    assert metrics.falls([3, 1, 0]) and not metrics.falls([3, 1, 2])
+
+
+def test_rounded():
+    assert metrics.rounded({"a": [1.23456789, 7, "text", None], "b": float("nan")}) == {"a": [1.235, 7, "text", None], "b": None}
+
+
+# --- the judge -----------------------------------------------------------------------------------------
+
+def test_the_judge_reads_a_drawn_square():
+    square = SHAPES.index("square"), COLOURS.index("red"), BACKGROUNDS.index("blue")
+    assert load_judge().attributes(MOVING).tolist() == [list(square)] * 5
+
+
+def test_the_judge_refuses_other_pictures():
+    with pytest.raises(ValueError, match="tiny checkpoint alone"):
+        load_judge().attributes(np.zeros((2, 512, 512, 3), np.uint8))
+
+
+def test_example_prompts_say_what_they_ask_for():
+    for prompt, (shape, colour, background) in example_prompts(50):
+        assert prompt == f"a {COLOURS[colour]} {SHAPES[shape]} on a {BACKGROUNDS[background]} background"
+    assert example_prompts(50)[:20] == example_prompts(20)
+
+
+# --- the methods ---------------------------------------------------------------------------------------
+
+def test_text2video_zero_times_are_rescaled():
+    assert text2video_zero_times(50) == (44, 47)
+    assert text2video_zero_times(20) == (17, 18)
+    for steps in range(2, 101):
+        t0, t1 = text2video_zero_times(steps)
+        assert 0 <= t0 < t1 <= steps - 1
+    with pytest.raises(ValueError, match="2 or more"):
+        text2video_zero_times(1)
+
+
+def calls(pipe, job):
+    """The time steps and rows of each UNet call for a clip, and the texts that are encoded."""
+    seen, texts = [], []
+    tokenize = type(pipe.tokenizer).__call__
+    handle = pipe.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((int((args[1:] or (kwargs.get("timestep"),))[0]), len(args[0]))), with_kwargs=True
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(pipe.tokenizer), "__call__", lambda self, text, *args, **kwargs: (
+            texts.append(text if isinstance(text, str) else text[0]), tokenize(self, text, *args, **kwargs))[1])
+        latents = sample(pipe, job)
+    handle.remove()
+    return seen, set(texts), latents
+
+
+def test_text2video_zero_runs_the_same_scheduler_and_steps(pipe):
+    peer, texts, latents = calls(pipe, Job("text2video-zero", PROMPT, 3, frames=2, steps=5))
+    plain, _, _ = calls(pipe, Job("ddim", PROMPT, 3, frames=2, steps=5))
+    assert latents.shape == (2, 4, 16, 16)
+    assert [step for step, rows in peer if rows == 4] == [step for step, _ in plain]
+    assert [step for step, rows in peer if rows == 2] == [plain[0][0]]  # frame 1 alone, before it is moved
+    assert texts == {PROMPT, ""}  # no suffix
+    assert not any("CrossFrame" in type(processor).__name__ for processor in pipe.unet.attn_processors.values())
+
+
+def test_independent_ddim_is_zs2_with_independent_noise_alone(pipe):
+    off = (("noise_model", "independent"), ("momentum", 0))
+    plain, ours = (sample(pipe, Job(method, PROMPT, 3, 3, 2, settings=settings)) for method, settings in (("ddim", ()), ("zs2", off)))
+    assert (plain - ours).abs().max() < 1e-4
+
+
+def test_a_clip_is_described(pipe):
+    record = describe(decode(pipe, sample(pipe, Job("zs2", PROMPT, 3, 3, 2))), load_judge())
+    assert [len(record[key]) for key in ("change", "drift", "flicker")] == [2, 2, 2]
+    assert np.array(record["attributes"]).shape == (3, 3)
+    json.dumps(record)
+
+
+# --- the document --------------------------------------------------------------------------------------
+
+class FakeSampler:
+    """Clips that move by λ and drift less by μ."""
+
+    def __init__(self, judged=True):
+        self.judged = judged
+
+    def __call__(self, jobs):
+        def record(job):
+            settings = dict(job.settings)
+            change, drift = 10 * settings.get("motion", 0.05), 50 * (1.1 - settings.get("momentum", 0.98))
+            steps = job.frames - 1
+            numbers = {"change": [change] * steps, "drift": [drift] * steps, "jerk": 1.5, "flicker": [1.0] * steps}
+            return {**numbers, "attributes": [[0, 0, 0]] * job.frames} if self.judged else numbers
+        return [record(job) for job in jobs]
+
+
+def measure(folder, name, model=None):
+    """Saves the raw numbers of one section."""
+    run = command.Run(SimpleNamespace(quick=True, model=model, config=None), FakeSampler(judged=model is None))
+    document.save(folder, name, {
+        "section": name, "date": "2026-01-02", "seconds": 3.0, "quick": True, "checkpoint": "tiny", "data": command.section(name).measure(run),
+        **document.surroundings(),
+    })
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A folder with the raw numbers of one section."""
+    measure(tmp_path, "ladders")
+    return tmp_path
+
+
+@pytest.mark.parametrize("model", [None, "some.safetensors"])
+@pytest.mark.parametrize("name", ["methods", "ladders", "smoothness", "long"])
+def test_sections_about_pictures_become_a_page(tmp_path, name, model):
+    """On another checkpoint as well, whose pictures the judge does not know."""
+    measure(tmp_path, name, model)
+    text = document.render(tmp_path, [name], command.section).read_text(encoding="utf-8")
+    for plot in (tmp_path / "benchmarks").glob("*.png"):
+        assert f"(benchmarks/{plot.name})" in text
+    assert ("all right" in text) == (name == "methods")
+    assert ("nan" in text.lower()) is False
+
+
+def test_links_of_the_readme_lead_to_rows_of_the_document():
+    page = command.ROOT / "docs" / "benchmarks.md"
+    if not page.exists():
+        pytest.skip("docs/benchmarks.md has not been measured yet: python -m benchmarks")
+    anchors = re.findall(r"docs/benchmarks\.md#([\w-]+)", (command.ROOT / "README.md").read_text(encoding="utf-8"))
+    text = page.read_text(encoding="utf-8")
+    assert anchors and [anchor for anchor in anchors if f'<a id="{anchor}">' not in text] == []
+
+
+def test_the_document_follows_from_the_raw_numbers(measured, capsys):
+    assert command.main(["--render", "--output", str(measured)]) == 0
+    text = (measured / "benchmarks.md").read_text(encoding="utf-8")
+    assert '<a id="motion-ladder"></a>motion rises' in text and "0.00 → 0.50 → 1.00 → 1.50 → 2.00 → 2.50 | met" in text
+    assert "Quick run" in text and "2026-01-02" in text
+    for plot in ("motion", "momentum"):
+        assert f"(benchmarks/ladders_{plot}.png)" in text
+        assert (measured / "benchmarks" / f"ladders_{plot}.png").stat().st_size > 5000
+
+
+def test_other_sections_are_kept(measured, monkeypatch):
+    """`--only` measures one section; the document still holds the others, each with its own date."""
+    monkeypatch.setattr(noise, "SHAPE", (4, 16, 16))
+    assert command.main(["--only", "noise", "--quick", "--output", str(measured)]) == 0
+    text = (measured / "benchmarks.md").read_text(encoding="utf-8")
+    assert noise.TITLE in text and ladders.TITLE in text
+    assert "2026-01-02, 3 s, a quick run" in text
+
+
+def test_a_target_that_is_missed_is_said_so(measured):
+    file = measured / "benchmarks" / "ladders.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    record["data"]["motion"]["clips"].reverse()
+    file.write_text(json.dumps(record), encoding="utf-8")
+    document.render(measured, command.SECTIONS, command.section)
+    assert "| **not met** |" in (measured / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def test_rendering_nothing_is_refused(tmp_path, capsys):
+    assert command.main(["--render", "--output", str(tmp_path)]) == 2
+    assert "run the benchmarks first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", command.SECTIONS + command.ON_REQUEST)
+def test_every_section_can_be_loaded(name):
+    section = command.section(name)
+    assert section.TITLE and all(callable(getattr(section, function)) for function in ("measure", "report", "targets"))
+
+
+def test_a_quick_run_does_not_overwrite_the_document():
+    options = argparse.Namespace(model=None, quick=False)
+    full = command.default_output(options)
+    options.quick = True
+    assert command.default_output(options) != full
+    options.model = "some/checkpoint.safetensors"
+    assert command.default_output(options).name == "benchmarks-checkpoint-quick"
+
+
+# --- CLIP score ----------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory):
+    """A folder with a small CLIP of random weights."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**small, "vocab_size": 49408, "max_position_embeddings": 77, "eos_token_id": 49407}
+    vision = {**small, "image_size": 32, "patch_size": 8}
+    folder = tmp_path_factory.mktemp("models") / "tiny-clip"
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(TINY_SD / "diffusers-config" / "tokenizer").save_pretrained(folder)
+    return folder
+
+
+def test_clip_score_of_three_methods(tiny_clip, tmp_path):
+    arguments = ["clip-score", "--clip", str(tiny_clip), "--count", "2", "--steps", "2", "--quick", "--output", str(tmp_path)]
+    assert command.main(arguments) == 0
+    record = document.read(tmp_path, "clip-score")
+    assert list(record["data"]["scores"]) == ["DDIM", "Text2Video-Zero", "ZS²"]
+    assert all(len(scores) == 2 and all(0 <= score <= 100 for score in scores) for scores in record["data"]["scores"].values())
+    assert record["data"]["clip"] == "tiny-clip"
+    assert "27.7" in (tmp_path / "benchmarks.md").read_text(encoding="utf-8")  # the paper's own, beside
+
+
+def test_the_score_is_the_cosine_of_the_embeddings(tiny_clip):
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    model = CLIPModel.from_pretrained(tiny_clip).eval()
+    scores = clip_score.clip_scorer(str(tiny_clip))(MOVING, PROMPT)
+    inputs = CLIPTokenizer.from_pretrained(tiny_clip)([PROMPT], return_tensors="pt")
+    inputs["pixel_values"] = CLIPImageProcessor.from_pretrained(tiny_clip)(list(MOVING), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        logits = model(**inputs).logits_per_image[:, 0]
+    assert scores == pytest.approx((100 * logits / model.logit_scale.exp().item()).clamp(min=0).numpy(), abs=1e-3)
+
+
+def test_clip_score_without_a_clip_model_says_what_is_missing(tmp_path, capsys):
+    assert command.main(["clip-score", "--output", str(tmp_path)]) == 2
+    assert "--clip: give the folder" in capsys.readouterr().err
+
+
+def test_the_papers_prompts():
+    prompts = command.paper_prompts()
+    assert "Melting ice cream dripping down the cone." in prompts
+    assert len(prompts) == len(set(prompts)) > 60
