@@ -277,6 +277,26 @@ def test_passes_of_any_size_give_the_same_clip(pipe, guidance):
         assert (parts - whole).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize(("stride", "depth"), [(4, "medium"), (2, "strong"), (3, "gentle")])
+@pytest.mark.parametrize("guidance", [5.0, 1.0])
+def test_key_frames(pipe, stride, depth, guidance):
+    """Frame 1 is the still, passes of any size give the same clip, and it is near the exact one."""
+    settings = {"frames": 7, "keyframe_stride": stride, "keyframe_depth": depth}
+    whole = clip(pipe, Settings(**settings, frames_per_pass=7), guidance=guidance)
+    for frames in (1, 2, 5):
+        assert (clip(pipe, Settings(**settings, frames_per_pass=frames), guidance=guidance) - whole).abs().max() < 1e-4
+    assert (whole[0] - plain(pipe, guidance=guidance, output_type="latent")).abs().max() < 1e-4
+    exact = clip(pipe, Settings(frames=7), guidance=guidance)
+    distance, motion = (whole - exact).abs().mean(), exact.diff(dim=0).abs().mean()
+    assert 0 < distance < motion
+
+
+def test_key_frames_of_one_frame_or_stride_1_are_the_exact_method(pipe):
+    for frames, stride in ((1, 4), (3, 1)):
+        exact, same = (clip(pipe, Settings(frames=frames, **more)) for more in ({}, {"keyframe_stride": stride, "keyframe_depth": "strong"}))
+        assert torch.equal(exact, same)
+
+
 # --- noise ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", ["DDIM", "Euler a", "DPM++ SDE"])
@@ -415,6 +435,16 @@ def test_sdxl(xl_pipe, guidance):
 
     whole = clip(xl_pipe, Settings(frames=4, frames_per_pass=4), steps=2, guidance=guidance)
     parts = clip(xl_pipe, Settings(frames=4, frames_per_pass=3), steps=2, guidance=guidance)
+    assert (whole - parts).abs().max() < 1e-4
+    assert_untouched(xl_pipe)
+
+
+@pytest.mark.parametrize("depth", ["gentle", "medium", "strong"])
+def test_key_frames_in_sdxl(xl_pipe, depth):
+    xl_pipe.set_progress_bar_config(disable=True)
+    whole, parts = (
+        clip(xl_pipe, Settings(frames=6, frames_per_pass=size, keyframe_stride=3, keyframe_depth=depth), steps=2) for size in (6, 2)
+    )
     assert (whole - parts).abs().max() < 1e-4
     assert_untouched(xl_pipe)
 

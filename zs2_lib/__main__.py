@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     except RuntimeError as error:
         if "out of memory" not in str(error).lower():
             raise
-        say("error: out of memory even with 1 frame per pass; choose a smaller --size")
+        remedy = "keyframe_stride" in str(error)
+        say(f"error: {error}" if remedy else "error: out of memory even with 1 frame per pass; choose a smaller --size")
         return 1
     return 0
 
@@ -169,6 +170,8 @@ def parser() -> Parser:
     parser.add_argument(
         "--size", metavar="N|WxH", help="width and height in pixels, multiples of 8; default: the model's own (128 for the tiny one)")
 
+    from .keyframes import PRESETS
+
     group = parser.add_argument_group("the clip")
     for option in clip_options():
         help = f"{option.metadata['label']}. {option.metadata['tooltip']}".replace("%", "%%")
@@ -178,6 +181,9 @@ def parser() -> Parser:
             metavar = "TEXT|FILE" if option.name == "prompts" else "|".join(option.metadata.get("choices", ())) or "X"
             default = "none" if option.default is None else str(option.default).removesuffix(".0")
             group.add_argument(flag(option), metavar=metavar, help=f"{help} Default {default}.")
+    presets = "; ".join(f"{name}: {', '.join(map(str, preset))}" for name, preset in PRESETS.items())
+    group.add_argument(
+        "--speed", metavar="|".join(PRESETS), help=f"Sets those of the key-frame stride, depth and refresh that are not given. {presets}.")
     return parser
 
 
@@ -194,9 +200,13 @@ def flag(option) -> str:
 
 def read_settings(options: argparse.Namespace, formats: tuple[str, ...]):
     """The clip's settings. Raises SettingsError for a value that is not allowed."""
-    from .settings import Settings
+    from .keyframes import PRESETS
+    from .settings import Settings, one_of
 
     values = {}
+    if options.speed is not None:
+        preset = PRESETS[one_of(*PRESETS)("--speed", options.speed)]
+        values = dict(zip(("keyframe_stride", "keyframe_depth", "keyframe_refresh"), preset))
     for option in clip_options():
         value = getattr(options, option.name)
         if value is not None:

@@ -12,6 +12,7 @@ the next makes it stream, so a clip of any length runs in passes of a few frames
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,28 +30,31 @@ def momentum_scan_(x: torch.Tensor, rows: Rows, momentum: Sequence[float], carri
 
     `x` has the shape (rows, …); `momentum[i]` is μ of frame i (that of frame 0 is not used); `carried`
     maps a guidance group to its last frame before this call and the average after it, in float32. Returns
-    the same after this call's last frames; `carried` itself is left as it was. The sum is kept in
+    the same after this call's last frames; `carried` itself is left as it was. Where `rows` leave frames out, a frame that
+    comes g frames after the one before keeps the product of the g momenta of it. The sum is kept in
     float32 whatever the precision of `x`. One in-place pass over each row is the cheapest exact form
     (`python -m benchmarks --only attention` compares), and gives the same bits however a clip is cut into calls.
 
     Raises RuntimeError if a group's frames do not follow on each other.
     """
     state = dict(carried)
-    for index, (frame, group) in enumerate(zip(rows.frames, rows.groups)):
+    for index, (frame, group, previous) in enumerate(zip(rows.frames, rows.groups, rows.previous)):
         row = x[index]
         last, before = state.get(group, (None, None))
         if frame == 0:
             average = row.float()
-        elif last != frame - 1:
+        elif last != previous:
             raise RuntimeError(
                 f"temporal momentum attention: frame {frame} of guidance group {group} did not come right after "
-                f"frame {frame - 1}; another extension reorders the UNet's batch: switch it off for this clip"
+                f"frame {previous}; another extension reorders the UNet's batch: switch it off for this clip"
             )
-        elif x.dtype == torch.float32:
-            average = torch.lerp(row, before, momentum[frame], out=row)
         else:
-            average = torch.lerp(row.float(), before, momentum[frame])
-            row.copy_(average)
+            kept = math.prod(momentum[previous + 1:frame + 1])
+            if x.dtype == torch.float32:
+                average = torch.lerp(row, before, kept, out=row)
+            else:
+                average = torch.lerp(row.float(), before, kept)
+                row.copy_(average)
         state[group] = frame, average
     return {
         group: (frame, average.clone() if group in rows.groups else average)
@@ -86,6 +90,10 @@ class TemporalMomentum:
     def rows(self, rows: Rows | None) -> None:
         self._rows = rows
         self._uses.clear()
+
+    def switch_rows(self, rows: Rows) -> None:
+        """Other rows for the layers that follow in the same UNet call."""
+        self._rows = rows
 
     @contextmanager
     def suspended(self) -> Iterator[None]:

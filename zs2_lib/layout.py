@@ -13,13 +13,17 @@ class Rows:
     guidance group (each prompt joined by AND, the image condition of Instruct-Pix2Pix, the negative
     prompt), in an order that differs by host, sampler and settings. Row r shows frame `frames[r]`
     (counted from 0) under guidance group `groups[r]` (any label; equal labels belong together).
-    Frames rise within a group.
+    Frames rise within a group. `previous[r]` is the frame that came before it in its group, in this call or the one
+    before: the frame before, if every frame is there.
     """
 
     frames: tuple[int, ...]
     groups: tuple[int, ...]
+    previous: tuple[int, ...] = ()
 
     def __post_init__(self):
+        if not self.previous:
+            object.__setattr__(self, "previous", tuple(frame - 1 for frame in self.frames))
         if len(self.frames) != len(self.groups):
             raise ValueError(f"{len(self.frames)} frames for {len(self.groups)} groups: each row needs one of both")
 
@@ -34,7 +38,21 @@ class Rows:
     def take(self, index) -> "Rows":
         """The rows at the positions `index` (an iterable of row numbers)."""
         index = list(index)
-        return Rows(tuple(self.frames[i] for i in index), tuple(self.groups[i] for i in index))
+        return Rows(*(tuple(column[i] for i in index) for column in (self.frames, self.groups, self.previous)))
+
+    def thinned(self, index) -> "Rows":
+        """The rows at the positions `index` as sequences of their own: a frame follows on the last that was taken of its group.
+
+        The first of a group follows on the group's last frame before this call, which must have been taken.
+        """
+        part, last = self.take(index), {}
+        for frame, group, previous in zip(self.frames, self.groups, self.previous):
+            last.setdefault(group, previous)
+        previous = []
+        for frame, group in zip(part.frames, part.groups):
+            previous.append(last[group])
+            last[group] = frame
+        return Rows(part.frames, part.groups, tuple(previous))
 
     def of_first_frames(self, count: int) -> list[int]:
         """The row numbers of the first `count` frames of the call, in the order the call has them.

@@ -8,6 +8,7 @@ from dataclasses import fields
 
 import gradio as gr
 
+from .keyframes import PRESETS
 from .schedule import Schedule
 from .settings import FROM_SOURCE, Settings, SettingsError, infotext_key
 from .source import Selection
@@ -17,7 +18,7 @@ TITLE = OPTIONS["enabled"].metadata["label"]
 TOOLTIP = OPTIONS["enabled"].metadata["tooltip"]
 
 ROWS = (("frames", "fps"), ("motion", "inertia", "momentum"), ("loop",), ("prompts",))
-ADVANCED_ROWS = (("noise_model", "alpha"), ("candidates", "solver"), ("frames_per_pass", "formats"))
+ADVANCED_ROWS = (("noise_model", "alpha"), ("candidates", "solver"), ("frames_per_pass", "formats"), ("keyframe_stride", "keyframe_depth", "keyframe_refresh"))
 SOURCE_ROWS = (("source_start", "source_end"), ("source_fps", "source_every"), ("source_audio",))
 CONTROL_ROWS = (("control_fit", "control_momentum"),)
 SETTINGS = tuple(name for row in ROWS + ADVANCED_ROWS + SOURCE_ROWS + CONTROL_ROWS for name in row)
@@ -67,6 +68,8 @@ def build(elem_id: Callable[[str], str], is_img2img: bool, preview: Callable, un
             with gr.Row():
                 controls.update({name: _control(name, elem_id) for name in row})
         with gr.Row():
+            _speed_buttons(controls, elem_id)
+        with gr.Row():
             controls.update({name + KEYFRAMES: _keyframes_control(name, elem_id) for name in SCHEDULES})
     with gr.Accordion(OPTIONS["source"].metadata["label"], open=False, elem_id=elem_id("source_part")):
         controls.update(_source_controls(elem_id, is_img2img))
@@ -101,6 +104,14 @@ def _unit_controls(elem_id: Callable[[str], str], units: int) -> dict[str, gr.co
             lambda origin: (gr.update(visible=origin == OTHER), gr.update(visible=origin == OTHER)),
             controls[origin], [controls[file], controls[path]], show_progress=False)
     return controls
+
+
+def _speed_buttons(controls: Mapping, elem_id: Callable[[str], str]) -> None:
+    """A button for each preset, which sets the key-frame stride, depth and refresh."""
+    for name, preset in PRESETS.items():
+        button = gr.Button(f"Speed: {name}", elem_id=elem_id(f"speed_{name}"))
+        outputs = [controls[f"keyframe_{part}"] for part in ("stride", "depth", "refresh")]
+        button.click(lambda preset=preset: preset, [], outputs, show_progress=False)
 
 
 def _source_controls(elem_id: Callable[[str], str], is_img2img: bool) -> dict[str, gr.components.Component]:

@@ -7,6 +7,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
+from .keyframes import DEPTHS
 from .noise import MODELS, SOLVERS, ClipNoise
 from .schedule import Schedule, number_text
 from .source import Selection
@@ -192,6 +193,18 @@ class Settings:
         0, whole(0, 1024), "Frames per UNet pass",
         "How many frames the UNet computes at once. Fewer need less memory and give the same clip. 0 chooses by the "
         "picture's size and halves it when memory runs out.", slider=(0, 64, 1))
+    keyframe_stride: int = setting(
+        1, whole(1, 16), "Key-frame stride",
+        "Only every so many frames go through the deep part of the UNet; what it makes of the others is taken from between them. "
+        "1 computes all frames in full; 8 takes about half the time, and the clip changes a little.",
+        slider=(1, 16, 1))
+    keyframe_depth: str = setting(
+        "medium", one_of(*DEPTHS), "Key-frame depth",
+        "Which part of the UNet is deep. gentle: little of it, least difference; strong: most of it, fastest.", choices=DEPTHS)
+    keyframe_refresh: int = setting(
+        5, whole(0, 100), "Key-frame refresh",
+        "With a key-frame stride: at every so many steps all frames are computed in full, which keeps what moves between key frames. "
+        "0 never does, and movement becomes smoother and less.", slider=(0, 20, 1))
     formats: tuple[str, ...] = setting(
         ("mp4",), some_of(*FORMATS), "Output formats",
         "The files written for each clip, beside its frames. mp4 plays everywhere; gif, webp and apng also play in "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .attention import TemporalMomentum
+from .keyframes import KeyFrames, take
 from .layout import Rows
 
 log = logging.getLogger(__name__)
@@ -41,14 +42,21 @@ class Passes:
     """Runs UNet calls of one clip in passes of a few frames, with temporal momentum carried between them.
 
     `frames_per_pass` 0 chooses by the latents' size. When memory runs out, the frames per pass are halved for
-    the rest of the clip, and the call goes on from the pass that failed with the state it began with.
+    the rest of the clip, and the call goes on from the pass that failed with the state it began with. With `keyframes`
+    a pass ends on a key frame, and holds more frames than that if the next one is further off.
     """
 
-    def __init__(self, attention: TemporalMomentum, frames_per_pass: int = 0):
+    def __init__(self, attention: TemporalMomentum, frames_per_pass: int = 0, keyframes: KeyFrames | None = None):
         self.attention = attention
+        self.keyframes = keyframes or KeyFrames(attention)
         self.frames_per_pass = frames_per_pass
         self.reduced_to: int | None = None
         """The frames per pass that memory allowed, if fewer than asked for."""
+
+    def restart(self, step: int = 0) -> None:
+        """The sampler's so-manieth `step`, counted from 0, begins: forgets what was carried, the next call begins with frame 0."""
+        self.attention.restart()
+        self.keyframes.restart(step)
 
     def run(
         self,
@@ -74,21 +82,27 @@ class Passes:
         result = None
         while remaining:
             limit = self.reduced_to or self.frames_per_pass or automatic_frames_per_pass(*x.shape[-2:])
-            index = [remaining[row] for row in rows.take(remaining).of_first_frames(limit)]
+            rest = rows.take(remaining)
+            frames = self.keyframes.frames_that_fit(rest, limit)
+            index = [remaining[row] for row in rest.of_first_frames(frames)]
             part = rows.take(index)
             before_pass(Progress(part, 1 - len(remaining) / len(rows)))
 
-            carried = dict(self.attention.carried)
-            self.attention.rows = part
+            carried = dict(self.attention.carried), dict(self.keyframes.carried)
+            self.keyframes.begin(part)
             try:
                 if len(index) == len(rows):
                     return unet(x, *args, **kwargs)
                 select = torch.tensor(index, device=x.device)
-                output = unet(x[select], *_take(args, select, len(rows)), **_take(kwargs, select, len(rows)))
+                output = unet(x[select], *take(args, select, len(rows)), **take(kwargs, select, len(rows)))
             except RuntimeError as error:
-                frames = len(set(part.frames))
                 if not _is_out_of_memory(error) or frames == 1:
                     raise
+                if self.keyframes.frames_that_fit(rest, frames // 2) == frames:
+                    raise type(error)(
+                        f"{error}; {frames} frames are computed at once, as key frames are {self.keyframes.stride} apart: "
+                        "set a lower keyframe_stride, or 1"
+                    ) from error
                 self.reduced_to = frames // 2
             else:
                 if result is None:
@@ -98,24 +112,13 @@ class Passes:
                 remaining = [row for row in remaining if row not in done]
                 continue
             finally:
-                self.attention.rows = None
+                self.keyframes.begin(None)
             # outside the handler, so that the traceback no longer holds the failed pass's tensors
-            self.attention.carried = carried
+            self.attention.carried, self.keyframes.carried = carried
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             log.warning("Out of memory with %d frames per UNet pass; going on with %d.", frames, self.reduced_to)
         return result
-
-
-def _take(value, index: torch.Tensor, rows: int):
-    """`value` with every tensor that has a row per row of the call cut to the rows `index`."""
-    if isinstance(value, torch.Tensor):
-        return value[index.to(value.device)] if value.ndim and value.shape[0] == rows else value
-    if isinstance(value, dict):
-        return {key: _take(item, index, rows) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_take(item, index, rows) for item in value)
-    return value
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import CLIPTokenizer
 
 from ..attention import TemporalMomentum
+from ..keyframes import KeyFrames
 from ..layout import Rows
 from ..noise import ClipNoise, frame_seeds
 from ..settings import Settings
@@ -178,7 +179,8 @@ class ClipSampling:
         self.seed = seed
         self.progress = progress
         self.attention = TemporalMomentum(settings.momentum.values(self.frames))
-        self.passes = Passes(self.attention, settings.frames_per_pass)
+        self.keyframes = KeyFrames(self.attention, settings.keyframe_stride, settings.keyframe_depth, settings.keyframe_refresh)
+        self.passes = Passes(self.attention, settings.frames_per_pass, self.keyframes)
         self.noise = settings.clip_noise(seed)
         self.prompts = settings.prompts
         self.calls = 0
@@ -188,8 +190,9 @@ class ClipSampling:
         pipe, scheduler = self.pipe, self.pipe.scheduler
         check_pipeline(pipe)
         with ExitStack() as undo:
-            undo.enter_context(self.attention)
-            self.attention.attach(pipe.unet)
+            for hooks in (self.attention, self.keyframes):
+                undo.enter_context(hooks)
+                hooks.attach(pipe.unet)
             self._unet = pipe.unet.forward
             override(undo, pipe.unet, "forward", self.unet)
             override(undo, pipe, "prepare_latents", self._with_correlated_draws(pipe.prepare_latents))
@@ -233,7 +236,7 @@ class ClipSampling:
         def plain(*args, **kwargs) -> torch.Tensor:
             return self._unet(*args, return_dict=False, **kwargs)[0]
 
-        self.attention.restart()
+        self.passes.restart(call)
         output = self.passes.run(plain, rows, sample, timestep, *args, before_pass=before_pass, **kwargs)
         return _UNetOutput(output) if return_dict else (output,)
 

@@ -8,7 +8,7 @@ import logging
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
@@ -34,6 +34,7 @@ AUDIBLE = ("mp4", "webm")
 """Formats that hold sound."""
 
 LORA_NOTE = "LoRA weights change over the frames: each UNet pass held one frame, for which they were merged anew; that takes longer."
+KEYFRAMES_NOTE = "The key-frame stride was not used: LoRA weights that change need every frame computed by itself."
 TOKEN_MERGING_NOTE = "Token merging was off for this clip: it merges other tokens in each frame."
 
 
@@ -176,7 +177,9 @@ class Job:
                 return sample(*args, **kwargs)
             if self.travel and self.travel.weights_change and LORA_NOTE not in self.notes:
                 self.note(LORA_NOTE)
-            with a1111.ClipSampling(p, settings, self.travel, self.control) as sampling:
+                if settings.keyframe_stride > 1:
+                    self.note(KEYFRAMES_NOTE)
+            with a1111.ClipSampling(p, self._as_units_allow(settings), self.travel, self.control) as sampling:
                 samples = sample(*args, **kwargs)
             if sampling.passes.reduced_to:
                 self.note(f"Memory ran out: the clip went on with {sampling.passes.reduced_to} frames per UNet pass.")
@@ -184,6 +187,15 @@ class Job:
 
         self._undo.callback(self._unwrap_sample, sample_clip, vars(p).get("sample"))
         p.sample = sample_clip
+
+    def _as_units_allow(self, settings: Settings) -> Settings:
+        """Without key-frame passes, if a ControlNet unit has to see all frames."""
+        if self.control:
+            self.control.check()
+        if settings.keyframe_stride > 1 and self.control and self.control.need_all_frames:
+            self.note(f"Key-frame stride {settings.keyframe_stride} was not used: a reference or IP-Adapter unit needs all frames.")
+            return replace(settings, keyframe_stride=1)
+        return settings
 
     def _unwrap_sample(self, sample_clip, before) -> None:
         """Takes `sample_clip` off `p` where it still is; another extension may have wrapped or replaced it since."""

@@ -1,0 +1,292 @@
+"""Key-frame passes: the deep blocks of the UNet see a few frames of the clip, the others get what lies between.
+
+The noises of neighbouring frames are nearly the same, and the deep blocks compute nearly the same of them again and
+again. So in each UNet call only the key frames, every s-th of the clip and each guidance group's last in the call, go
+through the deep blocks; for the frames in between the output of the last one is interpolated. The shallow blocks run for
+all frames.
+
+Lines between key frames alone would smooth away what moves between them. So every few steps (the refresh) all frames go
+through all blocks, and what the deep ones gave is kept; at the other steps only the change since then is interpolated.
+(DeepCache, Ma et al. 2023, keeps deep features over steps without looking at any frame in between.)
+
+Hooks on the deep blocks are the whole patch: each gets the key rows of its arguments, and its output is brought back to
+one row per row of the call. What a host or an extension does between the blocks (skip connections, residuals of
+ControlNet, FreeU) sees the rows it expects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .attention import TemporalMomentum
+from .layout import Rows
+
+DEPTHS = ("gentle", "medium", "strong")
+"""Where the deep blocks begin: at the second downsampling, at the first, or a block before the first."""
+PRESETS = {"exact": (1, "medium", 5), "balanced": (8, "medium", 10), "fast": (8, "strong", 10)}
+"""(stride, depth, refresh) by speed, for samplings of about 20 steps."""
+
+
+# --- which blocks are deep --------------------------------------------------------------------------------
+
+def deep_modules(unet: torch.nn.Module, depth: str) -> list[torch.nn.Module]:
+    """The modules of `unet` that are deep, in the order in which it calls them.
+
+    The skip connections of deep blocks end at deep blocks. Works with the UNets of `ldm`, `sgm` and `diffusers`.
+    Raises ValueError for a model that is none of them.
+    """
+    down, middle, up = _blocks(unet)
+    cut = _cut(down, depth)
+    return [module for block in down[cut:] + middle + up[:len(up) - cut] for module in block]
+
+
+def deep_control_modules(control: torch.nn.Module, depth: str) -> list[torch.nn.Module]:
+    """The same of a ControlNet model (of `sd-webui-controlnet` or `diffusers`), which has the UNet's way down: the deep
+    blocks, and the convolutions that make their residuals.
+    """
+    down, middle, _ = _blocks(control)
+    cut = _cut(down, depth)
+    if hasattr(control, "input_blocks"):
+        residuals, last = control.zero_convs, control.middle_block_out
+    else:
+        residuals, last = control.controlnet_down_blocks, control.controlnet_mid_block
+    return [module for block in down[cut:] + middle for module in block] + list(residuals[cut:]) + [last]
+
+
+def _blocks(model: torch.nn.Module) -> tuple[list, list, list]:
+    """A model's blocks going down, in the middle and going up: each a list of the modules that it consists of.
+
+    The blocks are those of `ldm`, with one skip connection each: in `diffusers`, a resnet with its attention, or a downsampler.
+    """
+    if hasattr(model, "input_blocks"):
+        up = getattr(model, "output_blocks", ())
+        return [[block] for block in model.input_blocks], [[model.middle_block]], [[block] for block in up]
+    if not hasattr(model, "down_blocks"):
+        raise ValueError(
+            f"{type(model).__name__} has no blocks going down and up: key frames work with the UNets of SD 1.x, SD 2.x and SDXL; "
+            "choose such a checkpoint, or the key-frame stride 1"
+        )
+    down, up = [[model.conv_in]], []
+    for level in model.down_blocks:
+        down += _resnets(level) + [[sampler] for sampler in level.downsamplers or ()]
+    for level in getattr(model, "up_blocks", ()):
+        up += _resnets(level)
+        up[-1] += level.upsamplers or ()
+    return down, [[model.mid_block]], up
+
+
+def _resnets(level: torch.nn.Module) -> list[list[torch.nn.Module]]:
+    attentions = getattr(level, "attentions", None)
+    return [list(block) for block in zip(level.resnets, attentions)] if attentions else [[resnet] for resnet in level.resnets]
+
+
+def _cut(down: list, depth: str) -> int:
+    """How many blocks going down are shallow. A UNet with a single downsampling has the same cut for gentle as for medium."""
+    samplings = [number for number, block in enumerate(down) if _downsamples(block[0])]
+    if not samplings:
+        raise ValueError("the UNet has no downsampling where its deep blocks could begin; choose the key-frame stride 1")
+    return {"gentle": samplings[:2][-1], "medium": samplings[0], "strong": samplings[0] - 1}[depth]
+
+
+def _downsamples(block: torch.nn.Module) -> bool:
+    module = block[0] if isinstance(block, torch.nn.Sequential) else block
+    return type(module).__name__ in ("Downsample", "Downsample2D") or getattr(module, "updown", False)
+
+
+# --- which rows are key frames ------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Keys:
+    """The key frames of a call: the row numbers `index`, and the same as `rows`, each following on the key frame before.
+
+    `after[r]` is the position among the keys of the first key frame of row r's group that is not before it, and
+    `weight[r]` how much of the one before that row takes: 0 for a key frame.
+    """
+
+    index: tuple[int, ...]
+    rows: Rows
+    after: tuple[int, ...]
+    weight: tuple[float, ...]
+
+    @classmethod
+    def of(cls, rows: Rows, stride: int) -> "Keys":
+        """Every `stride`-th frame of the clip, counted from frame 0, and each group's last in the call."""
+        last = dict(zip(rows.groups, rows.frames))
+        index = tuple(
+            row for row, (frame, group) in enumerate(zip(rows.frames, rows.groups)) if frame % stride == 0 or frame == last[group]
+        )
+        keys, position = rows.thinned(index), {row: position for position, row in enumerate(index)}
+        after, weight, following = [0] * len(rows), [0.0] * len(rows), {}
+        for row, (frame, group) in reversed(list(enumerate(zip(rows.frames, rows.groups)))):
+            if row in position:
+                following[group] = position[row]
+            after[row] = key = following[group]
+            weight[row] = (keys.frames[key] - frame) / (keys.frames[key] - keys.previous[key])
+        return cls(index, keys, tuple(after), tuple(weight))
+
+
+def take(value, index: torch.Tensor, rows: int):
+    """`value` with every tensor that has a row per row of the call cut to the rows `index`; in lists and dicts as well."""
+    if isinstance(value, torch.Tensor):
+        return value[index.to(value.device)] if value.ndim and value.shape[0] == rows else value
+    if isinstance(value, dict):
+        return {key: take(item, index, rows) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(take(item, index, rows) for item in value)
+    return value
+
+
+# --- the hooks ----------------------------------------------------------------------------------------------
+
+class KeyFrames:
+    """Key-frame passes over one clip: the hooks on a UNet's deep blocks and the state they carry.
+
+    `stride` 1 is off: no hook is set. `refresh` n lets all frames through all blocks at every n-th step, 0 at none.
+    Inside the deep blocks `attention` averages over key frames. A scope, used like `TemporalMomentum`: `attach`, set the rows
+    of each UNet call by `begin`, `restart` at each step of the sampler. A call must hold whole gaps between key frames, as
+    `frames_that_fit` counts them, if it is to equal a part of a longer one.
+    """
+
+    def __init__(self, attention: TemporalMomentum, stride: int = 1, depth: str = "medium", refresh: int = 0):
+        self.attention = attention
+        self.stride = stride if len(attention.momentum) > 1 else 1
+        self.depth = depth
+        self.refresh = refresh
+        self.rows: Rows | None = None
+        self.carried: dict = {}
+        """Of each guidance group the last key frame before this call, and the change of its deep output since the refresh."""
+        self.kept: dict = {}
+        """The deep output of each (frame, guidance group) at the last refresh, in main memory: a clip may have many frames."""
+        self._refreshing = False
+        self._models: tuple[torch.nn.Module, ...] = ()
+        self._handles: list = []
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether all frames go through all blocks. No hook is needed then."""
+        return self.stride == 1
+
+    def attach(self, unet: torch.nn.Module, *controls: torch.nn.Module) -> None:
+        """Hooks the deep blocks of `unet`, and of `controls`, ControlNet models whose residuals for the UNet's deep blocks are
+        then those of key frames; takes the hooks off the models before, if they were others.
+
+        Raises ValueError if `unet` has no such blocks.
+        """
+        models = (unet, *dict.fromkeys(controls))
+        if len(models) == len(self._models) and all(new is old for new, old in zip(models, self._models)):
+            return
+        self.detach()
+        if not self.is_identity:
+            *modules, last = deep_modules(unet, self.depth)
+            self._hook(modules, self._repeat)
+            self._hook([last], self._interpolate)
+            for control in models[1:]:
+                self._hook(deep_control_modules(control, self.depth), self._repeat)
+        self._models = models
+
+    def _hook(self, modules, restore) -> None:
+        for module in modules:
+            self._handles.append(module.register_forward_pre_hook(self._select, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(restore))
+
+    def detach(self) -> None:
+        """Takes all hooks off and forgets what was carried and kept."""
+        while self._handles:
+            self._handles.pop().remove()
+        self._models = ()
+        self.restart()
+
+    def restart(self, step: int = 0) -> None:
+        """Forgets what was carried: the next call begins with frame 0, at the sampler's so-manieth `step`, counted from 0."""
+        self.carried = {}
+        if step == 0:
+            self.kept = {}
+        self._refreshing = bool(self.refresh) and (step % self.refresh == 0 or not self.kept)
+
+    @property
+    def _stride_now(self) -> int:
+        return 1 if self._refreshing else self.stride
+
+    def begin(self, rows: Rows | None) -> None:
+        """The next UNet call has these rows; None for calls that are not the clip's."""
+        self.rows = self.attention.rows = rows
+        if rows is not None and not self.is_identity:
+            self._keys = Keys.of(rows, self._stride_now)
+            self._index, self._after = torch.tensor(self._keys.index), torch.tensor(self._keys.after)
+
+    def frames_that_fit(self, rows: Rows, limit: int) -> int:
+        """Of how many frames the next pass over `rows` is: no more than `limit`, and the last one a key frame.
+
+        If there are more than `limit` frames up to the first key frame, so many.
+        """
+        frames = sorted(set(rows.frames))
+        ends = [count for count, frame in enumerate(frames, 1) if frame % self._stride_now == 0 or count == len(frames)]
+        return max((count for count in ends if count <= limit), default=ends[0])
+
+    def __enter__(self) -> "KeyFrames":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.detach()
+
+    def _select(self, module: torch.nn.Module, args: tuple, kwargs: dict):
+        """Before a deep block: its arguments of the key rows, and temporal momentum over these."""
+        if self.rows is None:
+            return None
+        x = args[0] if args else next(iter(kwargs.values()))
+        if x.shape[0] != len(self.rows):
+            raise RuntimeError(
+                f"key frames: a block saw {x.shape[0]} rows in a UNet call of {len(self.rows)}; another extension changes the "
+                "batch inside the UNet: switch it off for this clip, or set the key-frame stride to 1"
+            )
+        self._index, self._after = self._index.to(x.device), self._after.to(x.device)  # once for a pass
+        self.attention.switch_rows(self._keys.rows)
+        return take(args, self._index, len(self.rows)), take(kwargs, self._index, len(self.rows))
+
+    def _repeat(self, module: torch.nn.Module, args: tuple, output):
+        """After a deep block: each row gets the next key frame's output, of which only the key rows' is ever used."""
+        if self.rows is None:
+            return None
+        self.attention.switch_rows(self.rows)
+        return take(output, self._after, len(self._keys.index))
+
+    def _interpolate(self, module: torch.nn.Module, args: tuple, output):
+        """After the last deep block: the change of each row since the refresh lies between those of the key frames around it."""
+        if self.rows is None:
+            return None
+        result = self._repeat(module, args, output)
+        keys, given, wanted = self._keys.rows, _tensor(output), _tensor(result)
+        if self._refreshing:
+            self.kept.update({row: made.to("cpu", copy=True) for row, made in zip(zip(keys.frames, keys.groups), given)})
+            return result
+        starts, changes = [], []
+        for frame, group, previous, made in zip(keys.frames, keys.groups, keys.previous, given):
+            last, start = self.carried.get(group, (None, None))
+            if frame and last != previous:
+                raise RuntimeError(
+                    f"key frames: frame {frame} of guidance group {group} did not come after the key frame {previous}; "
+                    "another extension reorders the UNet's batch: switch it off for this clip"
+                )
+            before = self._kept(frame, group, made)
+            starts.append(start)
+            changes.append(made.clone() if before is None else made - before)
+            self.carried[group] = frame, changes[-1]
+        for row, (after, weight) in enumerate(zip(self._keys.after, self._keys.weight)):
+            if weight:
+                torch.lerp(changes[after], starts[after], weight, out=wanted[row])
+                before = self._kept(self.rows.frames[row], self.rows.groups[row], given)
+                if before is not None:
+                    wanted[row] += before
+        return result
+
+    def _kept(self, frame: int, group, like: torch.Tensor) -> torch.Tensor | None:
+        """None for a group that took no part in the refresh: guidance that was skipped at that step."""
+        kept = self.kept.get((frame, group))
+        return None if kept is None else kept.to(like.device)
+
+
+def _tensor(output) -> torch.Tensor:
+    """A block's output: in `diffusers` an attention's is a tuple of one."""
+    return output[0] if isinstance(output, tuple) else output
