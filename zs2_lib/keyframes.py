@@ -25,7 +25,7 @@ from .layout import Rows
 
 DEPTHS = ("gentle", "medium", "strong")
 """Where the deep blocks begin: at the second downsampling, at the first, or a block before the first."""
-PRESETS = {"exact": (1, "medium", 5), "balanced": (8, "medium", 10), "fast": (8, "strong", 10)}
+PRESETS = {"exact": (1, "medium", 5), "balanced": (8, "medium", 5), "fast": (8, "medium", 10)}
 """(stride, depth, refresh) by speed, for samplings of about 20 steps."""
 
 
