@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 import pytest
-from host import difference, left_behind, zs2
+from host import difference, left_behind, save_sheet, zs2
 from PIL import Image, ImageDraw
 from webui import HostError
 
@@ -241,6 +241,48 @@ def test_batch_count(host, folder):
     two = clip(host, [enabled(NET)], {"control": [str(folder)]}, n_iter=2).frames
     assert difference(two[:FRAMES], clip(host, [enabled(NET)], {"control": [str(folder)]}).frames) <= BAR
     assert difference(two[FRAMES:], clip(host, [enabled(NET)], {"control": [str(folder)]}, seed=STILL["seed"] + 1).frames) <= BAR
+
+
+# --- a control model that is trained --------------------------------------------------------------------------
+
+CANNY = {"module": "canny", "model": "canny_tiny_zs2", "processor_res": 128, "threshold_a": 100, "threshold_b": 200}
+
+
+def star(number: int) -> Image.Image:
+    """A star that moves across the picture and turns."""
+    image = Image.new("RGB", (384, 384), (20, 120, 60))
+    angle = 0.15 * number + np.pi * np.arange(10) / 5
+    radius = np.where(np.arange(10) % 2, 45, 100)
+    x, y = 115 + 22 * number + radius * np.sin(angle), 210 - 6 * number - radius * np.cos(angle)
+    ImageDraw.Draw(image).polygon(list(zip(x, y)), fill=(240, 240, 240))
+    return image.resize((128, 128), Image.Resampling.LANCZOS)
+
+
+def centre(pictures: np.ndarray, color) -> np.ndarray:
+    """Where the pixels near a colour are, in each picture: (row, column)."""
+    near = np.abs(np.asarray(pictures).astype(int) - color).max(axis=-1) < 90
+    return np.stack([np.argwhere(one).mean(0) for one in near])
+
+
+def test_contact_sheet(host, tmp_path):
+    """The sheet of README: source, control and result of a small Control-LoRA for edges; the star is where the source's is."""
+    folder, tiny = host.data / "star", {"sd_model_checkpoint": "tiny.safetensors"}
+    folder.mkdir()
+    source = [star(number) for number in range(8)]
+    for number, picture in enumerate(source):
+        picture.save(folder / f"{number}.png")
+    payload = {"prompt": "a red star on a blue background", "steps": 20, "cfg_scale": 5, "seed": 3, "override_settings": tiny}
+    settings = {"frames": 8, "motion": 0.05, "momentum": 0.75, "control": [str(folder)]}
+    result = clip(host, [enabled(CANNY)], settings, **payload).frames
+    edges = np.stack([
+        host.generate(**STILL | payload | {"steps": 1}, alwayson_scripts={"ControlNet": {"args": [
+            {**CANNY, "enabled": True, "image": encoded(picture)}]}}).frames[1] for picture in source
+    ])
+    save_sheet((source, edges, result), "source_control_result.png", tmp_path)
+    away = np.abs(centre(result, (222, 40, 40)) - centre(source, (240, 240, 240)))
+    assert away.max() < 10
+    free = clip(host, [], {**settings, "control": []}, **payload).frames
+    assert np.abs(centre(free, (222, 40, 40)) - centre(source, (240, 240, 240))).max() > 2 * away.max()
 
 
 # --- faults ----------------------------------------------------------------------------------------------------
