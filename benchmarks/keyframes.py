@@ -77,7 +77,9 @@ def _count(unet, arguments, frames: int, stride: int, depth: str) -> int:
     return counter.get_total_flops()
 
 
-def times(model: str = "sd1", side: int = 16, frames: int = 8, rounds: int = 3, variants=((2, "medium"), (4, "medium"), (4, "strong"))) -> list[dict]:
+def times(
+    model: str = "sd1", side: int = 16, frames: int = 8, rounds: int = 3, variants=((2, "medium"), (4, "medium"), (8, "medium")),
+) -> list[dict]:
     """The time of a UNet step with key frames over that of the plain batch, in turns on one thread; `ratio` is the median."""
     unet = unets.unet(model)
     arguments = unets.inputs(unet, 2 * frames, side)
@@ -104,7 +106,8 @@ def step(unet, arguments: tuple[tuple, dict], frames: int, stride: int, depth: s
 
 
 def cost(
-    counted: Sequence[dict], stride: int, depth: str, refresh: int = 0, every: int = 1, model: str = "sd1", frames: int = 8, steps: int = STEPS,
+    counted: Sequence[dict], stride: int, depth: str, refresh: int = 0, every: int = 1,
+    model: str = "sd1", frames: int = 8, steps: int = STEPS,
 ) -> float:
     """The ratio to the plain batch of a sampling with a variant, from the rows of `operations`; its deep output serves for
     `every` steps.
@@ -225,7 +228,8 @@ def targets(data: dict) -> list[Target]:
                f"{balanced['cost']:.2f}", balanced["cost"] <= BAR["cost"]),
         Target("keyframes-fidelity", "fidelity of “balanced”", f"≥ {exact['low']:.3f}, the lower end of the exact method's interval",
                f"{balanced['right']:.3f} (exact {exact['right']:.3f})", balanced["right"] >= exact["low"]),
-        Target("keyframes-motion", "motion of “balanced” against exact", f"within {BAR['motion']:.0%}", f"{moved:+.1%}", abs(moved) <= BAR["motion"]),
+        Target("keyframes-motion", "motion of “balanced” against exact", f"within {BAR['motion']:.0%}", f"{moved:+.1%}",
+               abs(moved) <= BAR["motion"]),
     ]
 
 
@@ -248,7 +252,8 @@ def report(data: dict, figures: Figures) -> str:
         return text
     rows, clips, one = summary(data), len(data["quality"][0]["right"]), data["quality"][0]
     text += (
-        f"\n### Quality\n\nThe cost is that of {STEPS} steps of SD 1.5 at 512×512, 8 frames. {clips} clips of {one['frames']} frames of the tiny checkpoint, {one['steps']} steps; the same seeds for each variant. "
+        f"\n### Quality\n\nThe cost is that of {STEPS} steps of SD 1.5 at 512×512, 8 frames. {clips} clips of {one['frames']} frames "
+        f"of the tiny checkpoint, {one['steps']} steps; the same seeds for each variant. "
         "Fidelity is the part of the frames whose shape, colour and background are as asked, with its 95 % interval; motion, drift, flicker and "
         "the difference to the exact clip are means, of 255. Refresh: at every so many steps all frames are computed in full. Cached: for how many steps the deep output serves (step-wise caching; measured only).\n\n"
     )

@@ -523,8 +523,7 @@ def test_control_model_runs_its_deep_blocks_on_key_frames(depth):
 
     plain = residuals()
     with TemporalMomentum([0.0] * FRAMES) as attention, KeyFrames(attention, 4, depth) as keys:
-        keys.attach(unet)
-        keys.attach_control(control)
+        keys.attach(unet, control, control)  # of two units that share a model
         assert all(map(torch.equal, residuals(), plain))
         keys.begin(rows)
         given = residuals()

@@ -91,8 +91,8 @@ class TemporalMomentum:
         self._rows = rows
         self._uses.clear()
 
-    def go_on_with(self, rows: Rows) -> None:
-        """The next layers of the same call see `rows`, a part of its rows or all of them again."""
+    def switch_rows(self, rows: Rows) -> None:
+        """Other rows for the layers that follow in the same UNet call."""
         self._rows = rows
 
     @contextmanager

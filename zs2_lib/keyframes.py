@@ -160,7 +160,7 @@ class KeyFrames:
         self.kept: dict = {}
         """The deep output of each (frame, guidance group) at the last refresh, in main memory: a clip may have many frames."""
         self._refreshing = False
-        self._unet: torch.nn.Module | None = None
+        self._models: tuple[torch.nn.Module, ...] = ()
         self._handles: list = []
 
     @property
@@ -168,24 +168,23 @@ class KeyFrames:
         """Whether all frames go through all blocks. No hook is needed then."""
         return self.stride == 1
 
-    def attach(self, unet: torch.nn.Module) -> None:
-        """Hooks the deep blocks of `unet`; takes the hooks off the UNet before, if it was another.
+    def attach(self, unet: torch.nn.Module, *controls: torch.nn.Module) -> None:
+        """Hooks the deep blocks of `unet`, and of `controls`, ControlNet models whose residuals for the UNet's deep blocks are
+        then those of key frames; takes the hooks off the models before, if they were others.
 
         Raises ValueError if `unet` has no such blocks.
         """
-        if unet is self._unet:
+        models = (unet, *dict.fromkeys(controls))
+        if len(models) == len(self._models) and all(new is old for new, old in zip(models, self._models)):
             return
         self.detach()
         if not self.is_identity:
             *modules, last = deep_modules(unet, self.depth)
             self._hook(modules, self._repeat)
             self._hook([last], self._interpolate)
-        self._unet = unet
-
-    def attach_control(self, control: torch.nn.Module) -> None:
-        """Hooks the deep blocks of a ControlNet model as well: its residuals for the UNet's deep blocks are those of key frames."""
-        if not self.is_identity:
-            self._hook(deep_control_modules(control, self.depth), self._repeat)
+            for control in models[1:]:
+                self._hook(deep_control_modules(control, self.depth), self._repeat)
+        self._models = models
 
     def _hook(self, modules, restore) -> None:
         for module in modules:
@@ -196,7 +195,7 @@ class KeyFrames:
         """Takes all hooks off and forgets what was carried and kept."""
         while self._handles:
             self._handles.pop().remove()
-        self._unet = None
+        self._models = ()
         self.restart()
 
     def restart(self, step: int = 0) -> None:
@@ -243,14 +242,14 @@ class KeyFrames:
                 "batch inside the UNet: switch it off for this clip, or set the key-frame stride to 1"
             )
         self._index, self._after = self._index.to(x.device), self._after.to(x.device)  # once for a pass
-        self.attention.go_on_with(self._keys.rows)
+        self.attention.switch_rows(self._keys.rows)
         return take(args, self._index, len(self.rows)), take(kwargs, self._index, len(self.rows))
 
     def _repeat(self, module: torch.nn.Module, args: tuple, output):
         """After a deep block: each row gets the next key frame's output, of which only the key rows' is ever used."""
         if self.rows is None or self.attention.rows is None:  # not the clip's, or momentum is suspended
             return None
-        self.attention.go_on_with(self.rows)
+        self.attention.switch_rows(self.rows)
         return take(output, self._after, len(self._keys.index))
 
     def _interpolate(self, module: torch.nn.Module, args: tuple, output):

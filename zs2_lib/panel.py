@@ -18,7 +18,10 @@ TITLE = OPTIONS["enabled"].metadata["label"]
 TOOLTIP = OPTIONS["enabled"].metadata["tooltip"]
 
 ROWS = (("frames", "fps"), ("motion", "inertia", "momentum"), ("loop",), ("prompts",))
-ADVANCED_ROWS = (("noise_model", "alpha"), ("candidates", "solver"), ("frames_per_pass", "formats"), ("keyframe_stride", "keyframe_depth", "keyframe_refresh"))
+ADVANCED_ROWS = (
+    ("noise_model", "alpha"), ("candidates", "solver"), ("frames_per_pass", "formats"),
+    ("keyframe_stride", "keyframe_depth", "keyframe_refresh"),
+)
 SOURCE_ROWS = (("source_start", "source_end"), ("source_fps", "source_every"), ("source_audio",))
 CONTROL_ROWS = (("control_fit", "control_momentum"),)
 SETTINGS = tuple(name for row in ROWS + ADVANCED_ROWS + SOURCE_ROWS + CONTROL_ROWS for name in row)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from webui import Background, Client, Installation, Result, Server
 
@@ -98,3 +100,15 @@ def difference(a: np.ndarray, b: np.ndarray) -> int:
 def change(frames: np.ndarray) -> float:
     """The mean absolute change from frame to frame, of 255."""
     return float(np.abs(np.diff(frames, axis=0)).mean())
+
+
+def save_sheet(rows, name: str, folder: Path) -> None:
+    """A contact sheet with a gap of 4 pixels; each of `rows` is pictures (columns, height, width, rgb) of one size. Kept in the
+    folder ZS2_SHEETS, if that is set.
+    """
+    height, width = np.shape(rows[0][0])[:2]
+    sheet = Image.new("RGB", (len(rows[0]) * (width + 4) - 4, len(rows) * (height + 4) - 4), "white")
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            sheet.paste(Image.fromarray(np.asarray(picture).astype(np.uint8)), (column * (width + 4), row * (height + 4)))
+    sheet.save(Path(os.environ.get("ZS2_SHEETS", folder), name), optimize=True)

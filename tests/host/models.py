@@ -8,6 +8,7 @@ generator, so that its own img2img would not repeat itself.
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import torch
@@ -18,6 +19,9 @@ from safetensors.torch import load_file, save_file
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "zs2_lib" / "tiny-sd"
 """The project's tiny checkpoint: `tiny-sd.safetensors`, its `.yaml` and `diffusers-config/`."""
+
+CANNY = Path(__file__).with_name("control-canny.safetensors")
+"""A Control-LoRA for the tiny checkpoint, trained on the Canny edges of drawn shapes like those the checkpoint learned from."""
 
 UNET, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.transformer.text_model.", "first_stage_model."
 OPEN_CLIP = {"arch": "zs2-tiny", "layer": "last", "freeze": True}  # the probe extension registers this architecture
@@ -50,6 +54,7 @@ def make(folder: Path) -> Path:
         "t2iadapter_sd15_zs2": t2i_adapter(blocks), "ip-adapter_sd15_zs2": ip_adapter(blocks),
     }.items():
         save_file({key: value.clone().contiguous() for key, value in unit.items()}, control / f"{name}.safetensors")
+    shutil.copyfile(CANNY, control / "canny_tiny_zs2.safetensors")
     save_file(lora(weights), networks / "zs2_lora.safetensors")
     save_file(loha(weights), networks / "zs2_loha.safetensors")
     save_file(lokr(weights), networks / "zs2_lokr.safetensors")

@@ -11,7 +11,7 @@ import av
 import clipfiles
 import numpy as np
 import pytest
-from host import change, difference, left_behind
+from host import change, difference, left_behind, save_sheet
 from PIL import Image, ImageDraw
 from sources import EDIT, FRAMES, SEPARATE, animation, edit, faded, folder, mask, rotated, scene, video
 from webui import HostError
@@ -196,10 +196,7 @@ def centre(picture: np.ndarray) -> np.ndarray:
 
 
 def test_contact_sheet(host, sources, tmp_path):
-    """The sheet of README: source, edit, and frame by frame; the star is where the circle was, in every frame.
-
-    With ZS2_SHEETS, a folder, the sheet is kept there.
-    """
+    """The sheet of README: source, edit, and frame by frame; the star is where the circle was, in every frame."""
     drawn = [np.asarray(rolling(number)).astype(int) for number in range(8)]
     path = folder(sources / "rolling", rolling, count=8)
     payload = {"denoising_strength": 0.7, "steps": 20, "seed": 7}
@@ -209,11 +206,7 @@ def test_contact_sheet(host, sources, tmp_path):
         assert np.abs(centre(frame) - centre(source_frame)).max() < 16
     assert change(result) < change(separate)
 
-    sheet = Image.new("RGB", (8 * 132 - 4, 3 * 132 - 4), "white")
-    for row, pictures in enumerate((drawn, result, separate)):
-        for column, picture in enumerate(pictures):
-            sheet.paste(Image.fromarray(picture.astype(np.uint8)), (column * 132, row * 132))
-    sheet.save(Path(os.environ.get("ZS2_SHEETS", tmp_path), "source_and_result.png"), optimize=True)
+    save_sheet((drawn, result, separate), "source_and_result.png", tmp_path)
 
 
 # --- masks ------------------------------------------------------------------------------------------------------

@@ -94,9 +94,9 @@ class ClipSampling:
         self._model = shared.sd_model
         self._apply_model = self._model.apply_model
         override(self._undo_model, self._model, "apply_model", self.apply_model)
-        others = self.control.attention_models() if self.control else []
-        self.attention.attach(self._model.model.diffusion_model, *others)
-        self.keyframes.attach(self._model.model.diffusion_model)
+        unet, control = self._model.model.diffusion_model, self.control
+        self.attention.attach(unet, *(control.models if control and control.settings.control_momentum else ()))
+        self.keyframes.attach(unet, *(control.models if control else ()))
 
     def begin_step(self, denoiser) -> None:
         """A new step of the sampler: its UNet calls follow, row after row of `_rows_of_step`."""

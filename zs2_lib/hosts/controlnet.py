@@ -28,8 +28,8 @@ from .undo import override, override_item
 
 PER_FRAME = ("ControlNet", "ControlLoRA", "ControlNetUnion", "InstantID", "T2I_Adapter", "IPAdapter", "AttentionInjection")
 """The extension's kinds of unit (its ControlModelType) that can have an image for each frame."""
-HAS_ATTENTION = ("ControlNet", "ControlLoRA", "ControlNetUnion", "InstantID")
-"""Those whose model has self-attention of its own."""
+NETWORKS = ("ControlNet", "ControlLoRA", "ControlNetUnion", "InstantID")
+"""Those with a model like the UNet's way down."""
 
 
 def script_of(p):
@@ -290,12 +290,16 @@ class ControlUnits:
                 override(undo, param, "cfg_injection", False)
                 override(undo, param.control_model, "forward", self._for_prompt_only(param.control_model.forward))
 
-    def attention_models(self) -> list[torch.nn.Module]:
-        """The control models that temporal momentum is asked for."""
-        if not self.settings.control_momentum:
-            return []
+    @property
+    def models(self) -> list[torch.nn.Module]:
+        """The ControlNet models, which run inside the UNet's calls on the same rows; two units may share one."""
         params = self.network.control_params
-        return [param.control_model.control_model for param in params if param.control_model_type.name in HAS_ATTENTION]
+        return [param.control_model.control_model for param in params if param.control_model_type.name in NETWORKS]
+
+    @property
+    def need_all_frames(self) -> bool:
+        """Whether a unit looks into the deep blocks of the UNet, where key-frame passes would leave frames out."""
+        return any(param.control_model_type.name in ("AttentionInjection", "IPAdapter") for param in self.network.control_params)
 
     def begin_call(self) -> None:
         """A UNet call of the host begins; its passes follow."""

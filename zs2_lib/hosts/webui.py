@@ -8,7 +8,7 @@ import logging
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
@@ -179,7 +179,7 @@ class Job:
                 self.note(LORA_NOTE)
                 if settings.keyframe_stride > 1:
                     self.note(KEYFRAMES_NOTE)
-            with a1111.ClipSampling(p, settings, self.travel, self.control) as sampling:
+            with a1111.ClipSampling(p, self._as_units_allow(settings), self.travel, self.control) as sampling:
                 samples = sample(*args, **kwargs)
             if sampling.passes.reduced_to:
                 self.note(f"Memory ran out: the clip went on with {sampling.passes.reduced_to} frames per UNet pass.")
@@ -187,6 +187,15 @@ class Job:
 
         self._undo.callback(self._unwrap_sample, sample_clip, vars(p).get("sample"))
         p.sample = sample_clip
+
+    def _as_units_allow(self, settings: Settings) -> Settings:
+        """Without key-frame passes, if a ControlNet unit has to see all frames."""
+        if self.control:
+            self.control.check()
+        if settings.keyframe_stride > 1 and self.control and self.control.need_all_frames:
+            self.note(f"Key-frame stride {settings.keyframe_stride} was not used: a reference or IP-Adapter unit needs all frames.")
+            return replace(settings, keyframe_stride=1)
+        return settings
 
     def _unwrap_sample(self, sample_clip, before) -> None:
         """Takes `sample_clip` off `p` where it still is; another extension may have wrapped or replaced it since."""
