@@ -48,7 +48,8 @@ def report(data: dict, figures: Figures) -> str:
         axes.set_xlim(right=1.12)
     return (
         f"{len(data['clips'][0])} clips of {data['frames']} frames, {data['steps']} steps at CFG {data['guidance']:g}, the same prompts "
-        "and seeds for all; the rest at the defaults. *Jerk*: mean second difference / mean first difference; less is smoother; in brackets its 95 % bootstrap interval.\n\n"
+        "and seeds for all; the rest at the defaults. *Jerk*: mean second difference / mean first difference; less is smoother; in brackets its "
+        "95 % bootstrap interval.\n\n"
         + table(("clips", "jerk", "change", "drift", "flicker"), rows) + "\n" + figures.link("inertia", "Jerk by inertia")
     )
 
