@@ -58,7 +58,7 @@ def report(data: dict, figures: Figures) -> str:
     if judged:
         _plot(figures, "fidelity", "What the prompt asks for, in long clips", "% of frames right", {
             name: [100 * values[first:last].mean() for first, last in stretches] for name, values in right.items()
-        }, stretches, top=105)
+        }, stretches, top=119)
         text += figures.link("fidelity", "Fidelity by frame") + "\n"
     _plot(figures, "drift", "How far long clips get from frame 1", "mean |difference| from frame 1, of 255", {
         name: [values[max(first - 1, 0):last - 1].mean() for first, last in stretches] for name, values in drift.items()

@@ -9,22 +9,25 @@ from .clips import GUIDANCE, Job
 from .document import PEER, ZS2, Figures, Target, label, table
 
 TITLE = "Smoothness by inertia"
-FRAMES, STEPS = 12, 20
-"""More than elsewhere: with few steps the tiny checkpoint's pictures leap where their noise glides."""
-INERTIA = (0.0, 0.5, 0.9, 1.0)
+SIZES = {"long": {"frames": 12, "steps": 20, "inertia": (0.0, 0.5, 0.9, 1.0)}, "short": {"frames": 8, "steps": 10, "inertia": (0.0, 1.0)}}
+"""The first is shown in full; the second are the clips of the section on methods, and their like with inertia."""
 
 
 def measure(run) -> dict:
-    prompts = [each["prompt"] for each in run.prompts(run.pick(8, 1))]
+    clips = {"long": run.pick(8, 1), "short": run.pick(16, 2)}
+    return {"guidance": GUIDANCE, **{name: _measure(run, clips[name], **size) for name, size in SIZES.items()}}
+
+
+def _measure(run, count: int, frames: int, steps: int, inertia: tuple[float, ...]) -> dict:
+    prompts = [each["prompt"] for each in run.prompts(count)]
 
     def clips(method: str, **settings) -> list[dict]:
         options = tuple(settings.items())
-        return run.sampler([Job(method, prompt, seed, FRAMES, STEPS, settings=options) for seed, prompt in enumerate(prompts)])
+        return run.sampler([Job(method, prompt, seed, frames, steps, settings=options) for seed, prompt in enumerate(prompts)])
 
     return {
-        "frames": FRAMES, "steps": STEPS, "guidance": GUIDANCE,
-        "inertia": INERTIA,
-        "clips": [clips("zs2", **({"inertia": value} if value else {})) for value in INERTIA],
+        "frames": frames, "steps": steps, "inertia": inertia,
+        "clips": [clips("zs2", **({"inertia": value} if value else {})) for value in inertia],
         "peers": {"Text2Video-Zero": clips("text2video-zero")},
     }
 
@@ -34,23 +37,29 @@ def targets(data: dict) -> list[Target]:
 
 
 def report(data: dict, figures: Figures) -> str:
-    groups = {f"ZS², β = {value:g}": records for value, records in zip(data["inertia"], data["clips"])} | data["peers"]
-    rows = [(name, _jerk(records), *(_mean(records, key) for key in ("change", "drift", "flicker"))) for name, records in groups.items()]
-    ours = [_mean(records, "jerk") for records in data["clips"]]
-    y = "mean second difference / mean first difference"
-    with figures("inertia", "Smoothness by inertia (lower is smoother)", "β (inertia)", y) as axes:
-        axes.plot(data["inertia"], ours, color=ZS2, marker="o", markersize=4)
-        label(axes, data["inertia"][-1], ours[-1], "ZS²", ZS2)
-        for name, records in data["peers"].items():
+    long, short = data["long"], data["short"]
+    ours = [_mean(records, "jerk") for records in long["clips"]]
+    title, y = "Smoothness by inertia (lower is smoother)", "mean second difference / mean first difference"
+    with figures("inertia", f"{title}, {long['frames']} frames, {long['steps']} steps", "β (inertia)", y) as axes:
+        axes.plot(long["inertia"], ours, color=ZS2, marker="o", markersize=4)
+        label(axes, long["inertia"][-1], ours[-1], "ZS²", ZS2)
+        for name, records in long["peers"].items():
             axes.axhline(_mean(records, "jerk"), color=PEER, linestyle="--")
             label(axes, 0, _mean(records, "jerk"), name, PEER, xytext=(0, 7))
-        axes.set_xticks(data["inertia"])
+        axes.set_xticks(long["inertia"])
         axes.set_xlim(right=1.12)
     return (
-        f"{len(data['clips'][0])} clips of {data['frames']} frames, {data['steps']} steps at CFG {data['guidance']:g}, the same prompts "
-        "and seeds for all; the rest at the defaults. *Jerk*: mean second difference / mean first difference; less is smoother; in brackets its 95 % bootstrap interval.\n\n"
-        + table(("clips", "jerk", "change", "drift", "flicker"), rows) + "\n" + figures.link("inertia", "Jerk by inertia")
+        f"The same prompts and seeds for all, CFG {data['guidance']:g}, the rest at the defaults. *Jerk*: mean second difference / mean first "
+        "difference; less is smoother; in brackets its 95 % bootstrap interval.\n\n"
+        + _table(long) + "\n" + figures.link("inertia", "Jerk by inertia") + "\nShorter clips with fewer steps:\n\n" + _table(short)
     )
+
+
+def _table(size: dict) -> str:
+    groups = {f"ZS², β = {value:g}": records for value, records in zip(size["inertia"], size["clips"])} | size["peers"]
+    rows = [(name, _jerk(records), *(_mean(records, key) for key in ("change", "drift", "flicker"))) for name, records in groups.items()]
+    return f"{len(size['clips'][0])} × {size['frames']} frames, {size['steps']} steps:\n\n" + table(
+        ("clips", "jerk", "change", "drift", "flicker"), rows)
 
 
 def _jerk(records: list[dict]) -> str:
