@@ -239,7 +239,7 @@ def control_lora(weights: dict, rank: int = 4, strength: float = 0.3) -> dict:
     return result
 
 
-def t2i_adapter(weights: dict, strength: float = 1) -> dict:
+def t2i_adapter(weights: dict, strength: float = 0.6) -> dict:
     """A T2I-Adapter for images of three channels."""
     noise, result = _noise(13), {}
     width = weights[UNET + "input_blocks.0.0.weight"].shape[0]
@@ -260,7 +260,7 @@ def t2i_adapter(weights: dict, strength: float = 1) -> dict:
     return result
 
 
-def ip_adapter(weights: dict, embedding: int = 48, tokens: int = 4) -> dict:
+def ip_adapter(weights: dict, embedding: int = 48, tokens: int = 4, strength: float = 0.3) -> dict:
     """An IP-Adapter for image embeddings of 48 values, which the probe extension makes."""
     noise = _noise(14)
     unet = {key[len(UNET):]: value for key, value in weights.items() if key.startswith(UNET)}
@@ -273,7 +273,7 @@ def ip_adapter(weights: dict, embedding: int = 48, tokens: int = 4) -> dict:
     for number, place in enumerate(places):
         inner = unet[f"{place}.transformer_blocks.0.attn2.to_k.weight"].shape[0]
         for part in ("k", "v"):
-            result[f"ip_adapter.{2 * number + 1}.to_{part}_ip.weight"] = noise(torch.empty(inner, context)) / context ** 0.5
+            result[f"ip_adapter.{2 * number + 1}.to_{part}_ip.weight"] = strength * noise(torch.empty(inner, context)) / context ** 0.5
     return result
 
 

@@ -285,10 +285,10 @@ class ControlUnits:
             if param.control_model_type.name == "IPAdapter":
                 override(undo, param.control_model, "image_emb", param.control_model.image_emb)
                 undo.callback(setattr, param.control_model, "cache", {})
-            if param.control_model_type.name == "T2I_Adapter" and unit.pictures and param.cfg_injection:
+            if param.control_model_type.name == "T2I_Adapter" and unit.pictures is not None:
+                override(undo, param.control_model, "forward", self._adapted(param, unit, param.control_model.forward))
                 # the extension would repeat the control of one image for all rows first
                 override(undo, param, "cfg_injection", False)
-                override(undo, param.control_model, "forward", self._for_prompt_only(param.control_model.forward))
 
     @property
     def models(self) -> list[torch.nn.Module]:
@@ -325,8 +325,6 @@ class ControlUnits:
             param.hint_cond = unit.hints[numbers].to(device)  # the extension forgets what it made of those before
             if unit.hires_hints is not None:
                 param.hr_hint_cond = unit.hires_hints[numbers].to(device)
-        if hasattr(param.control_model, "hint_cond"):  # an adapter keeps what it made of them as well
-            param.control_model.reset()
         param.used_hint_inpaint_hijack = None
         name = param.preprocessor["name"]
         if param.control_model_type.name == "AttentionInjection" or "colorfix" in name or "inpaint_only" in name:
@@ -373,11 +371,18 @@ class ControlUnits:
             return predict_q_sample(model, latents, t, noise)
         return noised
 
-    def _for_prompt_only(self, forward: Callable) -> Callable:
-        """An adapter's `forward` with its control for the prompt's rows alone ("ControlNet is more important")."""
-        def marked(*args, **kwargs):
-            return [control * self.network.model.cond_mark for control in forward(*args, **kwargs)]
-        return marked
+    def _adapted(self, param, unit: Unit, forward: Callable) -> Callable:
+        """A T2I-Adapter's `forward`, for the pictures of the rows. As for a still, the control of the first pass serves in that of
+        hires.fix too, unless the unit is for the latter only; and with "ControlNet is more important" it is the prompt's alone.
+        """
+        hires_only, prompt_only = param.hr_option.name == "HIGH_RES_ONLY", param.cfg_injection
+        hints = unit.hires_hints if hires_only and unit.hires_hints is not None else unit.hints
+
+        def adapted(hint=None, **kwargs):
+            param.control_model.reset()  # it keeps what it made of the rows before
+            controls = forward(hint=hints[self._numbers(unit)].to(hint), **kwargs)
+            return [control * self.network.model.cond_mark for control in controls] if prompt_only else controls
+        return adapted
 
 
 # --- what the units take ---------------------------------------------------------------------------------------
