@@ -16,7 +16,7 @@ from torch import nn
 
 from zs2_lib import keyframes
 from zs2_lib.attention import PROJECTIONS, TemporalMomentum
-from zs2_lib.keyframes import DEPTHS, KeyFrames, Keys, deep_control_modules, deep_modules
+from zs2_lib.keyframes import DEPTHS, GROWTH, KeyFrames, Keys, deep_control_modules, deep_modules
 from zs2_lib.layout import Rows
 from zs2_lib.streaming import Passes
 
@@ -178,7 +178,8 @@ def blocks_by_hand(unet: nn.Module) -> tuple[list, callable, list, callable, cal
 
 def reference(unet, rows, stride, depth, momentum, monkeypatch, seed=0, kept=None) -> tuple[torch.Tensor, torch.Tensor]:
     """The step in float64, and the deep output: shallow blocks on all rows, deep ones on key rows, straight lines between
-    them, shallow blocks. With the deep output `kept` of all rows, the lines are those of the change since then.
+    them, shallow blocks. With the deep output `kept` of all rows, a row is as far off the line as then, times how much further
+    apart its key frames are.
     """
     unet = in_float64(unet, monkeypatch)
     x, t, text = (value.double() for value in inputs(rows, seed=seed))
@@ -210,14 +211,17 @@ def reference(unet, rows, stride, depth, momentum, monkeypatch, seed=0, kept=Non
     for block in up[:len(up) - cut]:
         h = block(torch.cat([h, inner.pop()], 1), emb[keys], text[keys])
     now.update(everything)
-    kept = torch.zeros(len(rows), *h.shape[1:], dtype=torch.float64) if kept is None else kept
-    h, x = h - kept[keys], torch.empty_like(kept)
+    x = torch.empty(len(rows), *h.shape[1:], dtype=torch.float64)
     for row, (frame, group) in enumerate(zip(rows.frames, rows.groups)):
         line = sorted((rows.frames[key], position) for position, key in enumerate(keys) if rows.groups[key] == group)
         (after, b) = next(pair for pair in line if pair[0] >= frame)
         (before, a) = next(pair for pair in reversed(line) if pair[0] <= frame)
         share = (frame - before) / (after - before) if after > before else 0
-        x[row] = kept[row] + h[a] + share * (h[b] - h[a])
+        x[row] = h[a] + share * (h[b] - h[a])
+        if kept is not None and after > before:
+            then_a, then_b = kept[keys[a]], kept[keys[b]]
+            growth = ((h[b] - h[a]).norm() / (then_b - then_a).norm()).clamp(*GROWTH)
+            x[row] += growth * (kept[row] - then_a - share * (then_b - then_a))
     deep = x
     for block in up[len(up) - cut:]:
         x = block(torch.cat([x, skips.pop()], 1), emb, text)
@@ -318,7 +322,7 @@ def two_steps(unet, rows, depth="medium", frames_per_pass=FRAMES, refresh=2, gro
 @layouts
 @depths
 @pytest.mark.parametrize("frames_per_pass", [2, FRAMES])
-def test_change_since_the_refresh_is_interpolated(unet, rows, depth, frames_per_pass, monkeypatch):
+def test_frames_keep_their_distance_from_the_line_since_the_refresh(unet, rows, depth, frames_per_pass, monkeypatch):
     full, deep = reference(unet, rows, 1, depth, MOMENTUM, monkeypatch)
     expected, _ = reference(unet, rows, 4, depth, MOMENTUM, monkeypatch, seed=1, kept=deep)
     first, second = two_steps(unet, rows, depth, frames_per_pass)

@@ -6,7 +6,8 @@ through the deep blocks; for the frames in between the output of the last one is
 all frames.
 
 Lines between key frames alone would smooth away what moves between them. So every few steps (the refresh) all frames go
-through all blocks, and what the deep ones gave is kept; at the other steps only the change since then is interpolated.
+through all blocks, and what the deep ones gave is kept. At the other steps a frame in between keeps its distance from the
+line between its key frames, and that distance grows as they grow apart: the picture takes shape, and so do its changes.
 (DeepCache, Ma et al. 2023, keeps deep features over steps without looking at any frame in between.)
 
 Hooks on the deep blocks are the whole patch: each gets the key rows of its arguments, and its output is brought back to
@@ -25,7 +26,9 @@ from .layout import Rows
 
 DEPTHS = ("gentle", "medium", "strong")
 """Where the deep blocks begin: at the second downsampling, at the first, or a block before the first."""
-PRESETS = {"exact": (1, "medium", 5), "balanced": (8, "medium", 5), "fast": (8, "medium", 10)}
+GROWTH = (0.5, 2.5)
+"""Bounds of how a frame's distance from the line between its key frames grows: they may have been alike by chance."""
+PRESETS = {"exact": (1, "medium", 10), "balanced": (8, "medium", 10), "fast": (8, "strong", 10)}
 """(stride, depth, refresh) by speed, for samplings of about 20 steps."""
 
 
@@ -156,7 +159,7 @@ class KeyFrames:
         self.refresh = refresh
         self.rows: Rows | None = None
         self.carried: dict = {}
-        """Of each guidance group the last key frame before this call, and the change of its deep output since the refresh."""
+        """Of each guidance group the last key frame before this call, and its deep output."""
         self.kept: dict = {}
         """The deep output of each (frame, guidance group) at the last refresh, in main memory: a clip may have many frames."""
         self._refreshing = False
@@ -253,7 +256,7 @@ class KeyFrames:
         return take(output, self._after, len(self._keys.index))
 
     def _interpolate(self, module: torch.nn.Module, args: tuple, output):
-        """After the last deep block: the change of each row since the refresh lies between those of the key frames around it."""
+        """After the last deep block: each row lies between the key frames around it, and off their line as at the refresh."""
         if self.rows is None or self.attention.rows is None:  # not the clip's, or momentum is suspended
             return None
         result = self._repeat(module, args, output)
@@ -261,7 +264,7 @@ class KeyFrames:
         if self._refreshing:
             self.kept.update({row: made.to("cpu", copy=True) for row, made in zip(zip(keys.frames, keys.groups), given)})
             return result
-        starts, changes = [], []
+        starts, ends, lines = [], [], []
         for frame, group, previous, made in zip(keys.frames, keys.groups, keys.previous, given):
             last, start = self.carried.get(group, (None, None))
             if frame and last != previous:
@@ -269,20 +272,33 @@ class KeyFrames:
                     f"key frames: frame {frame} of guidance group {group} did not come after the key frame {previous}; "
                     "another extension reorders the UNet's batch: switch it off for this clip"
                 )
-            before = self._kept(frame, group, made)
             starts.append(start)
-            changes.append(made.clone() if before is None else made - before)
-            self.carried[group] = frame, changes[-1]
+            ends.append(made.clone())
+            lines.append(self._line_at_refresh(previous, frame, group, start, made) if frame - previous > 1 else None)
+            self.carried[group] = frame, ends[-1]
         for row, (after, weight) in enumerate(zip(self._keys.after, self._keys.weight)):
             if weight:
-                torch.lerp(changes[after], starts[after], weight, out=wanted[row])
-                before = self._kept(self.rows.frames[row], self.rows.groups[row], given)
-                if before is not None:
-                    wanted[row] += before
+                torch.lerp(ends[after], starts[after], weight, out=wanted[row])
+                if lines[after] is not None:
+                    start, end, growth = lines[after]
+                    own = self._kept(self.rows.frames[row], self.rows.groups[row], given)
+                    wanted[row] += growth * (own - torch.lerp(end, start, weight))
         return result
 
+    def _line_at_refresh(self, previous: int, frame: int, group, start: torch.Tensor, end: torch.Tensor):
+        """What two neighbouring key frames gave at the refresh, and how much further apart they are now.
+
+        None for a group that took no part in it: guidance that was skipped at that step.
+        """
+        start_then, end_then = self._kept(previous, group, end), self._kept(frame, group, end)
+        if start_then is None or end_then is None:
+            return None
+        apart = torch.linalg.vector_norm(end - start, dtype=torch.float32)
+        apart_then = torch.linalg.vector_norm(end_then - start_then, dtype=torch.float32)
+        return start_then, end_then, (apart / apart_then.clamp(min=1e-6)).clamp(*GROWTH).to(end.dtype)
+
     def _kept(self, frame: int, group, like: torch.Tensor) -> torch.Tensor | None:
-        """None for a group that took no part in the refresh: guidance that was skipped at that step."""
+        """What a frame gave at the refresh, if it took part in it."""
         kept = self.kept.get((frame, group))
         return None if kept is None else kept.to(like.device)
 
