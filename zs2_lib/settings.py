@@ -202,7 +202,7 @@ class Settings:
         "medium", one_of(*DEPTHS), "Key-frame depth",
         "Which part of the UNet is deep. gentle: little of it, least difference; strong: most of it, fastest.", choices=DEPTHS)
     keyframe_refresh: int = setting(
-        5, whole(0, 100), "Key-frame refresh",
+        10, whole(0, 100), "Key-frame refresh",
         "With a key-frame stride: at every so many steps all frames are computed in full, which keeps what moves between key frames. "
         "0 never does, and movement becomes smoother and less.", slider=(0, 20, 1))
     formats: tuple[str, ...] = setting(

@@ -25,6 +25,8 @@ def fit_to_small_checkpoints() -> None:
         short = len(unet.input_blocks) < 12
         if short:
             small |= {"num_res_blocks": 1, "channel_mult": [1, 2, 3], "transformer_depth": [1, 1, 1], "num_heads": 4}
+            if "lora_controlnet" in state_dict:  # or it would be taken for one of SDXL
+                state_dict["input_blocks.11.0.in_layers.0.weight"] = torch.zeros(1)
         guess.controlnet_default_config.update(small)
         try:
             model = build(state_dict, unet, model_path)
