@@ -13,7 +13,6 @@ import numpy as np
 from zs2_lib.source import open_source
 from zs2_lib.video import FORMATS, write_clip
 
-from . import metrics
 from .document import PALETTE, Figures, Target, label_ends, megabytes, table
 from .timing import in_own_process, process_peak, seconds
 
