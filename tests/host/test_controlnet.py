@@ -169,6 +169,13 @@ def test_the_source_of_img2img_is_the_control_of_a_unit_without_an_image(host, f
         assert difference(result.frames, np.stack(stills)) <= BAR
 
 
+def test_the_folder_of_a_units_batch_tab(host, folder):
+    """By itself the extension would make a job of each file there."""
+    expected = clip(host, [enabled(NET)], {"control": [str(folder)]}).frames
+    unit = {**enabled(NET), "input_mode": "batch", "batch_images": str(folder)}
+    assert difference(clip(host, [unit], {"frames_per_pass": 2}).frames, expected) <= BAR
+
+
 def test_a_shorter_video_is_held_looped_or_stretched(host, folder):
     short = host.data / "short"
     short.mkdir()

@@ -431,7 +431,7 @@ def _take_batch_tabs(p, script, settings: Settings) -> list[tuple]:
             entries[number] = entries[number] or str(folder)
             unit = unit.copy(update={"input_mode": mode.SIMPLE, "image": None})
         units.append(unit)
-    if units != given:
+    if any(unit is not before for unit, before in zip(units, given)):
         external_code.update_cn_script_in_processing(p, units)
     return list(zip(units, entries))
 
