@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zs2_lib.attention import TemporalMomentum
 from zs2_lib.hosts import diffusers as host
-from zs2_lib.keyframes import DEPTHS, PRESETS, KeyFrames, Keys, deep_modules
+from zs2_lib.keyframes import DEPTHS, PRESETS, KeyFrames, Keys, deep_modules, phase_of
 from zs2_lib.layout import Rows
 from zs2_lib.settings import Settings
 from zs2_lib.streaming import Passes
@@ -36,7 +36,7 @@ from .judge import example_prompts, load_judge
 TITLE = "Key-frame passes: quality against cost"
 STRIDES = (2, 4, 8)
 VARIANTS = tuple((stride, depth) for depth in DEPTHS for stride in STRIDES)
-REFRESHED = tuple(dict.fromkeys((PRESETS["balanced"], PRESETS["fast"], (4, "strong", 5), (8, "medium", 5), (8, "strong", 5))))
+REFRESHED = tuple(dict.fromkeys((PRESETS["balanced"], PRESETS["fast"], (4, "medium", 10), (8, "medium", 5), (8, "medium", 10))))
 """(stride, depth, refresh)."""
 CACHED = ((1, "strong", 0, 2), (1, "strong", 0, 3), (4, "medium", 0, 2))
 """(stride, depth, refresh, steps that the deep output serves)."""
@@ -102,6 +102,8 @@ def step(unet, arguments: tuple[tuple, dict], frames: int, stride: int, depth: s
     with TemporalMomentum([MOMENTUM if stride > 1 else 0.0] * frames) as attention, KeyFrames(attention, stride, depth) as keys:
         attention.attach(unet)
         keys.attach(unet)
+        keys.kept[None] = None  # a step after the first, which computes all frames
+        keys.restart(1)
         return Passes(attention, frames, keys).run(lambda *args, **kwargs: unet(*args, **kwargs).sample, rows, *args, **kwargs)
 
 
@@ -112,13 +114,14 @@ def cost(
     """The ratio to the plain batch of a sampling with a variant, from the rows of `operations`; its deep output serves for
     `every` steps.
     """
-    def share(stride: int) -> float:  # of the frames that are key frames
-        return len(Keys.of(Rows.blocks(frames, 1), stride).index) / frames
+    def share(stride: int, phase: int) -> float:  # of the frames that are key frames
+        return len(Keys.of(Rows.blocks(frames, 1), stride, phase, frames - 1).index) / frames
 
     row = next(row for row in counted if (row["model"], row["frames"], row["depth"]) == (model, frames, depth) and row["stride"] > 1)
-    deep = (1 - row["ratio"]) / (1 - share(row["stride"]))
-    full = len(range(0, steps, refresh)) / steps if refresh else 0.0
-    return full + (1 - full) * (1 - deep + deep * share(stride) / every)
+    deep = (1 - row["ratio"]) / (1 - share(row["stride"], phase_of(1, row["stride"])))
+    full = (len(range(0, steps, refresh)) if refresh else stride > 1) / steps
+    shares = [share(stride, phase_of(step, stride)) for step in range(1, stride + 1)]
+    return full + (1 - full) * (1 - deep + deep * sum(shares) / len(shares) / every)
 
 
 # --- quality ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import nn
 
 from zs2_lib import keyframes
 from zs2_lib.attention import PROJECTIONS, TemporalMomentum
-from zs2_lib.keyframes import DEPTHS, GROWTH, KeyFrames, Keys, deep_control_modules, deep_modules
+from zs2_lib.keyframes import DEPTHS, GROWTH, KeyFrames, Keys, deep_control_modules, deep_modules, phase_of
 from zs2_lib.layout import Rows
 from zs2_lib.streaming import Passes
 
@@ -103,27 +103,34 @@ def call(unet: nn.Module, *args) -> torch.Tensor:
 
 
 def sample(unet, rows, stride, depth="medium", momentum=MOMENTUM, frames_per_pass=FRAMES, cuts=(), dtype=torch.float32):
-    """A sampler's step, whose rows the host cuts into calls before the rows `cuts`, and `Passes` those into passes."""
-    x, t, text = inputs(rows)
-    x, text = x.to(dtype), text.to(dtype)
+    """A sampler's second step (the first computes all frames), whose rows the host cuts into calls before the rows `cuts`, and
+    `Passes` those into passes.
+    """
     with TemporalMomentum(momentum) as attention, KeyFrames(attention, stride, depth) as keys:
         attention.attach(unet)
         keys.attach(unet)
         passes = Passes(attention, frames_per_pass, keys)
-        return torch.cat([
-            passes.run(functools.partial(call, unet), rows.take(part.tolist()), x[part], t[part], text[part])
-            for part in torch.arange(len(rows)).tensor_split(cuts)
-        ])
+        for step in range(2):
+            x, t, text = inputs(rows, seed=step)
+            x, text = x.to(dtype), text.to(dtype)
+            passes.restart(step)
+            result = torch.cat([
+                passes.run(functools.partial(call, unet), rows.take(part.tolist()), x[part], t[part], text[part])
+                for part in torch.arange(len(rows)).tensor_split(cuts)
+            ])
+        return result
 
 
 # --- the reference ------------------------------------------------------------------------------------------
 
-def sequences(rows: Rows, stride: int) -> list[list[int]]:
-    """For each guidance group, the row numbers of its key frames."""
+def sequences(rows: Rows, stride: int, phase: int = 0) -> list[list[int]]:
+    """For each guidance group, the row numbers of its key frames: the last of a call is none only if it ends the clip."""
     result = []
     for group in dict.fromkeys(rows.groups):
         own = [row for row in range(len(rows)) if rows.groups[row] == group]
-        result.append([row for row in own if rows.frames[row] % stride == 0 or row == own[-1]])
+        keys = [row for row in own if rows.frames[row] == 0 or rows.frames[row] % stride == phase]
+        ends_clip = keys and rows.frames[own[-1]] == FRAMES - 1
+        result.append(keys if ends_clip or own[-1] in keys else [*keys, own[-1]])
     return result
 
 
@@ -176,7 +183,7 @@ def blocks_by_hand(unet: nn.Module) -> tuple[list, callable, list, callable, cal
             lambda t: unet.time_embedding(unet.time_proj(t).double()))
 
 
-def reference(unet, rows, stride, depth, momentum, monkeypatch, seed=0, kept=None) -> tuple[torch.Tensor, torch.Tensor]:
+def reference(unet, rows, stride, depth, momentum, monkeypatch, seed=0, kept=None, phase=0) -> tuple[torch.Tensor, torch.Tensor]:
     """The step in float64, and the deep output: shallow blocks on all rows, deep ones on key rows, straight lines between
     them, shallow blocks. With the deep output `kept` of all rows, a row is as far off the line as then, times how much further
     apart its key frames are.
@@ -184,7 +191,7 @@ def reference(unet, rows, stride, depth, momentum, monkeypatch, seed=0, kept=Non
     unet = in_float64(unet, monkeypatch)
     x, t, text = (value.double() for value in inputs(rows, seed=seed))
     down, middle, up, out, embed = blocks_by_hand(unet)
-    cut, groups = CUTS[depth], sequences(rows, stride)
+    cut, groups = CUTS[depth], sequences(rows, stride, phase)
     now = {"sequences": [[row for row in range(len(rows)) if rows.groups[row] == g] for g in dict.fromkeys(rows.groups)],
            "frames": rows.frames}
 
@@ -214,13 +221,14 @@ def reference(unet, rows, stride, depth, momentum, monkeypatch, seed=0, kept=Non
     x = torch.empty(len(rows), *h.shape[1:], dtype=torch.float64)
     for row, (frame, group) in enumerate(zip(rows.frames, rows.groups)):
         line = sorted((rows.frames[key], position) for position, key in enumerate(keys) if rows.groups[key] == group)
-        (after, b) = next(pair for pair in line if pair[0] >= frame)
+        (after, b) = next((pair for pair in line if pair[0] >= frame), line[-1])
         (before, a) = next(pair for pair in reversed(line) if pair[0] <= frame)
         share = (frame - before) / (after - before) if after > before else 0
         x[row] = h[a] + share * (h[b] - h[a])
-        if kept is not None and after > before:
+        if kept is not None and row not in keys:
             then_a, then_b = kept[keys[a]], kept[keys[b]]
-            growth = ((h[b] - h[a]).norm() / (then_b - then_a).norm()).clamp(*GROWTH)
+            c = a if after > before else line[-2][1]  # a frame after the last key frame follows the line before it
+            growth = ((h[b] - h[c]).norm() / (then_b - kept[keys[c]]).norm()).clamp(*GROWTH)
             x[row] += growth * (kept[row] - then_a - share * (then_b - then_a))
     deep = x
     for block in up[len(up) - cut:]:
@@ -279,6 +287,7 @@ def test_model_without_such_blocks():
     (Rows((0, 0, 1, 1, 2), (0, 1, 0, 1, 0)), 3, [0, 1, 3, 4], [-1, -1, 0, 0]),
 ])
 def test_key_rows(rows, stride, index, previous):
+    """Of a call that is not the clip's last."""
     keys = Keys.of(rows, stride)
     assert list(keys.index) == index and list(keys.rows.previous) == previous
     for row, (after, weight) in enumerate(zip(keys.after, keys.weight)):
@@ -287,27 +296,45 @@ def test_key_rows(rows, stride, index, previous):
         assert weight * start + (1 - weight) * end == pytest.approx(rows.frames[row])
 
 
+@pytest.mark.parametrize(("rows", "phase", "index", "after", "weight"), [
+    (Rows.blocks(8, 1), 2, [0, 2, 6], [0, 1, 1, 2, 2, 2, 2, 2], [0, 0.5, 0, 0.75, 0.5, 0.25, 0, 0]),
+    (Rows.blocks(8, 1), 3, [0, 3, 7], [0, 1, 1, 1, 2, 2, 2, 2], [0, 2 / 3, 1 / 3, 0, 0.75, 0.5, 0.25, 0]),
+    (Rows.blocks(8, 1), 0, [0, 4], [0, 1, 1, 1, 1, 1, 1, 1], [0, 0.75, 0.5, 0.25, 0, 0, 0, 0]),
+    (Rows((6, 7), (0, 0)), 1, [1], [0, 0], [0.5, 0]),  # none of a call that has no other
+])
+def test_frames_after_the_last_key_frame_follow_it(rows, phase, index, after, weight):
+    keys = Keys.of(rows, 4, phase, clip_end=7)
+    assert list(keys.index) == index and list(keys.after) == after
+    assert keys.weight == pytest.approx(weight)
+
+
+@pytest.mark.parametrize("stride", range(2, 17))
+def test_every_frame_has_its_turn(stride):
+    assert sorted(phase_of(step, stride) for step in range(1, stride + 1)) == list(range(stride))
+
+
 # --- against the reference ----------------------------------------------------------------------------------
 
 @layouts
 @depths
 @pytest.mark.parametrize("stride", [2, 4])
 def test_step_is_the_reference(unet, rows, depth, stride, monkeypatch):
-    expected, _ = reference(unet, rows, stride, depth, MOMENTUM, monkeypatch)
+    _, deep = reference(unet, rows, 1, depth, MOMENTUM, monkeypatch)
+    expected, _ = reference(unet, rows, stride, depth, MOMENTUM, monkeypatch, seed=1, kept=deep, phase=phase_of(1, stride))
     result = sample(unet, rows, stride, depth)
-    torch.testing.assert_close(result.double(), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=4e-5)
     assert (sample(unet, rows, 1) - result).abs().max() > 1e-2  # it makes a difference here
 
 
 def test_stride_of_the_reference_itself(unet, monkeypatch):
     """With all frames key frames, the blocks by hand are the UNet."""
     rows = LAYOUTS["blocks"]
-    expected, _ = reference(unet, rows, 1, "medium", MOMENTUM, monkeypatch)
+    expected, _ = reference(unet, rows, 1, "medium", MOMENTUM, monkeypatch, seed=1)
     torch.testing.assert_close(sample(unet, rows, 1).double(), expected, rtol=0, atol=2e-5)
 
 
-def two_steps(unet, rows, depth="medium", frames_per_pass=FRAMES, refresh=2, groups=None) -> list[torch.Tensor]:
-    """Two steps of the sampler, the first a refresh; `groups` are those that take part in it."""
+def two_steps(unet, rows, depth="medium", frames_per_pass=FRAMES, refresh=0, groups=None) -> list[torch.Tensor]:
+    """Two steps of the sampler, the first in full; `groups` are those that take part in it."""
     with TemporalMomentum(MOMENTUM) as attention, KeyFrames(attention, 4, depth, refresh) as keys:
         attention.attach(unet)
         keys.attach(unet)
@@ -322,9 +349,9 @@ def two_steps(unet, rows, depth="medium", frames_per_pass=FRAMES, refresh=2, gro
 @layouts
 @depths
 @pytest.mark.parametrize("frames_per_pass", [2, FRAMES])
-def test_frames_keep_their_distance_from_the_line_since_the_refresh(unet, rows, depth, frames_per_pass, monkeypatch):
+def test_frames_keep_their_distance_from_the_line(unet, rows, depth, frames_per_pass, monkeypatch):
     full, deep = reference(unet, rows, 1, depth, MOMENTUM, monkeypatch)
-    expected, _ = reference(unet, rows, 4, depth, MOMENTUM, monkeypatch, seed=1, kept=deep)
+    expected, _ = reference(unet, rows, 4, depth, MOMENTUM, monkeypatch, seed=1, kept=deep, phase=phase_of(1, 4))
     first, second = two_steps(unet, rows, depth, frames_per_pass)
     torch.testing.assert_close(first.double(), full, rtol=0, atol=2e-5)
     torch.testing.assert_close(second.double(), expected, rtol=0, atol=4e-5)
@@ -339,14 +366,14 @@ def test_refresh_at_every_step_is_the_exact_method(unet):
         assert torch.equal(result, exact)
 
 
-def test_group_that_was_not_there_at_the_refresh(unet):
+def test_group_that_was_not_there_at_the_step_before(unet, monkeypatch):
     """Guidance that is skipped at some steps: nothing is kept of it, and its deep output itself is interpolated."""
     rows = LAYOUTS["blocks"]
     _, with_both = two_steps(unet, rows)
     _, with_first = two_steps(unet, rows, groups=(0,))
-    _, without = two_steps(unet, rows, refresh=0)
+    lines, _ = reference(unet, rows, 4, "medium", MOMENTUM, monkeypatch, seed=1, phase=phase_of(1, 4))
     torch.testing.assert_close(with_first[:FRAMES], with_both[:FRAMES], rtol=0, atol=2e-5)
-    torch.testing.assert_close(with_first[FRAMES:], without[FRAMES:], rtol=0, atol=2e-5)
+    torch.testing.assert_close(with_first[FRAMES:].double(), lines[FRAMES:], rtol=0, atol=4e-5)
 
 
 @layouts
@@ -371,18 +398,18 @@ def test_calls_that_end_inside_a_group(unet, layout, cuts, frames_per_pass):
 
 def test_first_frame_is_the_still(unet):
     rows = LAYOUTS["blocks"]
-    x, t, text = inputs(rows)
+    x, t, text = inputs(rows, seed=1)
     still = [0, FRAMES]
     expected = call(unet, x[still], t[still], text[still])
     torch.testing.assert_close(sample(unet, rows, 4)[still], expected, rtol=0, atol=2e-5)
 
 
 def test_longer_clip_has_the_same_beginning(unet):
-    """Up to the last whole stride: of 10 frames at stride 4, frames 0 to 8 do not depend on how many follow."""
+    """Up to the last key frame, which at this step is frame 3 or 7: what follows it may be made of others in a longer clip."""
     result = sample(unet, Rows.blocks(FRAMES, 1), 4)
     for frames in range(5, FRAMES):
         shorter = sample(unet, Rows.blocks(frames, 1), 4, momentum=MOMENTUM[:frames])
-        same = (frames - 1) // 4 * 4 + 1
+        same = frames // 4 * 4
         torch.testing.assert_close(shorter[:same], result[:same], rtol=0, atol=2e-5)
 
 
@@ -419,7 +446,8 @@ def test_key_frames_alone_pass_the_deep_blocks(unet, depth):
     finally:
         for handle in handles:
             handle.remove()
-    assert len(seen) == len(watched) and set(seen) == {2 * 4}  # frames 0, 4, 8, 9
+    assert seen[:len(watched)] == [2 * FRAMES] * len(watched)  # the first step
+    assert seen[len(watched):] == [2 * 3] * len(watched)  # frames 0, 3, 7
 
 
 @pytest.mark.parametrize(("stride", "frames"), [(1, 8), (4, 1)])
@@ -472,15 +500,17 @@ def test_key_frame_without_its_predecessor(unet):
     rows = Rows((5, 6, 7, 8), (0,) * 4)
     with TemporalMomentum([0.0] * FRAMES) as attention, KeyFrames(attention, 4) as keys:
         keys.attach(unet)
+        keys.kept[0, 0] = torch.zeros(1)  # of a step before
+        keys.restart(1)
         keys.begin(rows)
-        with pytest.raises(RuntimeError, match="frame 8 of guidance group 0 did not come after the key frame 4; .* switch it off"):
+        with pytest.raises(RuntimeError, match="frame 7 of guidance group 0 did not come after the key frame 4; .* switch it off"):
             call(unet, *inputs(rows))
 
 
 # --- out of memory ------------------------------------------------------------------------------------------
 
 def run_with_memory_for(unet, frames: int, stride: int) -> tuple[torch.Tensor, list[int]]:
-    """A step in which memory runs out, after the deep blocks, in passes of more than so many frames; and the sizes of passes."""
+    """A second step in which memory runs out, after the deep blocks, in passes of more than so many frames; and the sizes of passes."""
     rows, sizes = Rows.blocks(FRAMES, 2), []
 
     def forward(*args):
@@ -493,11 +523,15 @@ def run_with_memory_for(unet, frames: int, stride: int) -> tuple[torch.Tensor, l
     with TemporalMomentum(MOMENTUM) as attention, KeyFrames(attention, stride) as keys:
         attention.attach(unet)
         keys.attach(unet)
-        return Passes(attention, FRAMES, keys).run(forward, rows, *inputs(rows)), sizes
+        passes = Passes(attention, FRAMES, keys)
+        passes.restart(0)
+        passes.run(functools.partial(call, unet), rows, *inputs(rows))
+        passes.restart(1)
+        return passes.run(forward, rows, *inputs(rows, seed=1)), sizes
 
 
 @pytest.mark.parametrize(("memory", "stride", "expected"), [
-    (9, 4, [10, 5, 5]), (5, 4, [10, 5, 5]), (4, 4, [10, 5, 1, 4, 4, 1]), (3, 2, [10, 5, 1, 2, 2, 2, 2, 1]), (4, 3, [10, 4, 3, 3]),
+    (9, 4, [10, 4, 6]), (6, 4, [10, 4, 6]), (3, 2, [10, 4, 2, 2, 2, 2, 2]), (4, 3, [10, 3, 3, 4]),
 ])
 def test_out_of_memory_goes_down_to_one_gap_with_the_same_result(unet, memory, stride, expected):
     result, sizes = run_with_memory_for(unet, memory, stride)
@@ -506,7 +540,7 @@ def test_out_of_memory_goes_down_to_one_gap_with_the_same_result(unet, memory, s
 
 
 def test_memory_too_small_for_one_gap_names_the_remedy(unet):
-    with pytest.raises(torch.cuda.OutOfMemoryError, match="out of memory; 4 frames .* lower keyframe_stride"):
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="out of memory; 6 frames .* lower keyframe_stride"):
         run_with_memory_for(unet, 3, 4)
 
 
@@ -532,7 +566,7 @@ def test_control_model_runs_its_deep_blocks_on_key_frames(depth):
         keys.begin(rows)
         given = residuals()
         output = unet(x, t, text, down_block_additional_residuals=given[:-1], mid_block_additional_residual=given[-1]).sample
-    index = [0, 4, 8, 9, 10, 14, 18, 19]
+    index = [0, 4, 8, 10, 14, 18]
     for number, (mine, theirs) in enumerate(zip(given, plain, strict=True)):
         kept = index if number >= cut else slice(None)
         torch.testing.assert_close(mine[kept], theirs[kept], rtol=0, atol=2e-5)

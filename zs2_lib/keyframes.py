@@ -1,13 +1,13 @@
 """Key-frame passes: the deep blocks of the UNet see a few frames of the clip, the others get what lies between.
 
 The noises of neighbouring frames are nearly the same, and the deep blocks compute nearly the same of them again and
-again. So in each UNet call only the key frames, every s-th of the clip and each guidance group's last in the call, go
-through the deep blocks; for the frames in between the output of the last one is interpolated. The shallow blocks run for
-all frames.
+again. So in each UNet call only the key frames, the first and every s-th, go through the deep blocks; for the others the output
+of the last one is made from that of the key frames around them. The shallow blocks run for all frames.
 
-Lines between key frames alone would smooth away what moves between them. So every few steps (the refresh) all frames go
-through all blocks, and what the deep ones gave is kept. At the other steps a frame in between keeps its distance from the
-line between its key frames, and that distance grows as they grow apart: the picture takes shape, and so do its changes.
+Lines between the same key frames at every step would smooth away what moves between them. So each step of the sampler has
+other key frames, and every frame has its turn once in s steps; at the first step all do. What the deep blocks gave, or was made
+in their place, is kept: at the next step a frame in between keeps its distance from the line between its key frames, and that
+distance grows as they grow apart: the picture takes shape, and so do its changes. Frames after the last key frame follow it.
 (DeepCache, Ma et al. 2023, keeps deep features over steps without looking at any frame in between.)
 
 Hooks on the deep blocks are the whole patch: each gets the key rows of its arguments, and its output is brought back to
@@ -17,6 +17,7 @@ ControlNet, FreeU) sees the rows it expects.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,9 +27,9 @@ from .layout import Rows
 
 DEPTHS = ("gentle", "medium", "strong")
 """Where the deep blocks begin: at the second downsampling, at the first, or a block before the first."""
-GROWTH = (0.5, 2.5)
-"""Bounds of how a frame's distance from the line between its key frames grows: they may have been alike by chance."""
-PRESETS = {"exact": (1, "medium", 10), "balanced": (8, "medium", 10), "fast": (8, "strong", 10)}
+GROWTH = (0.8, 1.25)
+"""Bounds of how a frame's distance from the line between its key frames grows in a step: they may have been alike by chance."""
+PRESETS = {"exact": (1, "medium", 0), "balanced": (5, "medium", 0), "fast": (8, "medium", 0)}
 """(stride, depth, refresh) by speed, for samplings of about 20 steps."""
 
 
@@ -104,8 +105,8 @@ def _downsamples(block: torch.nn.Module) -> bool:
 class Keys:
     """The key frames of a call: the row numbers `index`, and the same as `rows`, each following on the key frame before.
 
-    `after[r]` is the position among the keys of the first key frame of row r's group that is not before it, and
-    `weight[r]` how much of the one before that row takes: 0 for a key frame.
+    `after[r]` is the position among the keys of the first key frame of row r's group that is not before it (of the last, for a row
+    that comes after it), and `weight[r]` how much of the one before that row takes: 0 for a key frame, and after the last.
     """
 
     index: tuple[int, ...]
@@ -114,20 +115,40 @@ class Keys:
     weight: tuple[float, ...]
 
     @classmethod
-    def of(cls, rows: Rows, stride: int) -> "Keys":
-        """Every `stride`-th frame of the clip, counted from frame 0, and each group's last in the call."""
+    def of(cls, rows: Rows, stride: int, phase: int = 0, clip_end: int | None = None) -> "Keys":
+        """Frame 0, and each whose number leaves the remainder `phase` when divided by `stride`.
+
+        So is each group's last frame in the call, unless it is `clip_end`, the clip's last frame, and comes after another key
+        frame in the call.
+        """
         last = dict(zip(rows.groups, rows.frames))
+        regular = [is_key(frame, stride, phase) for frame in rows.frames]
+        held = {group for group, key in zip(rows.groups, regular) if key and last[group] == clip_end}
         index = tuple(
-            row for row, (frame, group) in enumerate(zip(rows.frames, rows.groups)) if frame % stride == 0 or frame == last[group]
+            row for row, (frame, group) in enumerate(zip(rows.frames, rows.groups))
+            if regular[row] or (frame == last[group] and group not in held)
         )
         keys, position = rows.thinned(index), {row: position for position, row in enumerate(index)}
+        final = {group: place for place, group in enumerate(keys.groups)}
         after, weight, following = [0] * len(rows), [0.0] * len(rows), {}
         for row, (frame, group) in reversed(list(enumerate(zip(rows.frames, rows.groups)))):
             if row in position:
                 following[group] = position[row]
-            after[row] = key = following[group]
-            weight[row] = (keys.frames[key] - frame) / (keys.frames[key] - keys.previous[key])
+            after[row] = key = following.get(group, final[group])
+            if group in following:
+                weight[row] = (keys.frames[key] - frame) / (keys.frames[key] - keys.previous[key])
         return cls(index, keys, tuple(after), tuple(weight))
+
+
+def is_key(frame: int, stride: int, phase: int) -> bool:
+    return frame == 0 or frame % stride == phase
+
+
+def phase_of(step: int, stride: int) -> int:
+    """Which frames are key frames at a step: each remainder once in `stride` steps, far from that of the step before."""
+    golden = (5 ** 0.5 - 1) / 2 * stride
+    apart = min((k for k in range(1, stride + 1) if math.gcd(k, stride) == 1), key=lambda k: abs(k - golden))
+    return step * apart % stride
 
 
 def take(value, index: torch.Tensor, rows: int):
@@ -146,7 +167,7 @@ def take(value, index: torch.Tensor, rows: int):
 class KeyFrames:
     """Key-frame passes over one clip: the hooks on a UNet's deep blocks and the state they carry.
 
-    `stride` 1 is off: no hook is set. `refresh` n lets all frames through all blocks at every n-th step, 0 at none.
+    `stride` 1 is off: no hook is set. All frames go through all blocks at the first step, and with a `refresh` n at every n-th.
     Inside the deep blocks `attention` averages over key frames. A scope, used like `TemporalMomentum`: `attach`, set the rows
     of each UNet call by `begin`, `restart` at each step of the sampler. A call must hold whole gaps between key frames, as
     `frames_that_fit` counts them, if it is to equal a part of a longer one.
@@ -159,9 +180,10 @@ class KeyFrames:
         self.refresh = refresh
         self.rows: Rows | None = None
         self.carried: dict = {}
-        """Of each guidance group the last key frame before this call, and its deep output."""
+        """Of each guidance group the last key frame before this call, its deep output, and the one that was kept of it."""
         self.kept: dict = {}
-        """The deep output of each (frame, guidance group) at the last refresh, in main memory: a clip may have many frames."""
+        """The deep output of each (frame, guidance group) at the step before, in main memory: a clip may have many frames."""
+        self._phase = 0
         self._refreshing = False
         self._models: tuple[torch.nn.Module, ...] = ()
         self._handles: list = []
@@ -206,26 +228,29 @@ class KeyFrames:
         self.carried = {}
         if step == 0:
             self.kept = {}
-        self._refreshing = bool(self.refresh) and (step % self.refresh == 0 or not self.kept)
+        self._refreshing = not self.kept or bool(self.refresh) and step % self.refresh == 0
+        self._phase = phase_of(step, self.stride)
 
     @property
-    def _stride_now(self) -> int:
-        return 1 if self._refreshing else self.stride
+    def _now(self) -> tuple[int, int]:
+        """Stride and phase of this step."""
+        return (1, 0) if self._refreshing else (self.stride, self._phase)
 
     def begin(self, rows: Rows | None) -> None:
         """The next UNet call has these rows; None for calls that are not the clip's."""
         self.rows = self.attention.rows = rows
         if rows is not None and not self.is_identity:
-            self._keys = Keys.of(rows, self._stride_now)
+            self._keys = Keys.of(rows, *self._now, len(self.attention.momentum) - 1)
             self._index, self._after = torch.tensor(self._keys.index), torch.tensor(self._keys.after)
 
     def frames_that_fit(self, rows: Rows, limit: int) -> int:
-        """Of how many frames the next pass over `rows` is: no more than `limit`, and the last one a key frame.
+        """Of how many frames the next pass over `rows` is: no more than `limit`, the last one a key frame, and key frames are left.
 
-        If there are more than `limit` frames up to the first key frame, so many.
+        If there are more than `limit` frames up to the first such end, so many.
         """
         frames = sorted(set(rows.frames))
-        ends = [count for count, frame in enumerate(frames, 1) if frame % self._stride_now == 0 or count == len(frames)]
+        keys = [count for count, frame in enumerate(frames, 1) if is_key(frame, *self._now)]
+        ends = [*keys[:-1], len(frames)]
         return max((count for count in ends if count <= limit), default=ends[0])
 
     def __enter__(self) -> "KeyFrames":
@@ -256,49 +281,38 @@ class KeyFrames:
         return take(output, self._after, len(self._keys.index))
 
     def _interpolate(self, module: torch.nn.Module, args: tuple, output):
-        """After the last deep block: each row lies between the key frames around it, and off their line as at the refresh."""
+        """After the last deep block: each row lies between the key frames around it, and off their line as at the step before."""
         if self.rows is None or self.attention.rows is None:  # not the clip's, or momentum is suspended
             return None
         result = self._repeat(module, args, output)
         keys, given, wanted = self._keys.rows, _tensor(output), _tensor(result)
-        if self._refreshing:
-            self.kept.update({row: made.to("cpu", copy=True) for row, made in zip(zip(keys.frames, keys.groups), given)})
-            return result
-        starts, ends, lines = [], [], []
+        anchors, starts, growths = [], [], []
         for frame, group, previous, made in zip(keys.frames, keys.groups, keys.previous, given):
-            last, start = self.carried.get(group, (None, None))
-            if frame and last != previous:
+            start = self.carried.get(group)
+            if frame and not self._refreshing and (start is None or start[0] != previous):
                 raise RuntimeError(
                     f"key frames: frame {frame} of guidance group {group} did not come after the key frame {previous}; "
                     "another extension reorders the UNet's batch: switch it off for this clip"
                 )
+            anchor = frame, made.clone(), self._kept(frame, group, made)
             starts.append(start)
-            ends.append(made.clone())
-            lines.append(self._line_at_refresh(previous, frame, group, start, made) if frame - previous > 1 else None)
-            self.carried[group] = frame, ends[-1]
-        for row, (after, weight) in enumerate(zip(self._keys.after, self._keys.weight)):
-            if weight:
-                torch.lerp(ends[after], starts[after], weight, out=wanted[row])
-                if lines[after] is not None:
-                    start, end, growth = lines[after]
-                    own = self._kept(self.rows.frames[row], self.rows.groups[row], given)
-                    wanted[row] += growth * (own - torch.lerp(end, start, weight))
+            anchors.append(anchor)
+            growths.append(_growth(start, anchor) if frame else 1.0)
+            self.carried[group] = anchor
+        keyed = set(self._keys.index)
+        for row, (frame, group, after, weight) in enumerate(zip(self.rows.frames, self.rows.groups, self._keys.after, self._keys.weight)):
+            if row not in keyed:
+                _, end, end_then = anchors[after]
+                _, start, start_then = starts[after] if weight else anchors[after]
+                torch.lerp(end, start, weight, out=wanted[row])
+                own = self._kept(frame, group, given)
+                if own is not None and end_then is not None and start_then is not None:
+                    wanted[row] += growths[after] * (own - torch.lerp(end_then, start_then, weight))
+            self.kept[frame, group] = wanted[row].to("cpu", copy=True)
         return result
 
-    def _line_at_refresh(self, previous: int, frame: int, group, start: torch.Tensor, end: torch.Tensor):
-        """What two neighbouring key frames gave at the refresh, and how much further apart they are now.
-
-        None for a group that took no part in it: guidance that was skipped at that step.
-        """
-        start_then, end_then = self._kept(previous, group, end), self._kept(frame, group, end)
-        if start_then is None or end_then is None:
-            return None
-        apart = torch.linalg.vector_norm(end - start, dtype=torch.float32)
-        apart_then = torch.linalg.vector_norm(end_then - start_then, dtype=torch.float32)
-        return start_then, end_then, (apart / apart_then.clamp(min=1e-6)).clamp(*GROWTH).to(end.dtype)
-
     def _kept(self, frame: int, group, like: torch.Tensor) -> torch.Tensor | None:
-        """What a frame gave at the refresh, if it took part in it."""
+        """What was kept of a frame; None for a group that took no part in the step before: guidance that was skipped there."""
         kept = self.kept.get((frame, group))
         return None if kept is None else kept.to(like.device)
 
@@ -306,3 +320,11 @@ class KeyFrames:
 def _tensor(output) -> torch.Tensor:
     """A block's output: in `diffusers` an attention's is a tuple of one."""
     return output[0] if isinstance(output, tuple) else output
+
+
+def _growth(start: tuple | None, end: tuple) -> float | torch.Tensor:
+    """How much further two neighbouring key frames are apart than at the step before."""
+    if start is None or start[2] is None or end[2] is None:
+        return 1.0
+    apart, apart_then = (torch.linalg.vector_norm(end[i] - start[i], dtype=torch.float32) for i in (1, 2))
+    return (apart / apart_then.clamp(min=1e-6)).clamp(*GROWTH).to(end[1].dtype)

@@ -202,9 +202,9 @@ class Settings:
         "medium", one_of(*DEPTHS), "Key-frame depth",
         "Which part of the UNet is deep. gentle: little of it, least difference; strong: most of it, fastest.", choices=DEPTHS)
     keyframe_refresh: int = setting(
-        10, whole(0, 100), "Key-frame refresh",
-        "With a key-frame stride: at every so many steps all frames are computed in full, which keeps what moves between key frames. "
-        "0 never does, and movement becomes smoother and less.", slider=(0, 20, 1))
+        0, whole(0, 100), "Key-frame refresh",
+        "With a key-frame stride: at every so many steps all frames are computed in full, which is nearer to the exact clip and takes "
+        "longer. 0: at the first step alone.", slider=(0, 20, 1))
     formats: tuple[str, ...] = setting(
         ("mp4",), some_of(*FORMATS), "Output formats",
         "The files written for each clip, beside its frames. mp4 plays everywhere; gif, webp and apng also play in "

@@ -88,7 +88,7 @@ class Passes:
             part = rows.take(index)
             before_pass(Progress(part, 1 - len(remaining) / len(rows)))
 
-            carried = dict(self.attention.carried), dict(self.keyframes.carried)
+            carried = dict(self.attention.carried), dict(self.keyframes.carried), dict(self.keyframes.kept)
             self.keyframes.begin(part)
             try:
                 if len(index) == len(rows):
@@ -114,7 +114,7 @@ class Passes:
             finally:
                 self.keyframes.begin(None)
             # outside the handler, so that the traceback no longer holds the failed pass's tensors
-            self.attention.carried, self.keyframes.carried = carried
+            self.attention.carried, self.keyframes.carried, self.keyframes.kept = carried
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             log.warning("Out of memory with %d frames per UNet pass; going on with %d.", frames, self.reduced_to)
