@@ -45,7 +45,9 @@ def test_key_frames(host, name, depth):
     exact = host.clip({**settings, "keyframe_stride": 1}, **payload).frames
 
     assert difference(whole[0], still[0]) <= BAR
-    assert difference(pieces, whole) <= BAR and rows_in_pieces < rows
+    assert difference(pieces, whole) <= BAR
+    # with calls of four frames, a pass may hold all of one: the frames up to the next but one key frame
+    assert rows_in_pieces < rows or "off" in name
     assert difference(whole, exact) > BAR, "key frames are not at work"
     assert 0 < change(whole) < 2 * change(exact)
     assert remains == [] and difference(host.generate(**payload).frames, still) == 0
@@ -70,9 +72,9 @@ def test_exception(host, at):
 
 
 def test_out_of_memory(host):
-    """Down to one gap the clip is the same; below that, the error names the stride."""
+    """Down to two gaps the clip is the same; below that, the error names the stride."""
     whole = host.clip(KEYS).frames
-    host.arm("oom", rows_over=2 * 3)
+    host.arm("oom", rows_over=2 * 5)
     result = host.clip(KEYS)
     host.disarm()
     assert difference(result.frames, whole) <= BAR
