@@ -25,7 +25,7 @@ UNITS = {
     "ControlNet": NET,
     "ControlNet, canny": {**NET, "module": "canny", "processor_res": 128, "threshold_a": 40, "threshold_b": 90},
     "ControlNet, pixel perfect": {**NET, "module": "canny", "pixel_perfect": True},
-    "ControlNet, weight and steps": {**NET, "weight": 0.6, "guidance_start": 0.3, "guidance_end": 0.8},
+    "ControlNet, weight and steps": {**NET, "weight": 1.5, "guidance_start": 0.1, "guidance_end": 0.8},
     "ControlNet, prompt more important": {**NET, "control_mode": "My prompt is more important"},
     "ControlNet, control more important": {**NET, "control_mode": "ControlNet is more important"},
     "ControlNet, inpaint": {**NET, "module": "inpaint"},
