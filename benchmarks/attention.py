@@ -24,16 +24,15 @@ SCAN = "scan K, V"
 BAR = 1.01
 STEPS = (
     # UNet, latent side, frames, frames per pass, pairs of steps
-    ("sd1", 16, 4, 4, 7),
-    ("sd1", 8, 2, 2, 3),
-    ("sd1", 8, 8, 8, 5),
-    ("sd1", 8, 32, 32, 2),
-    ("sd1", 8, 8, 4, 3),
+    ("sd1", 8, 2, 2, 11),
+    ("sd1", 8, 8, 8, 3),
+    ("sd1", 8, 32, 32, 1),
     ("sd1", 8, 8, 2, 3),
+    ("sd1", 16, 2, 2, 3),
     ("sdxl", 8, 2, 2, 3),
-    ("sdxl", 8, 8, 8, 3),
+    ("sdxl", 8, 8, 8, 1),
 )
-QUICK_STEPS = (("sd1", 8, 2, 2, 3), ("sd1", 8, 4, 2, 2))
+QUICK_STEPS = (("sd1", 8, 2, 2, 3),)
 
 
 @torch.inference_mode()
@@ -174,11 +173,11 @@ def compare_forms(tokens: int, channels: int, frames: int, dtype: torch.dtype, b
 # --- the document ----------------------------------------------------------------------------------------
 
 def targets(data: dict) -> list[Target]:
-    steps = [step for step in data["steps"] if step["unet"] == "sd1"]
-    main = max(steps, key=lambda step: (step["latent"], step["frames"]))
-    ratio = metrics.median_ratio(main["averaged"], main["plain"])
-    what = f"UNet step with TMA / without, SD 1.5's widths, {main['frames']} frames"
-    return [Target("unet-step", what, f"≤ {BAR}×", f"{ratio:.4f}×", ratio <= BAR)]
+    pairs = [ratio for step in data["steps"] if step["unet"] == "sd1" for ratio in np.divide(step["averaged"], step["plain"])]
+    hooks = [step["in hooks"] for step in data["steps"] if step["unet"] == "sd1" and step["in hooks"] is not None]
+    of = f"median of all {len(pairs)} pairs at SD 1.5's widths" + (f"; {100 * max(hooks):.1f} % of a step in the averages" if hooks else "")
+    ratio = metrics.median(pairs)
+    return [Target("unet-step", f"UNet step with TMA / without, {of}", f"≤ {BAR}×", f"{ratio:.4f}×", ratio <= BAR)]
 
 
 def report(data: dict, figures: Figures) -> str:

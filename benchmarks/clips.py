@@ -6,7 +6,7 @@ import contextlib
 import copy
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -170,17 +170,24 @@ class Sampler:
     def __call__(self, jobs: Sequence[Job]) -> list[dict]:
         """What `describe` says of each job's clip."""
         new = [job for job in dict.fromkeys(jobs) if job not in self.done]
-        if new:
-            if self._pool is None:
-                self._pool = ProcessPoolExecutor(
-                    self.workers, get_context("spawn"), initializer=_start_worker, initargs=(self.model, self.config)
-                )
-            started = time.monotonic()
-            for count, (job, record) in enumerate(zip(new, self._pool.map(_describe_job, new)), start=1):
-                self.done[job] = record
-                if count % 10 == 0 or count == len(new):
-                    print(f"  {count} of {len(new)} clips, {time.monotonic() - started:.0f} s", flush=True)
+        self.done.update(zip(new, self.map(_describe_job, new, "clips")))
         return [self.done[job] for job in jobs]
+
+    def map(self, function: Callable, items: Sequence, what: str) -> list:
+        """function(pipe, judge, item) of each item, in the workers; `judge` is None on other checkpoints than the tiny one.
+
+        Says on the way how many of `what` are done.
+        """
+        if items and self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self.workers, get_context("spawn"), initializer=_start_worker, initargs=(self.model, self.config)
+            )
+        started, results = time.monotonic(), []
+        for result in self._pool.map(_in_worker, [function] * len(items), items) if items else ():
+            results.append(result)
+            if len(results) % 10 == 0 or len(results) == len(items):
+                print(f"  {len(results)} of {len(items)} {what}, {time.monotonic() - started:.0f} s", flush=True)
+        return results
 
 
 _worker: tuple = ()
@@ -195,6 +202,9 @@ def _start_worker(model: str | None, config: str | None) -> None:
     _worker = pipe, load_judge() if model is None else None
 
 
-def _describe_job(job: Job) -> dict:
-    pipe, judge = _worker
+def _in_worker(function: Callable, item):
+    return function(*_worker, item)
+
+
+def _describe_job(pipe, judge, job: Job) -> dict:
     return describe(decode(pipe, sample(pipe, job)), judge)

@@ -10,8 +10,8 @@ from .document import PLAIN, ZS2, Figures, Target, label_ends, table
 
 TITLE = "Ladders: what λ and μ do"
 FRAMES = 8
-MOTION = {"values": (0.0, 0.05, 0.1, 0.15, 0.2, 0.25), "momentum": 0.98, "steps": 10, "guidance": GUIDANCE}
-MOMENTUM = {"values": (0.0, 0.25, 0.5, 0.75, 0.9, 1.0), "motion": 0.25, "steps": 16, "guidance": 1.0}
+MOTION = {"values": (0.0, 0.05, 0.1, 0.15, 0.2, 0.25), "momentum": 0.98, "steps": 8, "guidance": GUIDANCE}
+MOMENTUM = {"values": (0.0, 0.25, 0.5, 0.75, 0.9, 1.0), "motion": 0.25, "steps": 12, "guidance": 1.0}
 """With the empty prompt and without guidance: a full prompt fixes the tiny checkpoint's subject, so that μ hardly shows."""
 PAPER = {
     "motion": {"change": (5.2, 10.0, 11.7, 14.9, 16.2, 19.2)},
@@ -21,7 +21,7 @@ PAPER = {
 
 
 def measure(run) -> dict:
-    clips = run.pick(16, 2)
+    clips = run.pick(16, 1)
     prompts = [each["prompt"] for each in run.prompts(clips)]
 
     def ladder(key: str, settings: dict, prompts: list[str]) -> dict:

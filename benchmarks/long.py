@@ -9,7 +9,7 @@ from .clips import GUIDANCE, Job
 from .document import OTHER, ZS2, Figures, Target, label_ends, percent, table
 
 TITLE = "Long clips"
-STEPS = 10
+STEPS = 8
 STRETCH = 8
 """Frames that one figure of the table is the mean of."""
 MODELS = {"dependency (ZS²)": "dependency", "progressive": "progressive", "mixed": "mixed"}
@@ -17,7 +17,7 @@ COLOURS = dict(zip(MODELS, (ZS2, OTHER, "#7c3aed")))
 
 
 def measure(run) -> dict:
-    frames, prompts = run.pick(64, 16), run.prompts(run.pick(4, 1))
+    frames, prompts = run.pick(64, 16), run.prompts(run.pick(3, 1))
     jobs = [
         Job("zs2", each["prompt"], seed, frames, STEPS, settings=() if model == "dependency" else (("noise_model", model),))
         for model in MODELS.values() for seed, each in enumerate(prompts)

@@ -9,7 +9,7 @@ from .clips import GUIDANCE, Job
 from .document import OTHER, PEER, PLAIN, ZS2, Figures, Target, label, label_ends, percent, slug, table
 
 TITLE = "Methods: fidelity, consistency, ablation"
-FRAMES, STEPS = 8, 10
+FRAMES, STEPS = 8, 8
 METHODS = {
     "DDIM, independent": ("ddim", {}),
     "Text2Video-Zero": ("text2video-zero", {}),
@@ -26,8 +26,8 @@ COLOURS = dict(zip(METHODS, (PLAIN, PEER, ZS2, OTHER, "#7c3aed", "#a16207", "#be
 
 
 def measure(run) -> dict:
-    prompts = run.prompts(run.pick(100, 4))
-    ablated = run.pick(24, 2)
+    prompts = run.prompts(run.pick(100, 2))
+    ablated = run.pick(12, 1)
     jobs = {
         name: [
             Job(method, each["prompt"], seed, FRAMES, STEPS, settings=tuple(settings.items()))
@@ -39,7 +39,7 @@ def measure(run) -> dict:
         name: [
             # without a prompt guidance changes nothing, but Text2Video-Zero cannot do without
             Job(method, "", seed, FRAMES, STEPS, GUIDANCE if method == "text2video-zero" else 1.0, tuple(settings.items()))
-            for seed in range(run.pick(16, 2))
+            for seed in range(run.pick(8, 1))
         ]
         for name, (method, settings) in METHODS.items()
     }

@@ -9,27 +9,29 @@ from .clips import GUIDANCE, Job
 from .document import PEER, ZS2, Figures, Target, label, table
 
 TITLE = "Smoothness by inertia"
-SIZES = {"long": {"frames": 12, "steps": 20, "inertia": (0.0, 0.5, 0.9, 1.0)}, "short": {"frames": 8, "steps": 10, "inertia": (0.0, 1.0)}}
+SIZES = {"long": {"frames": 12, "steps": 16, "inertia": (0.0, 0.5, 0.9, 1.0)}, "short": {"frames": 8, "steps": 8, "inertia": (0.0, 1.0)}}
 """The first is shown in full; the second are the clips of the section on methods, and their like with inertia."""
+CLIPS = {"long": 4, "short": 16}
 
 
 def measure(run) -> dict:
-    clips = {"long": run.pick(8, 1), "short": run.pick(16, 2)}
-    return {"guidance": GUIDANCE, **{name: _measure(run, clips[name], **size) for name, size in SIZES.items()}}
+    sizes = run.pick(SIZES, {"long": {**SIZES["long"], "steps": 8}, "short": SIZES["short"]})
+    jobs = {name: _jobs(run.prompts(run.pick(count, 1)), **sizes[name]) for name, count in CLIPS.items()}
+    records = iter(run.sampler([job for groups in jobs.values() for group in groups for job in group]))
+    data: dict = {"guidance": GUIDANCE}
+    for name, groups in jobs.items():
+        *clips, peer = [[next(records) for _ in group] for group in groups]
+        data[name] = {**sizes[name], "clips": clips, "peers": {"Text2Video-Zero": peer}}
+    return data
 
 
-def _measure(run, count: int, frames: int, steps: int, inertia: tuple[float, ...]) -> dict:
-    prompts = [each["prompt"] for each in run.prompts(count)]
-
-    def clips(method: str, **settings) -> list[dict]:
-        options = tuple(settings.items())
-        return run.sampler([Job(method, prompt, seed, frames, steps, settings=options) for seed, prompt in enumerate(prompts)])
-
-    return {
-        "frames": frames, "steps": steps, "inertia": inertia,
-        "clips": [clips("zs2", **({"inertia": value} if value else {})) for value in inertia],
-        "peers": {"Text2Video-Zero": clips("text2video-zero")},
-    }
+def _jobs(prompts: list[dict], frames: int, steps: int, inertia: tuple[float, ...]) -> list[list[Job]]:
+    """The clips of each inertia, and those of Text2Video-Zero."""
+    kinds = [("zs2", (("inertia", value),) if value else ()) for value in inertia] + [("text2video-zero", ())]
+    return [
+        [Job(method, each["prompt"], seed, frames, steps, settings=settings) for seed, each in enumerate(prompts)]
+        for method, settings in kinds
+    ]
 
 
 def targets(data: dict) -> list[Target]:

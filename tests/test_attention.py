@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from unet_classes import diffusers_unet, hooked, ldm_unet, normals
 
 from zs2_lib.attention import PROJECTIONS, TemporalMomentum, momentum_scan_
 from zs2_lib.layout import Rows
@@ -38,10 +39,6 @@ def equation_2(x: torch.Tensor, rows: Rows, momentum) -> torch.Tensor:
     for k, frame, group in zip(x.double(), rows.frames, rows.groups):
         averages[frame, group] = k if frame == 0 else momentum[frame] * averages[frame - 1, group] + (1 - momentum[frame]) * k
     return torch.stack([averages[key] for key in zip(rows.frames, rows.groups)])
-
-
-def normals(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def scan(x: torch.Tensor, rows: Rows, momentum, cuts=()) -> tuple[torch.Tensor, dict]:
@@ -157,10 +154,6 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> dict:
         return {f"{a}.to_{p}": getattr(getattr(self, a), f"to_{p}")(x) for a in ("attn1", "attn2") for p in "qkv"}
-
-
-def hooked(unet: nn.Module) -> list[str]:
-    return [name for name, module in unet.named_modules() if module._forward_hooks or module._forward_pre_hooks]
 
 
 @pytest.mark.parametrize("tiles", [1, 2, 6])
@@ -313,32 +306,6 @@ def test_rows_that_do_not_fit_the_call():
 
 # --- in real UNets ------------------------------------------------------------------------------------
 
-def ldm_unet(**options) -> nn.Module:
-    reason = "needs ldm: pip install --no-deps stable-diffusion-sdkit, or a WebUI's own copy on PYTHONPATH"
-    UNetModel = pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason=reason).UNetModel
-    return random_weights(UNetModel(
-        image_size=8, in_channels=4, out_channels=4, model_channels=32, channel_mult=(1, 2), num_res_blocks=1,
-        attention_resolutions=(1, 2), num_heads=4, use_spatial_transformer=True, context_dim=24, legacy=False, **options,
-    ))
-
-
-def diffusers_unet() -> nn.Module:
-    UNet = pytest.importorskip("diffusers", reason="needs diffusers").UNet2DConditionModel
-    return random_weights(UNet(
-        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=24, attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-    ))
-
-
-def random_weights(unet: nn.Module) -> nn.Module:
-    """Weights under which attention matters: fresh UNets have zeros where its output is added."""
-    generator = torch.Generator().manual_seed(0)
-    for weight in unet.parameters():
-        if weight.ndim > 1:
-            weight.data = torch.randn(weight.shape, generator=generator) / math.sqrt(weight[0].numel())
-    return unet.eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="module", params=[ldm_unet, diffusers_unet], ids=["ldm", "diffusers"])
 def unet(request) -> nn.Module:
     return request.param()
@@ -445,9 +412,9 @@ def test_passes_equal_one_batch(unet, layout, frames_per_pass):
 
 
 def test_ldm_blocks_without_self_attention_are_left_alone():
-    unet = ldm_unet(disable_self_attentions=[True, False])
+    unet = ldm_unet(disable_self_attentions=[True, False, False])
     with TemporalMomentum([0.5] * 4) as attention:
         attention.attach(unet)
         blocks = [unet.get_submodule(name.rpartition(".attn1")[0]) for name in hooked(unet)]
-    assert len(blocks) == 2 * 4  # keys and values; one block going down, one in the middle, two going up
+    assert len(blocks) == 2 * 6  # keys and values; two blocks going down, one in the middle, three going up
     assert not any(block.disable_self_attn for block in blocks)

@@ -14,10 +14,11 @@ pytest.importorskip("cv2")
 pytest.importorskip("matplotlib")
 
 from benchmarks import __main__ as command
-from benchmarks import clip_score, document, ladders, metrics, noise
+from benchmarks import clip_score, document, keyframes, ladders, metrics, noise
 from benchmarks.clips import Job, decode, describe, load, sample, text2video_zero_times
 from benchmarks.judge import BACKGROUNDS, COLOURS, SHAPES, example_prompts, load_judge
 from zs2_lib.hosts.diffusers import TINY_SD
+from zs2_lib.keyframes import PRESETS, phase_of
 
 PROMPT = "a red circle on a blue background"
 
@@ -324,3 +325,48 @@ def test_the_papers_prompts():
     prompts = command.paper_prompts()
     assert "Melting ice cream dripping down the cone." in prompts
     assert len(prompts) == len(set(prompts)) > 60
+
+
+# --- key frames ------------------------------------------------------------------------------------------
+
+def counted(deep: float) -> list[dict]:
+    """What `operations` counts of a UNet of which so much is deep: at the second step of stride 2 frames 0, 1, 3, 5, 7 are key frames."""
+    return [{"model": "sd1", "pixels": 512, "frames": 8, "stride": 2, "depth": "medium", "operations": 1, "ratio": 1 - deep + deep * 5 / 8}]
+
+
+def test_cost_of_key_frames():
+    assert keyframes.cost(counted(0.6), 1, "medium") == pytest.approx(1)
+    assert keyframes.cost(counted(0.6), 1, "medium", every=2) == pytest.approx(0.7)
+    assert keyframes.cost(counted(0.6), 4, "medium", 1.0) == pytest.approx(1)
+    # stride 2: at even steps frames 0, 2, 4, 6 are key frames, at odd ones 0, 1, 3, 5, 7
+    assert keyframes.cost(counted(0.6), 2, "medium", 0.5, steps=4) == pytest.approx(0.5 + 0.5 * (0.4 + 0.6 * (4 + 5) / 16))
+
+
+def test_the_part_that_is_deep_follows_from_the_operations_of_any_stride():
+    """Counted at SD 1.5's widths, in a small picture and 4 frames: at the second step of strides 2 and 4 three are key frames."""
+    ratios = {(row["depth"], row["stride"]): row["ratio"] for row in keyframes.operations("sd1", 8, 4)}
+    assert 0.2 < ratios["strong", 2] < ratios["medium", 2] < ratios["gentle", 2] < 1
+    for depth in ("gentle", "medium", "strong"):
+        keys = {stride: len({0} | {frame for frame in range(4) if frame % stride == phase_of(1, stride)}) for stride in (2, 4, 8)}
+        deep = {(1 - ratios[depth, stride]) / (1 - keys[stride] / 4) for stride in keys if keys[stride] < 4}
+        assert max(deep) - min(deep) < 0.01 * max(deep)
+
+
+def test_key_frames_become_a_page(pipe, tmp_path):
+    """From clips of a few steps, the exact one first."""
+    task = {"prompt": PROMPT, "attributes": (0, 0, 0), "seed": 3, "frames": 3, "steps": 3, "variants": keyframes.BY_PRESET}
+    clip = keyframes.quality(pipe, load_judge(), task)
+    assert [one["variant"] for one in clip] == [*keyframes.BY_PRESET]
+    assert clip[0]["difference"] == 0 < clip[1]["difference"]
+    document.save(tmp_path, "keyframes", {
+        "section": "keyframes", "date": "2026-01-02", "seconds": 3.0, "quick": True, "checkpoint": "tiny", **document.surroundings(),
+        "data": {
+            "presets": {name: [*preset, 1] for name, preset in PRESETS.items()}, "steps": 3, "frames": 3, "operations": counted(0.6),
+            "clips": [clip], "times": [{"model": "sd1", "pixels": 64, "frames": 3, "stride": 8, "depth": "medium", "rounds": 1,
+                                        "plain": 2.0, "ratio": 0.5}],
+        },
+    })
+    text = document.render(tmp_path, ["keyframes"], command.section).read_text(encoding="utf-8")
+    assert all(f'<a id="keyframes-{bar}"></a>' in text for bar in ("cost", "fidelity", "motion"))
+    assert all(f"| {preset} | " in text for preset in PRESETS) and "nan" not in text.lower()
+    assert (tmp_path / "benchmarks" / "keyframes_by_cost.png").stat().st_size > 5000

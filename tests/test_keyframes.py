@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from unet_classes import diffusers_unet, hooked, ldm_unet, normals, random_weights
 
 from zs2_lib import keyframes
 from zs2_lib.attention import PROJECTIONS, TemporalMomentum
@@ -39,37 +40,6 @@ depths = pytest.mark.parametrize("depth", DEPTHS)
 CONFIGS = Path(keyframes.__file__).parent / "hosts" / "diffusers_configs"
 
 
-def normals(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def ldm_unet(**options) -> nn.Module:
-    reason = "needs ldm: pip install --no-deps stable-diffusion-sdkit, or a WebUI's own copy on PYTHONPATH"
-    UNetModel = pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason=reason).UNetModel
-    return random_weights(UNetModel(**{**dict(
-        image_size=8, in_channels=4, out_channels=4, model_channels=32, channel_mult=(1, 1, 2), num_res_blocks=2,
-        attention_resolutions=(1, 2), num_heads=4, use_spatial_transformer=True, context_dim=24, legacy=False,
-    ), **options}))
-
-
-def diffusers_unet() -> nn.Module:
-    UNet = pytest.importorskip("diffusers", reason="needs diffusers").UNet2DConditionModel
-    return random_weights(UNet(
-        sample_size=8, block_out_channels=(32, 32, 64), layers_per_block=2, cross_attention_dim=24, attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    ))
-
-
-def random_weights(unet: nn.Module) -> nn.Module:
-    """Weights under which every block matters: fresh UNets have zeros where its output is added."""
-    generator = torch.Generator().manual_seed(0)
-    for weight in unet.parameters():
-        if weight.ndim > 1:
-            weight.data = torch.randn(weight.shape, generator=generator) / math.sqrt(weight[0].numel())
-    return unet.eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="module", params=[ldm_unet, diffusers_unet], ids=["ldm", "diffusers"])
 def unet(request) -> nn.Module:
     return request.param()
@@ -80,10 +50,6 @@ def no_hook_is_left(request):
     yield
     if "unet" in request.fixturenames:
         assert hooked(request.getfixturevalue("unet")) == []
-
-
-def hooked(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if module._forward_hooks or module._forward_pre_hooks]
 
 
 def inputs(rows: Rows, frames: int = FRAMES, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -333,15 +299,15 @@ def test_stride_of_the_reference_itself(unet, monkeypatch):
     torch.testing.assert_close(sample(unet, rows, 1).double(), expected, rtol=0, atol=2e-5)
 
 
-def two_steps(unet, rows, depth="medium", frames_per_pass=FRAMES, refresh=0, groups=None) -> list[torch.Tensor]:
-    """Two steps of the sampler, the first in full; `groups` are those that take part in it."""
-    with TemporalMomentum(MOMENTUM) as attention, KeyFrames(attention, 4, depth, refresh) as keys:
+def two_steps(unet, rows, depth="medium", frames_per_pass=FRAMES, start=0.0, groups=None) -> list[torch.Tensor]:
+    """The first two of four steps of the sampler, the first in full; `groups` are those that take part in it."""
+    with TemporalMomentum(MOMENTUM) as attention, KeyFrames(attention, 4, depth, start) as keys:
         attention.attach(unet)
         keys.attach(unet)
         passes, results = Passes(attention, frames_per_pass, keys), []
         for step in range(2):
             index = [row for row in range(len(rows)) if step or not groups or rows.groups[row] in groups]
-            passes.restart(step)
+            passes.restart(step, 4)
             results.append(passes.run(functools.partial(call, unet), rows.take(index), *(value[index] for value in inputs(rows, seed=step))))
         return results
 
@@ -357,13 +323,14 @@ def test_frames_keep_their_distance_from_the_line(unet, rows, depth, frames_per_
     torch.testing.assert_close(second.double(), expected, rtol=0, atol=4e-5)
 
 
-def test_refresh_at_every_step_is_the_exact_method(unet):
+@pytest.mark.parametrize(("start", "in_full"), [(0, 1), (0.3, 1), (0.5, 2), (1, 2)])
+def test_steps_up_to_the_start_are_exact(unet, start, in_full):
     rows = LAYOUTS["blocks"]
-    for step, result in enumerate(two_steps(unet, rows, refresh=1)):
+    for step, result in enumerate(two_steps(unet, rows, start=start)):
         with TemporalMomentum(MOMENTUM) as attention:
             attention.attach(unet)
             exact = Passes(attention, FRAMES).run(functools.partial(call, unet), rows, *inputs(rows, seed=step))
-        assert torch.equal(result, exact)
+        assert torch.equal(result, exact) == (step < in_full)
 
 
 def test_group_that_was_not_there_at_the_step_before(unet, monkeypatch):

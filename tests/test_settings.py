@@ -91,7 +91,7 @@ ALLOWED = {
     "frames_per_pass": [0, 1, 1024],
     "keyframe_stride": [1, 4, 4.0, 16],
     "keyframe_depth": ["gentle", "medium", "strong"],
-    "keyframe_refresh": [0, 4, 100],
+    "keyframe_start": [0, 0.15, 1],
     "formats": [["mp4"], ("gif", "png"), ["mp4", "gif", "webp", "apng", "webm", "png"]],
     "return": ["frames", "video", "both"],
     "source": ["", "clip.mp4"],
@@ -122,7 +122,7 @@ REFUSED = {
     "solver": ["", "Exact", None, ["exact"]],
     "frames_per_pass": [-1, 1025, 0.5, *NO_NUMBER],
     "keyframe_stride": [0, 17, 1.5, *NO_NUMBER],
-    "keyframe_refresh": [-1, 101, 1.5, *NO_NUMBER],
+    "keyframe_start": [-0.1, 1.5, *NO_NUMBER],
     "keyframe_depth": ["", "Medium", "deep", None, 1, ["strong"]],
     "formats": [[], (), "mp4", None, {"mp4": True}, ["mp4", "avi"], [["mp4"]], [None]],
     "return": ["", "videos", None, True],
@@ -296,7 +296,7 @@ def test_infotext_has_one_key_for_each_setting_of_the_clip():
         "ZS2 frames per pass": "0",
         "ZS2 keyframe stride": "1",
         "ZS2 keyframe depth": "medium",
-        "ZS2 keyframe refresh": "0",
+        "ZS2 keyframe start": "0.15",
         "ZS2 formats": "gif mp4",
     }
 

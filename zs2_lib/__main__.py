@@ -183,7 +183,7 @@ def parser() -> Parser:
             group.add_argument(flag(option), metavar=metavar, help=f"{help} Default {default}.")
     presets = "; ".join(f"{name}: {', '.join(map(str, preset))}" for name, preset in PRESETS.items())
     group.add_argument(
-        "--speed", metavar="|".join(PRESETS), help=f"Sets those of the key-frame stride, depth and refresh that are not given. {presets}.")
+        "--speed", metavar="|".join(PRESETS), help=f"Sets those of the key-frame stride, depth and start that are not given. {presets}.")
     return parser
 
 
@@ -206,7 +206,7 @@ def read_settings(options: argparse.Namespace, formats: tuple[str, ...]):
     values = {}
     if options.speed is not None:
         preset = PRESETS[one_of(*PRESETS)("--speed", options.speed)]
-        values = dict(zip(("keyframe_stride", "keyframe_depth", "keyframe_refresh"), preset))
+        values = dict(zip(("keyframe_stride", "keyframe_depth", "keyframe_start"), preset))
     for option in clip_options():
         value = getattr(options, option.name)
         if value is not None:

@@ -4,10 +4,11 @@ The noises of neighbouring frames are nearly the same, and the deep blocks compu
 again. So in each UNet call only the key frames, the first and every s-th, go through the deep blocks; for the others the output
 of the last one is made from that of the key frames around them. The shallow blocks run for all frames.
 
-Lines between the same key frames at every step would smooth away what moves between them. So each step of the sampler has
-other key frames, and every frame has its turn once in s steps; at the first step all do. What the deep blocks gave, or was made
-in their place, is kept: at the next step a frame in between keeps its distance from the line between its key frames, and that
-distance grows as they grow apart: the picture takes shape, and so do its changes. Frames after the last key frame follow it.
+What moves is decided in the first steps of the sampling: they compute all frames in full. Lines between the same key frames at
+every step would smooth away what moves between them, so each later step has other key frames, and every frame has its turn once
+in s steps. What the deep blocks gave, or was made in their place, is kept: at the next step a frame in between keeps its distance
+from the line between its key frames, and that distance grows as they grow apart: the picture takes shape, and so do its
+changes. Frames after the last key frame follow it.
 (DeepCache, Ma et al. 2023, keeps deep features over steps without looking at any frame in between.)
 
 Hooks on the deep blocks are the whole patch: each gets the key rows of its arguments, and its output is brought back to
@@ -29,8 +30,8 @@ DEPTHS = ("gentle", "medium", "strong")
 """Where the deep blocks begin: at the second downsampling, at the first, or a block before the first."""
 GROWTH = (0.8, 1.25)
 """Bounds of how a frame's distance from the line between its key frames grows in a step: they may have been alike by chance."""
-PRESETS = {"exact": (1, "medium", 0), "balanced": (5, "medium", 0), "fast": (8, "medium", 0)}
-"""(stride, depth, refresh) by speed, for samplings of about 20 steps."""
+PRESETS = {"exact": (1, "medium", 0.15), "balanced": (8, "medium", 0.15), "fast": (16, "medium", 0.1)}
+"""(stride, depth, start) by speed."""
 
 
 # --- which blocks are deep --------------------------------------------------------------------------------
@@ -167,24 +168,24 @@ def take(value, index: torch.Tensor, rows: int):
 class KeyFrames:
     """Key-frame passes over one clip: the hooks on a UNet's deep blocks and the state they carry.
 
-    `stride` 1 is off: no hook is set. All frames go through all blocks at the first step, and with a `refresh` n at every n-th.
+    `stride` 1 is off: no hook is set. Up to the part `start` of the sampling, and at the first step, all frames go through all blocks.
     Inside the deep blocks `attention` averages over key frames. A scope, used like `TemporalMomentum`: `attach`, set the rows
     of each UNet call by `begin`, `restart` at each step of the sampler. A call must hold whole gaps between key frames, as
     `frames_that_fit` counts them, if it is to equal a part of a longer one.
     """
 
-    def __init__(self, attention: TemporalMomentum, stride: int = 1, depth: str = "medium", refresh: int = 0):
+    def __init__(self, attention: TemporalMomentum, stride: int = 1, depth: str = "medium", start: float = 0.0):
         self.attention = attention
         self.stride = stride if len(attention.momentum) > 1 else 1
         self.depth = depth
-        self.refresh = refresh
+        self.start = start
         self.rows: Rows | None = None
         self.carried: dict = {}
         """Of each guidance group the last key frame before this call, its deep output, and the one that was kept of it."""
         self.kept: dict = {}
         """The deep output of each (frame, guidance group) at the step before, in main memory: a clip may have many frames."""
         self._phase = 0
-        self._refreshing = False
+        self._in_full = False
         self._models: tuple[torch.nn.Module, ...] = ()
         self._handles: list = []
 
@@ -223,18 +224,18 @@ class KeyFrames:
         self._models = ()
         self.restart()
 
-    def restart(self, step: int = 0) -> None:
-        """Forgets what was carried: the next call begins with frame 0, at the `step` of the sampler (counted from 0) that begins."""
+    def restart(self, step: int = 0, steps: int = 1) -> None:
+        """Forgets what was carried: the next call begins with frame 0, at the `step` of `steps` of the sampler (counted from 0)."""
         self.carried = {}
         if step == 0:
             self.kept = {}
-        self._refreshing = not self.kept or bool(self.refresh) and step % self.refresh == 0
+        self._in_full = not self.kept or step < round(self.start * steps)
         self._phase = phase_of(step, self.stride)
 
     @property
     def _now(self) -> tuple[int, int]:
         """Stride and phase of this step."""
-        return (1, 0) if self._refreshing else (self.stride, self._phase)
+        return (1, 0) if self._in_full else (self.stride, self._phase)
 
     def begin(self, rows: Rows | None) -> None:
         """The next UNet call has these rows; None for calls that are not the clip's."""
@@ -289,7 +290,7 @@ class KeyFrames:
         anchors, starts, growths = [], [], []
         for frame, group, previous, made in zip(keys.frames, keys.groups, keys.previous, given):
             start = self.carried.get(group)
-            if frame and not self._refreshing and (start is None or start[0] != previous):
+            if frame and not self._in_full and (start is None or start[0] != previous):
                 raise RuntimeError(
                     f"key frames: frame {frame} of guidance group {group} did not come after the key frame {previous}; "
                     "another extension reorders the UNet's batch: switch it off for this clip"

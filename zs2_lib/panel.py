@@ -20,7 +20,7 @@ TOOLTIP = OPTIONS["enabled"].metadata["tooltip"]
 ROWS = (("frames", "fps"), ("motion", "inertia", "momentum"), ("loop",), ("prompts",))
 ADVANCED_ROWS = (
     ("noise_model", "alpha"), ("candidates", "solver"), ("frames_per_pass", "formats"),
-    ("keyframe_stride", "keyframe_depth", "keyframe_refresh"),
+    ("keyframe_stride", "keyframe_depth", "keyframe_start"),
 )
 SOURCE_ROWS = (("source_start", "source_end"), ("source_fps", "source_every"), ("source_audio",))
 CONTROL_ROWS = (("control_fit", "control_momentum"),)
@@ -110,10 +110,10 @@ def _unit_controls(elem_id: Callable[[str], str], units: int) -> dict[str, gr.co
 
 
 def _speed_buttons(controls: Mapping, elem_id: Callable[[str], str]) -> None:
-    """A button for each preset, which sets the key-frame stride, depth and refresh."""
+    """A button for each preset, which sets the key-frame stride, depth and start."""
     for name, preset in PRESETS.items():
         button = gr.Button(f"Speed: {name}", elem_id=elem_id(f"speed_{name}"))
-        outputs = [controls[f"keyframe_{part}"] for part in ("stride", "depth", "refresh")]
+        outputs = [controls[f"keyframe_{part}"] for part in ("stride", "depth", "start")]
         button.click(lambda preset=preset: preset, [], outputs, show_progress=False)
 
 

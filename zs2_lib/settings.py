@@ -201,10 +201,10 @@ class Settings:
     keyframe_depth: str = setting(
         "medium", one_of(*DEPTHS), "Key-frame depth",
         "Which part of the UNet is deep. gentle: little of it, least difference; strong: most of it, fastest.", choices=DEPTHS)
-    keyframe_refresh: int = setting(
-        0, whole(0, 100), "Key-frame refresh",
-        "With a key-frame stride: at every so many steps all frames are computed in full, which is nearer to the exact clip and takes "
-        "longer. 0: at the first step alone.", slider=(0, 20, 1))
+    keyframe_start: float = setting(
+        0.15, number(0, 1), "Key-frame start",
+        "With a key-frame stride: up to this part of the sampling all frames are computed in full; it is where what moves is decided. "
+        "Less is faster and moves less. 0: the first step alone.", slider=(0, 1, 0.05))
     formats: tuple[str, ...] = setting(
         ("mp4",), some_of(*FORMATS), "Output formats",
         "The files written for each clip, beside its frames. mp4 plays everywhere; gif, webp and apng also play in "

@@ -53,10 +53,10 @@ class Passes:
         self.reduced_to: int | None = None
         """The frames per pass that memory allowed, if fewer than asked for."""
 
-    def restart(self, step: int = 0) -> None:
-        """The sampler's `step` (counted from 0) begins: forgets what was carried, the next call begins with frame 0."""
+    def restart(self, step: int = 0, steps: int = 1) -> None:
+        """The sampler's `step` of `steps` (counted from 0) begins: forgets what was carried, the next call begins with frame 0."""
         self.attention.restart()
-        self.keyframes.restart(step)
+        self.keyframes.restart(step, steps)
 
     def run(
         self,

@@ -17,7 +17,7 @@ FORMATS = {"mp4": "mp4", "gif": "gif", "webp": "webp", "apng": "apng", "webm": "
 SETTINGS = {
     "frames": 5, "fps": 6, "motion": 0.07, "inertia": 0.4, "momentum": 0.6, "loop": False, "noise_model": "progressive", "alpha": 0.7,
     "prompts": "3: on a green background, dark",
-    "candidates": 3, "solver": "search", "frames_per_pass": 2, "keyframe_stride": 2, "keyframe_depth": "strong", "keyframe_refresh": 3,
+    "candidates": 3, "solver": "search", "frames_per_pass": 2, "keyframe_stride": 2, "keyframe_depth": "strong", "keyframe_start": 0.5,
     "formats": ["gif", "webp"],
 }
 """A value other than the default for each key, where one is allowed."""

@@ -234,7 +234,7 @@ def test_passes_of_a_moving_clip_are_the_whole(host, folder, unit):
 def test_key_frames(host, folder, units):
     """Control models run their deep blocks on key frames as well: passes of any size, and the first frame, stay what they are."""
     given = [enabled(UNITS[unit]) for unit in units]
-    settings = {**MOVING, "control": [str(folder)] * len(units), "keyframe_stride": 2, "keyframe_refresh": 0}
+    settings = {**MOVING, "control": [str(folder)] * len(units), "keyframe_stride": 2, "keyframe_start": 0}
     whole = clip(host, given, {**settings, "frames_per_pass": 5}).frames
     assert difference(clip(host, given, {**settings, "frames_per_pass": 2}).frames, whole) <= BAR
     assert difference(whole[0], still(host, [enabled(UNITS[unit], scene(0)) for unit in units])) <= BAR

@@ -7,7 +7,7 @@ from host import STILL, change, difference, left_behind
 from webui import HostError
 
 BAR = 2
-KEYS = {"frames": 8, "frames_per_pass": 8, "keyframe_stride": 3, "keyframe_depth": "medium", "keyframe_refresh": 3}
+KEYS = {"frames": 8, "frames_per_pass": 8, "keyframe_stride": 3, "keyframe_depth": "medium", "keyframe_start": 0.1}
 HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_second_pass_steps": 4, "hr_upscaler": "Latent"}
 AND = {"prompt": STILL["prompt"] + " AND a yellow star on a green background :0.6"}
 LONG = {"prompt": STILL["prompt"] + ", photo, cute, simple, bright, flat style" * 12}

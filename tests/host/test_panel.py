@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the panel's tests need {
 
 TITLE = "ZS² Video"
 CONTROLS = ("frames", "per second", "motion λ", "inertia β", "momentum μ", "loop", "noise model", "α", "candidates", "solver",
-            "keyframes", "unet pass", "key-frame stride", "key-frame depth", "key-frame refresh", "formats", "prompts by frame")
+            "keyframes", "unet pass", "key-frame stride", "key-frame depth", "key-frame start", "formats", "prompts by frame")
 """What the labels of the controls speak of."""
 TABS = ("txt2img", "img2img")
 PROMPTS = '0: on a blue background\n4: on a "green" background, dark: very'

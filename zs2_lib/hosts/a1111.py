@@ -48,7 +48,7 @@ class ClipSampling:
         self.seed = int(p.seeds[0])
         self.attention = TemporalMomentum(settings.momentum.values(self.frames))
         stride = 1 if self.travel else settings.keyframe_stride
-        self.keyframes = KeyFrames(self.attention, stride, settings.keyframe_depth, settings.keyframe_refresh)
+        self.keyframes = KeyFrames(self.attention, stride, settings.keyframe_depth, settings.keyframe_start)
         self.passes = Passes(self.attention, 1 if self.travel else settings.frames_per_pass, self.keyframes)
         self.noise = settings.clip_noise(self.seed)
         self.error: Exception | None = None
@@ -101,7 +101,7 @@ class ClipSampling:
     def begin_step(self, denoiser) -> None:
         """A new step of the sampler: its UNet calls follow, row after row of `_rows_of_step`."""
         self._follow_model()
-        self.passes.restart(denoiser.step)
+        self.passes.restart(denoiser.step, denoiser.total_steps)
         self.rows, self.next_row = _rows_of_step(denoiser), 0
         # the host's step number goes up after each `calls` of the denoiser, first after the very first one
         calls = max(denoiser.total_steps // denoiser.steps, 1)

@@ -179,7 +179,7 @@ class ClipSampling:
         self.seed = seed
         self.progress = progress
         self.attention = TemporalMomentum(settings.momentum.values(self.frames))
-        self.keyframes = KeyFrames(self.attention, settings.keyframe_stride, settings.keyframe_depth, settings.keyframe_refresh)
+        self.keyframes = KeyFrames(self.attention, settings.keyframe_stride, settings.keyframe_depth, settings.keyframe_start)
         self.passes = Passes(self.attention, settings.frames_per_pass, self.keyframes)
         self.noise = settings.clip_noise(seed)
         self.prompts = settings.prompts
@@ -236,7 +236,7 @@ class ClipSampling:
         def plain(*args, **kwargs) -> torch.Tensor:
             return self._unet(*args, return_dict=False, **kwargs)[0]
 
-        self.passes.restart(call)
+        self.passes.restart(call, calls)
         output = self.passes.run(plain, rows, sample, timestep, *args, before_pass=before_pass, **kwargs)
         return _UNetOutput(output) if return_dict else (output,)
 
