@@ -17,8 +17,6 @@ from zs2_lib.layout import Rows
 from zs2_lib.schedule import Schedule
 from zs2_lib.streaming import Passes
 
-torch.set_num_threads(1)  # on small tensors, threads only wait for each other
-
 FRAMES = 6
 KEYFRAMES = [0.3, 0.98, 0.0, 0.5, 1.0, 0.7]
 LAYOUTS = {

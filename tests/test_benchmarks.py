@@ -23,15 +23,6 @@ from zs2_lib.keyframes import PRESETS, phase_of
 PROMPT = "a red circle on a blue background"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As the benchmarks run; of so small a model threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def pipe():
     return load(None, None)

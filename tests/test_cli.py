@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 pytest.importorskip("diffusers")
@@ -25,13 +24,9 @@ QUICK = ["--steps", "2", "--size", "64", "--frames", "3", "--seed", "1"]
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch):
-    """What the command line sets for its process is undone; one thread is the fastest for small tensors."""
+    """What the command line sets for its process is undone."""
     for name in ("HF_HUB_OFFLINE", "DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         monkeypatch.setenv(name, os.environ.get(name, "error" if "VERBOSITY" in name else "1"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -63,15 +63,6 @@ SCHEDULERS = {
 STOCHASTIC = ["DDIM eta 1", "DDPM", "Euler a", "DPM2 a", "DPM++ 2M SDE", "DPM++ SDE", "LCM", "TCD eta .5"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors: threads only cost time, and on a busy machine a lot of it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def loaded():
     return host.load_pipeline(device="cpu")

@@ -21,8 +21,6 @@ from zs2_lib.keyframes import DEPTHS, GROWTH, KeyFrames, Keys, deep_control_modu
 from zs2_lib.layout import Rows
 from zs2_lib.streaming import Passes
 
-torch.set_num_threads(1)  # on small tensors, threads only wait for each other
-
 FRAMES = 10
 MOMENTUM = [0.3, 0.98, 0.6, 0.5, 1.0, 0.7, 0.9, 0.2, 0.8, 0.95]
 LAYOUTS = {

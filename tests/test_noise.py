@@ -13,8 +13,6 @@ import torch
 
 from zs2_lib.noise import MODELS, SEARCH_ITERATIONS, ClipNoise, dependency_noise, frame_seeds, kl_divergence, loop_matrix
 
-torch.set_num_threads(1)  # on small tensors, threads only wait for each other
-
 SQRT_E = math.sqrt(math.e)
 VARIANTS = {
     "dependency": {},

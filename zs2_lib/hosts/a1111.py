@@ -47,9 +47,8 @@ class ClipSampling:
         self.frames = settings.frames
         self.seed = int(p.seeds[0])
         self.attention = TemporalMomentum(settings.momentum.values(self.frames))
-        stride = 1 if self.travel else settings.keyframe_stride
-        self.keyframes = KeyFrames(self.attention, stride, settings.keyframe_depth, settings.keyframe_start)
-        self.passes = Passes(self.attention, 1 if self.travel else settings.frames_per_pass, self.keyframes)
+        self.keyframes = KeyFrames(self.attention, settings.keyframe_stride, settings.keyframe_depth, settings.keyframe_start)
+        self.passes = Passes(self.attention, settings.frames_per_pass, self.keyframes)
         self.noise = settings.clip_noise(self.seed)
         self.error: Exception | None = None
         self.rows: Rows | None = None

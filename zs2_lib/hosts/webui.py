@@ -34,7 +34,7 @@ AUDIBLE = ("mp4", "webm")
 """Formats that hold sound."""
 
 LORA_NOTE = "LoRA weights change over the frames: each UNet pass held one frame, for which they were merged anew; that takes longer."
-KEYFRAMES_NOTE = "The key-frame stride was not used: LoRA weights that change need every frame computed by itself."
+KEYFRAMES_NOTE = "Key-frame stride {stride} was not used: {reason}."
 TOKEN_MERGING_NOTE = "Token merging was off for this clip: it merges other tokens in each frame."
 
 
@@ -154,7 +154,7 @@ class Job:
         ratio = self.p.get_token_merging_ratio
 
         def no_merging(for_hr=False) -> float:
-            if ratio(for_hr=for_hr) and TOKEN_MERGING_NOTE not in self.notes:
+            if ratio(for_hr=for_hr):
                 self.note(TOKEN_MERGING_NOTE)
             return 0.0
         override(self._undo, self.p, "get_token_merging_ratio", no_merging)
@@ -175,11 +175,7 @@ class Job:
         def sample_clip(*args, **kwargs):
             if p.zs2_job is not self:  # called by another extension's wrapper that outlived this job
                 return sample(*args, **kwargs)
-            if self.travel and self.travel.weights_change and LORA_NOTE not in self.notes:
-                self.note(LORA_NOTE)
-                if settings.keyframe_stride > 1:
-                    self.note(KEYFRAMES_NOTE)
-            with a1111.ClipSampling(p, self._as_units_allow(settings), self.travel, self.control) as sampling:
+            with a1111.ClipSampling(p, self._as_the_job_allows(settings), self.travel, self.control) as sampling:
                 samples = sample(*args, **kwargs)
             if sampling.passes.reduced_to:
                 self.note(f"Memory ran out: the clip went on with {sampling.passes.reduced_to} frames per UNet pass.")
@@ -188,13 +184,19 @@ class Job:
         self._undo.callback(self._unwrap_sample, sample_clip, vars(p).get("sample"))
         p.sample = sample_clip
 
-    def _as_units_allow(self, settings: Settings) -> Settings:
-        """Without key-frame passes, if a ControlNet unit has to see all frames."""
+    def _as_the_job_allows(self, settings: Settings) -> Settings:
+        """Passes of one frame where LoRA weights change, and no key frames there, or where a ControlNet unit has to see all frames."""
+        reason = None
+        if self.travel and self.travel.weights_change:
+            self.note(LORA_NOTE)
+            settings, reason = replace(settings, frames_per_pass=1), "LoRA weights that change need every frame computed by itself"
         if self.control:
             self.control.check()
-        if settings.keyframe_stride > 1 and self.control and self.control.need_all_frames:
-            self.note(f"Key-frame stride {settings.keyframe_stride} was not used: a reference or IP-Adapter unit needs all frames.")
-            return replace(settings, keyframe_stride=1)
+            if self.control.need_all_frames:
+                reason = "a reference or IP-Adapter unit needs all frames"
+        if settings.keyframe_stride > 1 and reason:
+            self.note(KEYFRAMES_NOTE.format(stride=settings.keyframe_stride, reason=reason))
+            settings = replace(settings, keyframe_stride=1)
         return settings
 
     def _unwrap_sample(self, sample_clip, before) -> None:
@@ -316,9 +318,10 @@ class Job:
         return end_and_close
 
     def note(self, text: str) -> None:
-        """Tells the user something: under the image, and in `info` of the API's answer."""
-        self.notes.append(text)
-        self.p.comment("ZS²: " + text)
+        """Tells the user something, once: under the image, and in `info` of the API's answer."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self.p.comment("ZS²: " + text)
 
 
 @dataclass
