@@ -25,11 +25,11 @@ BAR = 1.01
 STEPS = (
     # UNet, latent side, frames, frames per pass, pairs of steps
     ("sd1", 8, 2, 2, 11),
-    ("sd1", 8, 8, 8, 3),
+    ("sd1", 8, 8, 8, 2),
     ("sd1", 8, 32, 32, 1),
-    ("sd1", 8, 8, 2, 3),
+    ("sd1", 8, 8, 2, 2),
     ("sd1", 16, 2, 2, 3),
-    ("sdxl", 8, 2, 2, 3),
+    ("sdxl", 8, 2, 2, 2),
     ("sdxl", 8, 8, 8, 1),
 )
 QUICK_STEPS = (("sd1", 8, 2, 2, 3),)
@@ -51,7 +51,7 @@ def measure(run) -> dict:
         "steps": steps,
         "forms": [
             row for dtype in run.pick(("float32", "float16"), ("float32",)) for tokens, channels in run.pick(LAYERS, LAYERS[1:])
-            for row in compare_forms(tokens, channels, 8, getattr(torch, dtype), run.pick(1.0, 0.3))
+            for row in compare_forms(tokens, channels, 8, getattr(torch, dtype), run.pick(0.5, 0.3))
         ],
     }
 

@@ -20,7 +20,7 @@ def measure(run) -> dict:
     frames, steps, pipe = 8, run.pick(20, 5), run.pipe
     jobs = {method: Job(method, PROMPT, 1, frames, steps) for method in NAMES}
     rows = {method: _unet_rows(pipe, job) for method, job in jobs.items()}
-    times = in_turns({method: lambda job=job: decode(pipe, sample(pipe, job)) for method, job in jobs.items()}, run.pick(5, 2))
+    times = in_turns({method: lambda job=job: decode(pipe, sample(pipe, job)) for method, job in jobs.items()}, run.pick(9, 2))
     return {"frames": frames, "steps": steps, "guidance": GUIDANCE, "rows": rows, "times": times}
 
 

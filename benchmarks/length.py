@@ -19,7 +19,7 @@ PROMPT = "a red circle on a blue background"
 PER_PASS = 8
 STEPS = 2
 """Every step costs the same, and the memory does not depend on their number."""
-LENGTHS, HELD_LENGTHS, QUICK_LENGTHS = (8, 16, 32, 64, 128, 256), (8, 64, 256), (8, 64)
+LENGTHS, HELD_LENGTHS, QUICK_LENGTHS = (8, 16, 32, 64, 128, 256), (8, 128), (8, 64)
 SHORT, LONG = 8, 64
 TIME_BAR, MEMORY_BAR = 8.2, 1.05
 

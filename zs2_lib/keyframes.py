@@ -186,6 +186,7 @@ class KeyFrames:
         """The deep output of each (frame, guidance group) at the step before, in main memory: a clip may have many frames."""
         self._phase = 0
         self._in_full = False
+        self._keeping = True
         self._models: tuple[torch.nn.Module, ...] = ()
         self._handles: list = []
 
@@ -229,8 +230,15 @@ class KeyFrames:
         self.carried = {}
         if step == 0:
             self.kept = {}
-        self._in_full = not self.kept or step < round(self.start * steps)
+        full = round(self.start * steps)
+        self._in_full = not self.kept or step < full
+        self._keeping = step + 1 >= full  # the next step needs what this one gives
         self._phase = phase_of(step, self.stride)
+
+    @property
+    def _acts(self) -> bool:
+        """Whether the hooks have anything to do in this call: not in another's, not while momentum is suspended."""
+        return self.rows is not None and self.attention.rows is not None and (self._keeping or not self._in_full)
 
     @property
     def _now(self) -> tuple[int, int]:
@@ -262,7 +270,7 @@ class KeyFrames:
 
     def _select(self, module: torch.nn.Module, args: tuple, kwargs: dict):
         """Before a deep block: its arguments of the key rows, and temporal momentum over these."""
-        if self.rows is None or self.attention.rows is None:  # not the clip's, or momentum is suspended
+        if not self._acts:
             return None
         x = args[0] if args else next(iter(kwargs.values()))
         if x.shape[0] != len(self.rows):
@@ -276,14 +284,14 @@ class KeyFrames:
 
     def _repeat(self, module: torch.nn.Module, args: tuple, output):
         """After a deep block: each row gets the next key frame's output, of which only the key rows' is ever used."""
-        if self.rows is None or self.attention.rows is None:  # not the clip's, or momentum is suspended
+        if not self._acts:
             return None
         self.attention.switch_rows(self.rows)
         return take(output, self._after, len(self._keys.index))
 
     def _interpolate(self, module: torch.nn.Module, args: tuple, output):
         """After the last deep block: each row lies between the key frames around it, and off their line as at the step before."""
-        if self.rows is None or self.attention.rows is None:  # not the clip's, or momentum is suspended
+        if not self._acts:
             return None
         result = self._repeat(module, args, output)
         keys, given, wanted = self._keys.rows, _tensor(output), _tensor(result)
