@@ -330,7 +330,7 @@ def test_cost_of_key_frames():
     assert keyframes.cost(counted(0.6), 1, "medium", every=2) == pytest.approx(0.7)
     assert keyframes.cost(counted(0.6), 4, "medium", 1.0) == pytest.approx(1)
     # stride 2: at even steps frames 0, 2, 4, 6 are key frames, at odd ones 0, 1, 3, 5, 7
-    assert keyframes.cost(counted(0.6), 2, "medium", 0.5, steps=4) == pytest.approx(0.5 + 0.5 * (0.4 + 0.6 * (4 + 5) / 16))
+    assert keyframes.cost(counted(0.6), 2, "medium", 0.6, steps=4) == pytest.approx(0.5 + 0.5 * (0.4 + 0.6 * (4 + 5) / 16))
 
 
 def test_the_part_that_is_deep_follows_from_the_operations_of_any_stride():

@@ -66,7 +66,7 @@ def test_every_format(pipe, tmp_path, capsys):
         f"{PROMPT}\nNegative prompt: green: dark, small\nSteps: 2, Sampler: DDIM, CFG scale: 5, Seed: 1, Size: 64x64, "
         'Model: tiny-sd, ZS2 frames: 3, ZS2 fps: 5, ZS2 motion: "0:0.01, 2:0.05", ZS2 inertia: 0, ZS2 momentum: 0.98, '
         "ZS2 loop: False, ZS2 noise model: dependency, ZS2 alpha: 0.9, ZS2 candidates: 1, ZS2 solver: exact, "
-        "ZS2 frames per pass: 0, ZS2 keyframe stride: 1, ZS2 keyframe depth: medium, ZS2 keyframe start: 0.15, ZS2 formats: mp4 gif webp apng webm png"
+        "ZS2 frames per pass: 0, ZS2 keyframe stride: 1, ZS2 keyframe depth: medium, ZS2 keyframe start: 0.18, ZS2 formats: mp4 gif webp apng webm png"
     )
     for format, file in zip(FORMATS, files):
         if format in ("mp4", "webm"):

@@ -296,7 +296,7 @@ def test_infotext_has_one_key_for_each_setting_of_the_clip():
         "ZS2 frames per pass": "0",
         "ZS2 keyframe stride": "1",
         "ZS2 keyframe depth": "medium",
-        "ZS2 keyframe start": "0.15",
+        "ZS2 keyframe start": "0.18",
         "ZS2 formats": "gif mp4",
     }
 

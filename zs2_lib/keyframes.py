@@ -4,7 +4,7 @@ The noises of neighbouring frames are nearly the same, and the deep blocks compu
 again. So in each UNet call only the key frames, the first and every s-th, go through the deep blocks; for the others the output
 of the last one is made from that of the key frames around them. The shallow blocks run for all frames.
 
-What moves is decided in the first steps of the sampling: they compute all frames in full. Lines between the same key frames at
+What moves is decided while there is nearly nothing but noise: the first steps compute all frames in full. Lines between the same key frames at
 every step would smooth away what moves between them, so each later step has other key frames, and every frame has its turn once
 in s steps. What the deep blocks gave, or was made in their place, is kept: at the next step a frame in between keeps its distance
 from the line between its key frames, and that distance grows as they grow apart: the picture takes shape, and so do its
@@ -30,7 +30,7 @@ DEPTHS = ("gentle", "medium", "strong")
 """Where the deep blocks begin: at the second downsampling, at the first, or a block before the first."""
 GROWTH = (0.8, 1.25)
 """Bounds of how a frame's distance from the line between its key frames grows in a step: they may have been alike by chance."""
-PRESETS = {"exact": (1, "medium", 0.15), "balanced": (8, "medium", 0.15), "fast": (16, "medium", 0.1)}
+PRESETS = {"exact": (1, "medium", 0.18), "balanced": (8, "medium", 0.18), "fast": (16, "medium", 0.12)}
 """(stride, depth, start) by speed."""
 
 
@@ -168,7 +168,7 @@ def take(value, index: torch.Tensor, rows: int):
 class KeyFrames:
     """Key-frame passes over one clip: the hooks on a UNet's deep blocks and the state they carry.
 
-    `stride` 1 is off: no hook is set. Up to the part `start` of the sampling, and at the first step, all frames go through all blocks.
+    `stride` 1 is off: no hook is set. At the first step, and up to the part `start` of the diffusion's time, all frames go through all blocks.
     Inside the deep blocks `attention` averages over key frames. A scope, used like `TemporalMomentum`: `attach`, set the rows
     of each UNet call by `begin`, `restart` at each step of the sampler. A call must hold whole gaps between key frames, as
     `frames_that_fit` counts them, if it is to equal a part of a longer one.
@@ -186,7 +186,6 @@ class KeyFrames:
         """The deep output of each (frame, guidance group) at the step before, in main memory: a clip may have many frames."""
         self._phase = 0
         self._in_full = False
-        self._keeping = True
         self._models: tuple[torch.nn.Module, ...] = ()
         self._handles: list = []
 
@@ -225,20 +224,21 @@ class KeyFrames:
         self._models = ()
         self.restart()
 
-    def restart(self, step: int = 0, steps: int = 1) -> None:
-        """Forgets what was carried: the next call begins with frame 0, at the `step` of `steps` of the sampler (counted from 0)."""
+    def restart(self, step: int = 0, time: float = 0.0) -> None:
+        """Forgets what was carried: the next call begins with frame 0, at the `step` of the sampler (counted from 0).
+
+        `time` says where on the way from noise (0) to the picture (1) the diffusion is: 1 - t / T.
+        """
         self.carried = {}
         if step == 0:
             self.kept = {}
-        full = round(self.start * steps)
-        self._in_full = not self.kept or step < full
-        self._keeping = step + 1 >= full  # the next step needs what this one gives
+        self._in_full = not self.kept or time < self.start
         self._phase = phase_of(step, self.stride)
 
     @property
     def _acts(self) -> bool:
         """Whether the hooks have anything to do in this call: not in another's, not while momentum is suspended."""
-        return self.rows is not None and self.attention.rows is not None and (self._keeping or not self._in_full)
+        return self.rows is not None and self.attention.rows is not None
 
     @property
     def _now(self) -> tuple[int, int]:

@@ -202,9 +202,9 @@ class Settings:
         "medium", one_of(*DEPTHS), "Key-frame depth",
         "Which part of the UNet is deep. gentle: little of it, least difference; strong: most of it, fastest.", choices=DEPTHS)
     keyframe_start: float = setting(
-        0.15, number(0, 1), "Key-frame start",
-        "With a key-frame stride: up to this part of the sampling all frames are computed in full; it is where what moves is decided. "
-        "Less is faster and moves less. 0: the first step alone.", slider=(0, 1, 0.05))
+        0.18, number(0, 1), "Key-frame start",
+        "With a key-frame stride: up to this part of the way from noise to picture all frames are computed in full; there it is decided "
+        "what moves. Less is faster and moves less. 0: the first step alone.", slider=(0, 1, 0.02))
     formats: tuple[str, ...] = setting(
         ("mp4",), some_of(*FORMATS), "Output formats",
         "The files written for each clip, beside its frames. mp4 plays everywhere; gif, webp and apng also play in "

@@ -53,10 +53,13 @@ class Passes:
         self.reduced_to: int | None = None
         """The frames per pass that memory allowed, if fewer than asked for."""
 
-    def restart(self, step: int = 0, steps: int = 1) -> None:
-        """The sampler's `step` of `steps` (counted from 0) begins: forgets what was carried, the next call begins with frame 0."""
+    def restart(self, step: int = 0, time: float = 0.0) -> None:
+        """The sampler's `step` (counted from 0) begins: forgets what was carried, the next call begins with frame 0.
+
+        `time` says where on the way from noise (0) to the picture (1) the diffusion is: 1 - t / T.
+        """
         self.attention.restart()
-        self.keyframes.restart(step, steps)
+        self.keyframes.restart(step, time)
 
     def run(
         self,
