@@ -209,7 +209,7 @@ def measure(run) -> dict:
             timed += times(model, side, rounds, variants)
             print(f"  {timed[-1]['model']}, {timed[-1]['pixels']} pixels: {timed[-1]['ratio']:.2f}", flush=True)
     counted = run.sampler.map(_operations, run.pick(SHAPES, SHAPES[:1]), "shapes counted")
-    clips, compared = run.pick((24, 6), (1, 1))
+    clips, compared = run.pick((24, 4), (1, 1))
     steps = run.pick(STEPS, 10)
     tasks = [
         {**each, "seed": seed, "frames": 8, "steps": steps, "variants": run.pick(VARIANTS, BY_PRESET) if seed < compared else BY_PRESET}

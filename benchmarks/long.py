@@ -17,7 +17,7 @@ COLOURS = dict(zip(MODELS, (ZS2, OTHER, "#7c3aed")))
 
 
 def measure(run) -> dict:
-    frames, prompts = run.pick(64, 16), run.prompts(run.pick(3, 1))
+    frames, prompts = run.pick(64, 16), run.prompts(run.pick(2, 1))
     jobs = [
         Job("zs2", each["prompt"], seed, frames, STEPS, settings=() if model == "dependency" else (("noise_model", model),))
         for model in MODELS.values() for seed, each in enumerate(prompts)

@@ -9,9 +9,9 @@ from .clips import GUIDANCE, Job
 from .document import PEER, ZS2, Figures, Target, label, table
 
 TITLE = "Smoothness by inertia"
-SIZES = {"long": {"frames": 12, "steps": 16, "inertia": (0.0, 0.5, 0.9, 1.0)}, "short": {"frames": 8, "steps": 8, "inertia": (0.0, 1.0)}}
+SIZES = {"long": {"frames": 12, "steps": 12, "inertia": (0.0, 0.5, 0.9, 1.0)}, "short": {"frames": 8, "steps": 8, "inertia": (0.0, 1.0)}}
 """The first is shown in full; the second are the clips of the section on methods, and their like with inertia."""
-CLIPS = {"long": 4, "short": 16}
+CLIPS = {"long": 4, "short": 12}
 
 
 def measure(run) -> dict:
