@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
                         help=f"the one section to measure; {' and '.join(ON_REQUEST)} run only if they are named")
     parser.add_argument("--only", nargs="+", choices=names, metavar="SECTION",
                         help=f"measure these alone and keep the others' figures: {', '.join(names)}")
-    parser.add_argument("--quick", action="store_true", help="fewer prompts, clips and repetitions: rough figures within 5 minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer prompts, clips and repetitions: rough figures in a few minutes")
     parser.add_argument("--render", action="store_true", help="measure nothing, write the document anew from the raw numbers")
     parser.add_argument("--output", type=Path, metavar="FOLDER",
                         help="where benchmarks.md and the folder benchmarks go; default docs, with --quick benchmarks-quick, with "
