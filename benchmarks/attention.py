@@ -183,10 +183,9 @@ def targets(data: dict) -> list[Target]:
 def report(data: dict, figures: Figures) -> str:
     rows = []
     for step in data["steps"]:
-        ratios = np.divide(step["averaged"], step["plain"])
-        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+        low, middle, high = metrics.ratio_quartiles(step["averaged"], step["plain"])
         rows.append((
-            unets.NAMES[step["unet"]], step["frames"], step["per pass"], f"{8 * step['latent']}×{8 * step['latent']}", len(ratios),
+            unets.NAMES[step["unet"]], step["frames"], step["per pass"], f"{8 * step['latent']}×{8 * step['latent']}", len(step["plain"]),
             metrics.median(step["plain"]), f"{middle:.4f}", f"{low:.4f} to {high:.4f}",
             None if step["in hooks"] is None else f"{100 * step['in hooks']:.2f} %",
         ))
@@ -218,7 +217,7 @@ def _plot(figures: Figures, steps: list[dict]) -> None:
     with figures("share", "What temporal momentum adds to a UNet step", "time with / without: median and quartiles of pairs", "",
                  height=0.8 + 0.42 * len(steps)) as axes:
         for y, step in enumerate(reversed(steps)):
-            low, middle, high = np.quantile(np.divide(step["averaged"], step["plain"]), [0.25, 0.5, 0.75])
+            low, middle, high = metrics.ratio_quartiles(step["averaged"], step["plain"])
             axes.plot((low, high), (y, y), color=ZS2, linewidth=2)
             axes.plot(middle, y, "o", color=ZS2)
             label(axes, high, y, f"{middle:.3f}", ZS2)

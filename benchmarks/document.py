@@ -195,6 +195,16 @@ class Figures:
         return f"{self.section}_{name}.png"
 
 
+def time_bars(figures: Figures, name: str, title: str, x: str, times: dict[str, tuple[float, str]]) -> None:
+    """A bar for each name's (seconds, colour), from top to bottom."""
+    with figures(name, title, x, "", height=1.1 + 0.45 * len(times)) as axes:
+        for y, (what, (seconds, colour)) in enumerate(reversed(times.items())):
+            axes.barh(y, seconds, 0.6, color=colour)
+            label(axes, 0, y, f"{what}: {seconds:.2f} s", "white")
+        axes.set_yticks([])
+        axes.grid(axis="y", visible=False)
+
+
 def label(axes, x: float, y: float, text: str, colour: str, **options) -> None:
     """Names a line beside its end, or a point."""
     options = {"xytext": (6, 0), "va": "center", **options}

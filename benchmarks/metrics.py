@@ -86,6 +86,11 @@ def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
     return median([a / b for a, b in zip(above, below, strict=True)])
 
 
+def ratio_quartiles(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
+    """The first quartile, the median and the third quartile over pairs of above / below."""
+    return tuple(float(x) for x in np.quantile(np.divide(above, below), [0.25, 0.5, 0.75]))
+
+
 def rises(values: Sequence[float]) -> bool:
     """Whether each value is greater than the one before."""
     return all(a < b for a, b in zip(values, values[1:]))

@@ -14,6 +14,7 @@ pytest.importorskip("cv2")
 pytest.importorskip("matplotlib")
 
 from benchmarks import __main__ as command
+from benchmarks import clip as whole_clip
 from benchmarks import clip_score, document, keyframes, ladders, metrics, noise
 from benchmarks.clips import Job, decode, describe, load, sample, text2video_zero_times
 from benchmarks.judge import BACKGROUNDS, COLOURS, SHAPES, example_prompts, load_judge
@@ -236,6 +237,22 @@ def test_other_sections_are_kept(measured, monkeypatch):
     text = (measured / "benchmarks.md").read_text(encoding="utf-8")
     assert noise.TITLE in text and ladders.TITLE in text
     assert "2026-01-02, 3 s, a quick run" in text
+
+
+def test_whole_clips(pipe, tmp_path, monkeypatch):
+    """All rows of a clip are counted, with guidance: those of the deep blocks apart, which key frames save."""
+    monkeypatch.setattr(whole_clip, "in_turns", lambda runs, rounds: {name: [1.0, 1.0, 2.0] for name in runs})
+    data = whole_clip.measure(SimpleNamespace(pipe=pipe, pick=lambda full, quick: quick))
+    rows = {name: tuple(counts) for name, counts in data["rows"].items()}
+    assert rows.pop("ZS²") == rows.pop("plain batch") == (80, 80)
+    everywhere, deep = rows.pop("ZS², balanced")
+    assert everywhere == 80 and 32 <= deep < 80  # a step of 5 at least in full, and a key frame at least in each other
+    everywhere, deep = rows.pop("Text2Video-Zero")
+    assert everywhere == deep > 2 * 8 and not rows
+
+    text = whole_clip.report(data, document.Figures(tmp_path, "clip"))
+    assert text.count("1.000 to 1.000") == 4 and (tmp_path / "clip_times.png").exists()
+    assert [target.met for target in whole_clip.targets(data)] == [True] * 3
 
 
 def test_a_target_that_is_missed_is_said_so(measured):

@@ -50,17 +50,19 @@ def number_on(picture):
 
 
 def write_video(
-    path, count=24, codec="libx264", options=X264, fps=24, times=None, size=SIZE, pix_fmt="yuv420p", frame=None, setup=None
+    path, count=24, codec="libx264", options=X264, fps=24, times=None, size=SIZE, pix_fmt="yuv420p", frame=None, setup=None,
+    index_first=False,
 ):
     """A video with the numbers 0, 1, ... on its frames.
 
     times: seconds of each frame, instead of `fps`.
     frame: makes a frame's pixels from its number, as an array (height, width, 3 or 4) or av.VideoFrame.
     setup: is called with the stream before anything is encoded.
+    index_first: an MP4 begins with its index, so that a part of it can be read.
     """
     frame = frame or (lambda number: paint(number % 256, size))
     time_base = Fraction(1, 1000) if times else 1 / Fraction(fps)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options={"movflags": "+faststart"} if index_first else {}) as container:
         stream = container.add_stream(codec, rate=fps, options=options if codec == "libx264" else options or {})
         stream.width, stream.height = size
         stream.pix_fmt = pix_fmt
@@ -836,19 +838,6 @@ def cut_file(path, share):
     return path
 
 
-def faststart(path):
-    """An MP4 that begins with its index, so that a part of it can be read."""
-    target = path.with_name("faststart.mp4")
-    with av.open(str(path)) as old, av.open(str(target), "w", options={"movflags": "+faststart"}) as new:
-        stream = old.streams.video[0]
-        copy = new.add_stream_from_template(stream)
-        for packet in old.demux(stream):
-            if packet.size:
-                packet.stream = copy
-                new.mux(packet)
-    return target
-
-
 def grainy(number):
     """A number under so much noise that compressing it does not make it small."""
     return paint(number) // 2 + np.random.default_rng(number).integers(0, 32, (48, 64, 3), dtype=np.uint8)
@@ -862,8 +851,7 @@ def test_truncated_files_say_where_they_break_off(tmp_path, kind, share):
     elif kind == "webm":
         path = write_video(tmp_path / "a.webm", 60, "libvpx-vp9", {"deadline": "realtime", "crf": "10"}, 25, frame=grainy)
     else:
-        path = write_video(tmp_path / f"a.{kind}", 60, options=GROUPS["many"], fps=25, frame=grainy)
-        path = faststart(path) if kind == "mp4" else path
+        path = write_video(tmp_path / f"a.{kind}", 60, options=GROUPS["many"], fps=25, frame=grainy, index_first=kind == "mp4")
     assert open_source(path).info.frames == 60 and not open_source(path).info.broken
 
     source = open_source(cut_file(path, share))
@@ -1039,7 +1027,7 @@ def huge_video(path):
 
 def no_frames(path):
     """An MP4 whose index is complete, but whose pictures are missing."""
-    data = faststart(write_video(path, 12)).read_bytes()
+    data = write_video(path, 12, index_first=True).read_bytes()
     path.write_bytes(data[: data.index(b"mdat") + 4])
     return path
 

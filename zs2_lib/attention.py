@@ -38,22 +38,17 @@ def momentum_scan_(x: torch.Tensor, rows: Rows, momentum: Sequence[float], carri
     Raises RuntimeError if a group's frames do not follow on each other.
     """
     state = dict(carried)
-    for index, (frame, group, previous) in enumerate(zip(rows.frames, rows.groups, rows.previous)):
-        row = x[index]
-        last, before = state.get(group, (None, None))
-        if frame == 0:
-            average = row.float()
-        elif last != previous:
-            raise RuntimeError(
-                f"temporal momentum attention: frame {frame} of guidance group {group} did not come right after "
-                f"frame {previous}; another extension reorders the UNet's batch: switch it off for this clip"
-            )
-        else:
-            kept = math.prod(momentum[previous + 1:frame + 1])
-            if x.dtype == torch.float32:
-                average = torch.lerp(row, before, kept, out=row)
-            else:
-                average = torch.lerp(row.float(), before, kept)
+    for row, frame, group, previous in zip(x.unbind(), rows.frames, rows.groups, rows.previous):
+        average = row.float()  # in float32 the row itself
+        if frame:
+            last, before = state.get(group, (None, None))
+            if last != previous:
+                raise RuntimeError(
+                    f"temporal momentum attention: frame {frame} of guidance group {group} did not come right after "
+                    f"frame {previous}; another extension reorders the UNet's batch: switch it off for this clip"
+                )
+            average.lerp_(before, math.prod(momentum[previous + 1:frame + 1]))
+            if average is not row:
                 row.copy_(average)
         state[group] = frame, average
     return {

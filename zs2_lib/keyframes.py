@@ -4,11 +4,11 @@ The noises of neighbouring frames are nearly the same, and the deep blocks compu
 again. So in each UNet call only the key frames, the first and every s-th, go through the deep blocks; for the others the output
 of the last one is made from that of the key frames around them. The shallow blocks run for all frames.
 
-What moves is decided while there is nearly nothing but noise: the first steps compute all frames in full. Lines between the same key frames at
-every step would smooth away what moves between them, so each later step has other key frames, and every frame has its turn once
-in s steps. What the deep blocks gave, or was made in their place, is kept: at the next step a frame in between keeps its distance
-from the line between its key frames, and that distance grows as they grow apart: the picture takes shape, and so do its
-changes. Frames after the last key frame follow it.
+What moves is decided while there is nearly nothing but noise: the first steps compute all frames in full. Lines between the
+same key frames at every step would smooth away what moves between them, so each later step has other key frames, and every
+frame has its turn once in s steps. What the deep blocks gave, or was made in their place, is kept: at the next step a frame in
+between keeps its distance from the line between its key frames, and that distance grows as they grow apart: the picture takes
+shape, and so do its changes. Frames after the last key frame follow it.
 (DeepCache, Ma et al. 2023, keeps deep features over steps without looking at any frame in between.)
 
 Hooks on the deep blocks are the whole patch: each gets the key rows of its arguments, and its output is brought back to
@@ -168,10 +168,10 @@ def take(value, index: torch.Tensor, rows: int):
 class KeyFrames:
     """Key-frame passes over one clip: the hooks on a UNet's deep blocks and the state they carry.
 
-    `stride` 1 is off: no hook is set. At the first step, and up to the part `start` of the diffusion's time, all frames go through all blocks.
-    Inside the deep blocks `attention` averages over key frames. A scope, used like `TemporalMomentum`: `attach`, set the rows
-    of each UNet call by `begin`, `restart` at each step of the sampler. A call must hold whole gaps between key frames, as
-    `frames_that_fit` counts them, if it is to equal a part of a longer one.
+    `stride` 1 is off: no hook is set. At the first step, and up to the part `start` of the diffusion's time, all frames go
+    through all blocks. Inside the deep blocks `attention` averages over key frames. A scope, used like `TemporalMomentum`:
+    `attach`, set the rows of each UNet call by `begin`, `restart` at each step of the sampler. A call must hold whole gaps
+    between key frames, as `frames_that_fit` counts them, if it is to equal a part of a longer one.
     """
 
     def __init__(self, attention: TemporalMomentum, stride: int = 1, depth: str = "medium", start: float = 0.0):
@@ -309,7 +309,8 @@ class KeyFrames:
             growths.append(_growth(start, anchor) if frame else 1.0)
             self.carried[group] = anchor
         keyed = set(self._keys.index)
-        for row, (frame, group, after, weight) in enumerate(zip(self.rows.frames, self.rows.groups, self._keys.after, self._keys.weight)):
+        columns = zip(self.rows.frames, self.rows.groups, self._keys.after, self._keys.weight)
+        for row, (frame, group, after, weight) in enumerate(columns):
             if row not in keyed:
                 _, end, end_then = anchors[after]
                 _, start, start_then = starts[after] if weight else anchors[after]

@@ -47,9 +47,11 @@ def folder(path: Path, draw=scene, count=FRAMES, **options) -> Path:
 
 
 def video(path: Path, count=FRAMES, fps=8, size=(128, 128), codec="libx264", pix_fmt="yuv420p", times=None, sound=False, draw=scene,
-          options=None) -> Path:
-    """A video file of what `draw` draws; `times` (seconds) for a variable rate; `sound`: a tone; `options` of the encoder."""
-    with av.open(str(path), "w") as container:
+          options=None, index_first=False) -> Path:
+    """A video file of what `draw` draws; `times` (seconds) for a variable rate; `sound`: a tone; `options` of the encoder;
+    `index_first`: an MP4 begins with its index, so that a part of it can be read.
+    """
+    with av.open(str(path), "w", options={"movflags": "+faststart"} if index_first else {}) as container:
         stream = container.add_stream(codec, rate=fps, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         if times:

@@ -89,19 +89,6 @@ def sound_only(path: Path) -> Path:
     return path
 
 
-def with_index_first(path: Path) -> Path:
-    """An MP4 of which a part can be read, since its index comes first."""
-    target = path.with_suffix(".first.mp4")
-    with av.open(str(video(path, count=48))) as old, av.open(str(target), "w", options={"movflags": "+faststart"}) as new:
-        stream = old.streams.video[0]
-        copy = new.add_stream_from_template(stream)
-        for packet in old.demux(stream):
-            if packet.size:
-                packet.stream = copy
-                new.mux(packet)
-    return target
-
-
 def cut(path: Path, share: float) -> Path:
     content = path.read_bytes()
     return written(path, content[:round(len(content) * share)])
@@ -109,7 +96,7 @@ def cut(path: Path, share: float) -> Path:
 
 def without_pictures(path: Path) -> Path:
     """An MP4 with a complete index and none of the pictures it lists."""
-    content = with_index_first(path).read_bytes()
+    content = video(path, count=48, index_first=True).read_bytes()
     return written(path, content[:content.index(b"mdat") + 4])
 
 
@@ -180,7 +167,7 @@ SOURCES = {
     "a page called .webm": (lambda path: written(path.with_suffix(".webm"), b"<!doctype html><p>404" * 9), NO_VIDEO),
     "a playlist": (lambda path: written(path.with_suffix(".mp4"), b"#EXTM3U\n#EXTINF:5,\n/etc/passwd\n#EXT-X-ENDLIST\n"), NO_VIDEO),
     "MP4 without its index": (lambda path: cut(video(path.with_suffix(".mp4"), count=48), 0.3), ["damaged or incomplete", "give an MP4"]),
-    "MP4 without its end": (lambda path: cut(with_index_first(path.with_suffix(".mp4")), 0.95), ["breaks off at", "set the end", "complete file"]),
+    "MP4 without its end": (lambda path: cut(video(path.with_suffix(".mp4"), count=48, index_first=True), 0.95), ["breaks off at", "set the end", "complete file"]),
     "MP4 of no frames": (lambda path: without_pictures(path.with_suffix(".mp4")), ["no frame that can be decoded", "convert it to MP4"]),
     "WAV": (lambda path: silent_wave(path.with_suffix(".wav")), ["no video", "wav"]),
     "only sound": (lambda path: sound_only(path.with_suffix(".mp4")), ["sound but no video", "give a file with moving pictures"]),

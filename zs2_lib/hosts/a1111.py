@@ -53,7 +53,7 @@ class ClipSampling:
         self.error: Exception | None = None
         self.rows: Rows | None = None
         self.next_row = 0
-        self.number = 0
+        self.denoiser_call = 0
         self._undo = ExitStack()
         self._model = None
         self._undo_model = ExitStack()
@@ -101,7 +101,7 @@ class ClipSampling:
     def begin_step(self, denoiser) -> None:
         """A new step of the sampler: its UNet calls follow, row after row of `_rows_of_step`."""
         self._follow_model()
-        self.rows, self.next_row, self.number = _rows_of_step(denoiser), 0, denoiser.step
+        self.rows, self.next_row, self.denoiser_call = _rows_of_step(denoiser), 0, denoiser.step
         # the host's step number goes up after each `calls` of the denoiser, first after the very first one
         calls = max(denoiser.total_steps // denoiser.steps, 1)
         self.step = denoiser.step // calls + 1
@@ -121,7 +121,7 @@ class ClipSampling:
             )
         self.next_row = call.stop
         if call.start == 0:
-            self.passes.restart(self.number, 1 - float(t[0]) / len(self._model.alphas_cumprod))
+            self.passes.restart(self.denoiser_call, 1 - float(t[0]) / len(self._model.alphas_cumprod))
         step, tiling = shared.state.sampling_step, _hypertile_state()
         if self.control:
             self.control.begin_call()

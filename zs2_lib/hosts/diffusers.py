@@ -236,7 +236,8 @@ class ClipSampling:
         def plain(*args, **kwargs) -> torch.Tensor:
             return self._unet(*args, return_dict=False, **kwargs)[0]
 
-        self.passes.restart(call, 1 - float(torch.as_tensor(timestep).reshape(-1)[0]) / self.pipe.scheduler.config.num_train_timesteps)
+        noise_left = float(torch.as_tensor(timestep).reshape(-1)[0]) / self.pipe.scheduler.config.num_train_timesteps
+        self.passes.restart(call, 1 - noise_left)
         output = self.passes.run(plain, rows, sample, timestep, *args, before_pass=before_pass, **kwargs)
         return _UNetOutput(output) if return_dict else (output,)
 
