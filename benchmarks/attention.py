@@ -32,7 +32,7 @@ STEPS = (
     ("sdxl", 8, 2, 2, 2),
     ("sdxl", 8, 8, 8, 1),
 )
-QUICK_STEPS = (("sd1", 8, 2, 2, 3),)
+QUICK_STEPS = (("sd1", 8, 2, 2, 2),)
 
 
 @torch.inference_mode()

@@ -31,7 +31,7 @@ def measure(run) -> dict:
     frames, steps, pipe = 8, run.pick(20, 5), run.pipe
     jobs = {name: Job(method, PROMPT, 1, frames, steps, settings=settings) for name, (method, settings, _) in METHODS.items()}
     rows = {name: _unet_rows(pipe, job) for name, job in jobs.items()}
-    times = in_turns({name: lambda job=job: decode(pipe, sample(pipe, job)) for name, job in jobs.items()}, run.pick(11, 2))
+    times = in_turns({name: lambda job=job: decode(pipe, sample(pipe, job)) for name, job in jobs.items()}, run.pick(9, 2))
     return {"frames": frames, "steps": steps, "guidance": GUIDANCE, "rows": rows, "times": times}
 
 

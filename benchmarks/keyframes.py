@@ -50,7 +50,7 @@ SHAPES = (("sd1", 64, 8), ("sd1", 64, 16), ("sdxl", 128, 8))
 """UNet, latent side and frames of the operations counted."""
 TIMED = (
     # UNet, latent side, rounds, (stride, depth)
-    ("sd1", 16, 1, tuple((stride, depth) for depth in DEPTHS for stride in STRIDES)),
+    ("sd1", 16, 1, (*((stride, "medium") for stride in STRIDES), (8, "gentle"), (8, "strong"))),
     ("sd1", 32, 1, tuple(preset[:2] for preset in PRESETS.values() if preset[0] > 1)),
     ("sdxl", 16, 1, ((4, "medium"),)),
 )
@@ -209,7 +209,7 @@ def measure(run) -> dict:
             timed += times(model, side, rounds, variants)
             print(f"  {timed[-1]['model']}, {timed[-1]['pixels']} pixels: {timed[-1]['ratio']:.2f}", flush=True)
     counted = run.sampler.map(_operations, run.pick(SHAPES, SHAPES[:1]), "shapes counted")
-    clips, compared = run.pick((24, 4), (1, 1))
+    clips, compared = run.pick((24, 3), (1, 1))
     steps = run.pick(STEPS, 10)
     tasks = [
         {**each, "seed": seed, "frames": 8, "steps": steps, "variants": run.pick(VARIANTS, BY_PRESET) if seed < compared else BY_PRESET}

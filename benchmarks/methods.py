@@ -26,7 +26,7 @@ COLOURS = dict(zip(METHODS, (PLAIN, PEER, ZS2, OTHER, "#7c3aed", "#a16207", "#be
 
 
 def measure(run) -> dict:
-    prompts = run.prompts(run.pick(100, 2))
+    prompts = run.prompts(run.pick(100, 1))
     ablated = run.pick(12, 1)
     jobs = {
         name: [
