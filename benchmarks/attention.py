@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from zs2_lib.streaming import Passes
 
 from . import metrics, unets
 from .document import ZS2, Figures, Target, label, table
-from .timing import in_turns, seconds
+from .timing import KEEPING, in_own_process, in_turns, seconds
 
 TITLE = "Temporal momentum attention: UNet steps"
 LAYERS = ((4096, 320), (1024, 640), (256, 1280), (64, 1280))
@@ -35,28 +35,30 @@ STEPS = (
 QUICK_STEPS = (("sd1", 8, 2, 2, 2),)
 
 
-@torch.inference_mode()
 def measure(run) -> dict:
-    steps, (device, dtype) = [], ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    for kind in unets.NAMES:
-        wanted = [step for step in run.pick(STEPS, QUICK_STEPS) if step[0] == kind]
-        unet = unets.unet(kind).to(device, dtype) if wanted else None
-        for _, side, frames, per_pass, pairs in wanted:
-            steps.append({"unet": kind, "latent": side, "frames": frames, "per pass": per_pass,
-                          **compare_steps(unet, side, frames, per_pass, pairs)})
-            print(f"  {steps[-1]['unet']}, {frames} frames of {side}×{side} in passes of {per_pass}: "
-                  f"{metrics.median_ratio(steps[-1]['averaged'], steps[-1]['plain']):.4f}", flush=True)
-        del unet
+    dtypes, layers = run.pick(("float32", "float16"), ("float32",)), run.pick(LAYERS, LAYERS[1:])
     return {
-        "steps": steps,
-        "forms": [
-            row for dtype in run.pick(("float32", "float16"), ("float32",)) for tokens, channels in run.pick(LAYERS, LAYERS[1:])
-            for row in compare_forms(tokens, channels, 8, getattr(torch, dtype), run.pick(0.5, 0.3))
-        ],
+        "steps": in_own_process(compare_all_steps, run.pick(STEPS, QUICK_STEPS), environment=KEEPING),
+        "forms": in_own_process(compare_all_forms, dtypes, layers, run.pick(0.5, 0.3), environment=KEEPING),
     }
 
 
 # --- steps -----------------------------------------------------------------------------------------------
+
+@torch.inference_mode()
+def compare_all_steps(wanted: Sequence[tuple]) -> list[dict]:
+    """`compare_steps` for each of `wanted`, which are like `STEPS`."""
+    rows, (device, dtype) = [], ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    for kind in dict.fromkeys(kind for kind, *_ in wanted):
+        unet = unets.unet(kind).to(device, dtype)
+        for _, side, frames, per_pass, pairs in (step for step in wanted if step[0] == kind):
+            rows.append({"unet": kind, "latent": side, "frames": frames, "per pass": per_pass,
+                         **compare_steps(unet, side, frames, per_pass, pairs)})
+            ratio = metrics.median_ratio(rows[-1]["averaged"], rows[-1]["plain"])
+            print(f"  {kind}, {frames} frames of {side}×{side} in passes of {per_pass}: {ratio:.4f}", flush=True)
+        del unet
+    return rows
+
 
 def compare_steps(unet: torch.nn.Module, side: int, frames: int, per_pass: int, pairs: int) -> dict:
     """The times of steps of the same batch, cut into the same passes, with and without momentum in turns.
@@ -141,6 +143,12 @@ def forms(frames: int, dtype: torch.dtype) -> dict[str, tuple[Callable, int]]:
         "scan input": (lambda x, k, v: scan(x.clone()), 2 * frames + 2),
         "product input": (lambda x, k, v: product(x), 2 * frames),
     }
+
+
+@torch.inference_mode()
+def compare_all_forms(dtypes: Sequence[str], layers: Sequence[tuple[int, int]], budget: float) -> list[dict]:
+    return [row for dtype in dtypes for tokens, channels in layers
+            for row in compare_forms(tokens, channels, 8, getattr(torch, dtype), budget)]
 
 
 def compare_forms(tokens: int, channels: int, frames: int, dtype: torch.dtype, budget: float) -> list[dict]:

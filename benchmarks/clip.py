@@ -5,9 +5,9 @@ from __future__ import annotations
 from zs2_lib.keyframes import PRESETS
 
 from . import metrics
-from .clips import GUIDANCE, Job, decode, sample
+from .clips import GUIDANCE, Job, decode, load, sample
 from .document import OTHER, PEER, PLAIN, ZS2, Figures, Target, table, time_bars
-from .timing import in_turns
+from .timing import KEEPING, in_own_process, in_turns
 
 TITLE = "A whole clip against its peers"
 PROMPT = "a red circle on a blue background"
@@ -28,10 +28,15 @@ TARGETS = (
 
 
 def measure(run) -> dict:
-    frames, steps, pipe = 8, run.pick(20, 5), run.pipe
+    options = run.options
+    return in_own_process(compare, options.model, options.config, 8, run.pick(20, 5), run.pick(9, 2), environment=KEEPING)
+
+
+def compare(model: str | None, config: str | None, frames: int, steps: int, rounds: int) -> dict:
+    pipe = load(model, config)
     jobs = {name: Job(method, PROMPT, 1, frames, steps, settings=settings) for name, (method, settings, _) in METHODS.items()}
     rows = {name: _unet_rows(pipe, job) for name, job in jobs.items()}
-    times = in_turns({name: lambda job=job: decode(pipe, sample(pipe, job)) for name, job in jobs.items()}, run.pick(9, 2))
+    times = in_turns({name: lambda job=job: decode(pipe, sample(pipe, job)) for name, job in jobs.items()}, rounds)
     return {"frames": frames, "steps": steps, "guidance": GUIDANCE, "rows": rows, "times": times}
 
 

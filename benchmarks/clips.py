@@ -22,6 +22,7 @@ from zs2_lib.settings import Settings
 
 from . import metrics
 from .judge import load_judge
+from .timing import KEEPING, started_with
 
 METHODS = ("ddim", "text2video-zero", "zs2")
 GUIDANCE = 5.0
@@ -183,7 +184,9 @@ class Sampler:
                 self.workers, get_context("spawn"), initializer=_start_worker, initargs=(self.model, self.config)
             )
         started, results = time.monotonic(), []
-        for result in self._pool.map(_in_worker, [function] * len(items), items) if items else ():
+        with started_with(KEEPING):
+            done = self._pool.map(_in_worker, [function] * len(items), items) if items else ()
+        for result in done:
             results.append(result)
             if len(results) % 10 == 0 or len(results) == len(items):
                 print(f"  {len(results)} of {len(items)} {what}, {time.monotonic() - started:.0f} s", flush=True)

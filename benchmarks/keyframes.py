@@ -204,10 +204,9 @@ def deep_output_kept(unet, depth: str, every: int) -> Iterator[None]:
 def measure(run) -> dict:
     timed = []
     run.sampler.rest()
-    with timing.threads(os.cpu_count() or 1):
-        for model, side, rounds, variants in run.pick(TIMED, QUICK_TIMED):
-            timed += times(model, side, rounds, variants)
-            print(f"  {timed[-1]['model']}, {timed[-1]['pixels']} pixels: {timed[-1]['ratio']:.2f}", flush=True)
+    for each in run.pick(TIMED, QUICK_TIMED):
+        timed += timing.in_own_process(times, *each, environment=timing.KEEPING, threads=os.cpu_count() or 1)
+        print(f"  {timed[-1]['model']}, {timed[-1]['pixels']} pixels: {timed[-1]['ratio']:.2f}", flush=True)
     counted = run.sampler.map(_operations, run.pick(SHAPES, SHAPES[:1]), "shapes counted")
     clips, compared = run.pick((24, 3), (1, 1))
     steps = run.pick(STEPS, 10)

@@ -41,28 +41,28 @@ def in_turns(runs: dict[str, Callable[[], object]], rounds: int, repeat: int = 1
     return times
 
 
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """So many threads for torch's work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
+KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+"""Tells Linux' C library to keep freed memory for later, as torch does on a GPU. Otherwise the kernel clears new pages in every
+layer: up to a third of a step's time, and by chance not the same part of each step that is compared.
+"""
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Tells Linux' C library to give freed memory back at once, so that a process's memory is what it holds."""
 
 
-def in_own_process(function: Callable, *arguments, environment: Mapping[str, str] | None = None):
-    """`function(*arguments)` in a fresh process of one thread, whose memory is its own."""
+def in_own_process(function: Callable, *arguments, environment: Mapping[str, str] | None = None, threads: int = 1):
+    """`function(*arguments)` in a fresh process of so many threads, whose memory is its own."""
+    with started_with(environment or {}), \
+            ProcessPoolExecutor(1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+@contextlib.contextmanager
+def started_with(environment: Mapping[str, str]) -> Iterator[None]:
+    """Scope in which processes are started with these environment variables as well."""
     before = dict(os.environ)
-    os.environ.update(environment or {})
+    os.environ.update(environment)
     try:
-        with ProcessPoolExecutor(1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return pool.submit(function, *arguments).result()
+        yield
     finally:
         os.environ.clear()
         os.environ.update(before)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from . import metrics
 from .document import PLAIN, ZS2, Figures, Target, megabytes, table, time_bars
+from .timing import KEEPING, started_with
 
 TITLE = "In the WebUI"
 HOST_TESTS = Path(__file__).resolve().parent.parent / "tests" / "host"
@@ -30,7 +31,7 @@ def measure(run) -> dict:
         made = models.make(Path(folder) / "models")
         data = Path(folder) / "data"
         data.mkdir()
-        with host.started(installation, made, data) as webui:
+        with started_with(KEEPING), host.started(installation, made, data) as webui:
             plain, clip, peaks = _compare(webui, host.zs2, steps, pairs)
             short, long = [], []
             for _ in range(repeats):

@@ -239,10 +239,10 @@ def test_other_sections_are_kept(measured, monkeypatch):
     assert "2026-01-02, 3 s, a quick run" in text
 
 
-def test_whole_clips(pipe, tmp_path, monkeypatch):
+def test_whole_clips(tmp_path, monkeypatch):
     """All rows of a clip are counted, with guidance: those of the deep blocks apart, which key frames save."""
     monkeypatch.setattr(whole_clip, "in_turns", lambda runs, rounds: {name: [1.0, 1.0, 2.0] for name in runs})
-    data = whole_clip.measure(SimpleNamespace(pipe=pipe, pick=lambda full, quick: quick))
+    data = whole_clip.compare(None, None, frames=8, steps=5, rounds=3)
     rows = {name: tuple(counts) for name, counts in data["rows"].items()}
     assert rows.pop("ZS²") == rows.pop("plain batch") == (80, 80)
     everywhere, deep = rows.pop("ZS², balanced")
