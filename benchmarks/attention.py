@@ -24,13 +24,12 @@ SCAN = "scan K, V"
 BAR = 1.01
 STEPS = (
     # UNet, latent side, frames, frames per pass, pairs of steps
-    ("sd1", 8, 2, 2, 11),
+    ("sd1", 8, 2, 2, 9),
     ("sd1", 8, 8, 8, 2),
     ("sd1", 8, 32, 32, 1),
     ("sd1", 8, 8, 2, 2),
     ("sd1", 16, 2, 2, 3),
     ("sdxl", 8, 2, 2, 2),
-    ("sdxl", 8, 8, 8, 1),
 )
 QUICK_STEPS = (("sd1", 8, 2, 2, 2),)
 

@@ -19,7 +19,7 @@ from .timing import in_own_process, process_peak, seconds
 TITLE = "Files: encoding and decoding"
 SIDE = 256
 FPS = 8
-LENGTHS, QUICK_LENGTHS = (16, 64, 256), (16,)
+LENGTHS, QUICK_LENGTHS = (32, 256), (32,)
 
 
 def measure(run) -> dict:

@@ -29,7 +29,7 @@ def measure(run) -> dict:
     model, config = run.options.model, run.options.config
     clips = []
     for frames in run.pick(LENGTHS, QUICK_LENGTHS):
-        repeats = run.pick({8: 5, 64: 3}, {}).get(frames, 1)
+        repeats = run.pick({8: 3, 64: 2}, {}).get(frames, 1)
         clips.append({"frames": frames, **in_own_process(one_clip, model, config, frames, repeats)})
         print(f"  {frames} frames: {metrics.median(clips[-1]['seconds']):.1f} s, {megabytes(clips[-1]['peak'])}", flush=True)
     held = [

@@ -9,7 +9,7 @@ from .clips import GUIDANCE, Job
 from .document import OTHER, PEER, PLAIN, ZS2, Figures, Target, label, label_ends, percent, slug, table
 
 TITLE = "Methods: fidelity, consistency, ablation"
-FRAMES, STEPS = 8, 8
+FRAMES, STEPS = 8, 6
 METHODS = {
     "DDIM, independent": ("ddim", {}),
     "Text2Video-Zero": ("text2video-zero", {}),
