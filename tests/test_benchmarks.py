@@ -3,6 +3,8 @@
 import argparse
 import json
 import math
+import os
+import platform
 import re
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import __main__ as command
 from benchmarks import clip as whole_clip
-from benchmarks import clip_score, document, keyframes, ladders, metrics, noise
+from benchmarks import clip_score, document, keyframes, ladders, metrics, noise, timing
 from benchmarks.clips import Job, decode, describe, load, sample, text2video_zero_times
 from benchmarks.judge import BACKGROUNDS, COLOURS, SHAPES, example_prompts, load_judge
 from zs2_lib.hosts.diffusers import TINY_SD
@@ -91,6 +93,28 @@ def test_bootstrap_interval():
 def test_ladders_are_monotone_or_not():
     assert metrics.rises([0, 1, 3]) and not metrics.rises([0, 1, 1])
     assert metrics.falls([3, 1, 0]) and not metrics.falls([3, 1, 2])
+
+
+def test_quartiles_of_ratios():
+    assert metrics.ratio_quartiles([1, 2, 3, 4, 10], [1, 1, 1, 1, 2]) == (2, 3, 4)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the variables are those of the GNU C library")
+def test_memory_is_kept_or_returned_in_a_process_of_its_own():
+    kept, returned = (timing.in_own_process(page_faults, environment=each) for each in (timing.KEEPING, timing.RETURNING))
+    assert kept < returned / 4  # which asks for new pages 20 times
+    assert not timing.KEEPING.keys() & os.environ.keys()
+
+
+def page_faults() -> int:
+    """How many new pages the kernel gives for memory that is freed and asked for again."""
+    import resource
+
+    torch.ones(2**22).sum()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**22).sum()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def test_rounded():
