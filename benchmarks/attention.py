@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ from zs2_lib.streaming import Passes
 
 from . import metrics, unets
 from .document import ZS2, Figures, Target, label, table
-from .timing import KEEPING, in_own_process, in_turns, seconds
+from .timing import KEEPING, averages_watched, in_own_process, in_turns, seconds
 
 TITLE = "Temporal momentum attention: UNet steps"
 LAYERS = ((4096, 320), (1024, 640), (256, 1280), (64, 1280))
@@ -62,7 +61,7 @@ def compare_all_steps(wanted: Sequence[tuple]) -> list[dict]:
 def compare_steps(unet: torch.nn.Module, side: int, frames: int, per_pass: int, pairs: int) -> dict:
     """The times of steps of the same batch, cut into the same passes, with and without momentum in turns.
 
-    `in hooks` is the part of a step that the averages take, on a CPU: it is not blurred by what else the machine does.
+    `in hooks` is the part of a step that the averages take, on a CPU.
     """
     rows = Rows.blocks(frames, 2)
     arguments, keywords = unets.inputs(unet, len(rows), side)
@@ -87,24 +86,13 @@ def compare_steps(unet: torch.nn.Module, side: int, frames: int, per_pass: int, 
     spent = []
 
     def watched() -> None:
-        attention = _Watched(averaged)
-        step(attention)
-        spent.append(attention.spent)
+        with averages_watched() as averages:
+            step(TemporalMomentum(averaged))
+        spent.append(sum(averages))
 
     times = in_turns({"plain": lambda: step(TemporalMomentum(plain)), "averaged": watched}, pairs)
     on_gpu = device.type == "cuda"  # which works on after the hooks have returned
     return {**times, "in hooks": None if on_gpu else metrics.median_ratio(spent, times["averaged"])}
-
-
-class _Watched(TemporalMomentum):
-    """Sums up the time that the averages take."""
-
-    spent = 0.0
-
-    def _average(self, *arguments) -> None:
-        start = time.process_time()
-        super()._average(*arguments)
-        self.spent += time.process_time() - start
 
 
 # --- forms of the average --------------------------------------------------------------------------------

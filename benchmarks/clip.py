@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+
 from zs2_lib.keyframes import PRESETS
 
 from . import metrics
 from .clips import GUIDANCE, Job, decode, load, sample
-from .document import OTHER, PEER, PLAIN, ZS2, Figures, Target, table, time_bars
-from .timing import KEEPING, in_own_process, in_turns
+from .document import OTHER, PEER, PLAIN, ZS2, Figures, Target, percent, table, time_bars
+from .timing import KEEPING, averages_watched, in_own_process, in_turns, seconds
 
 TITLE = "A whole clip against its peers"
 PROMPT = "a red circle on a blue background"
@@ -37,7 +39,17 @@ def compare(model: str | None, config: str | None, frames: int, steps: int, roun
     jobs = {name: Job(method, PROMPT, 1, frames, steps, settings=settings) for name, (method, settings, _) in METHODS.items()}
     rows = {name: _unet_rows(pipe, job) for name, job in jobs.items()}
     times = in_turns({name: lambda job=job: decode(pipe, sample(pipe, job)) for name, job in jobs.items()}, rounds)
-    return {"frames": frames, "steps": steps, "guidance": GUIDANCE, "rows": rows, "times": times}
+    return {
+        "frames": frames, "steps": steps, "guidance": GUIDANCE, "rows": rows, "times": times,
+        "in hooks": None if torch.cuda.is_available() else _share_of_averages(pipe, jobs["ZS²"]),
+    }
+
+
+def _share_of_averages(pipe, job: Job) -> float:
+    """The part of a clip's time that the averages take: what ZS² does beyond a plain batch, but for a few draws of noise."""
+    with averages_watched() as spent:
+        whole = seconds(lambda: decode(pipe, sample(pipe, job)))
+    return sum(spent) / whole
 
 
 def _unet_rows(pipe, job: Job) -> list[int]:
@@ -67,7 +79,7 @@ def targets(data: dict) -> list[Target]:
 
 
 def report(data: dict, figures: Figures) -> str:
-    times, rows = data["times"], data["rows"]
+    times, rows, hooks = data["times"], data["rows"], data["in hooks"]
     lines = []
     for name in METHODS:
         low, middle, high = metrics.ratio_quartiles(times["ZS²"], times[name])
@@ -85,7 +97,9 @@ def report(data: dict, figures: Figures) -> str:
         f"({len(times['ZS²'])} rounds): median of the ratios of one round. The plain batch is the same pipeline asked for as many "
         "pictures. Text2Video-Zero is `diffusers`' pipeline on the same checkpoint, scheduler and steps, its t0 and t1 rescaled from 50 "
         "steps; nothing is added to the prompt, and no watermark is drawn. It samples the first steps for frame 1 alone, so it computes "
-        "fewer rows: *UNet rows*, of which *deep* go through the middle block. *Balanced* is ZS² with [key frames](#keyframes).\n\n"
+        "fewer rows: *UNet rows*, of which *deep* go through the middle block. *Balanced* is ZS² with [key frames](#keyframes). "
+        + (f"Of ZS²'s time the averages take {percent(hooks)}, which is what it adds to a plain batch, but for a few draws of noise: "
+           "where the ratio says more or less, that is the machine's doing.\n\n" if hooks is not None else "\n\n")
         + table(("method", "s per clip", "ZS² / method", "quartiles", "UNet rows", "deep", "ZS²'s rows / method's"), lines)
         + "\n" + figures.link("times", "Time of a clip by method")
     )

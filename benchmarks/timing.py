@@ -15,6 +15,8 @@ from multiprocessing import get_context
 
 import torch
 
+from zs2_lib.attention import TemporalMomentum
+
 
 def seconds(run: Callable[[], object], repeat: int = 1, clock: Callable[[], float] | None = None) -> float:
     """How long one `run()` takes, by processor time on a CPU unless another `clock` is given."""
@@ -47,6 +49,25 @@ layer: up to a third of a step's time, and by chance not the same part of each s
 """
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Tells Linux' C library to give freed memory back at once, so that a process's memory is what it holds."""
+
+
+@contextlib.contextmanager
+def averages_watched() -> Iterator[list[float]]:
+    """Scope in which the seconds of processor time that each average of temporal momentum takes are collected: unlike a whole
+    step's time, they are hardly blurred by what else the machine does. On a GPU they say nothing: it works on after the hooks.
+    """
+    spent, average = [], TemporalMomentum._average
+
+    def watched(*arguments) -> None:
+        start = time.process_time()
+        average(*arguments)
+        spent.append(time.process_time() - start)
+
+    TemporalMomentum._average = watched
+    try:
+        yield spent
+    finally:
+        TemporalMomentum._average = average
 
 
 def in_own_process(function: Callable, *arguments, environment: Mapping[str, str] | None = None, threads: int = 1):
