@@ -8,7 +8,6 @@ from pathlib import Path
 
 from . import metrics
 from .document import PLAIN, ZS2, Figures, Target, megabytes, table, time_bars
-from .timing import KEEPING, started_with
 
 TITLE = "In the WebUI"
 HOST_TESTS = Path(__file__).resolve().parent.parent / "tests" / "host"
@@ -26,12 +25,12 @@ def measure(run) -> dict:
     if installation is None:
         raise ValueError("ZS2_WEBUI is not set: give it the folder of an installed WebUI")
     installation.install_extension(models.ROOT)
-    steps, pairs, repeats = run.pick(20, 4), run.pick(7, 2), run.pick(5, 1)
+    steps, pairs, repeats = run.pick(20, 4), run.pick(7, 2), run.pick(3, 1)
     with tempfile.TemporaryDirectory() as folder:
         made = models.make(Path(folder) / "models")
         data = Path(folder) / "data"
         data.mkdir()
-        with started_with(KEEPING), host.started(installation, made, data) as webui:
+        with host.started(installation, made, data) as webui:
             plain, clip, peaks = _compare(webui, host.zs2, steps, pairs)
             short, long = [], []
             for _ in range(repeats):

@@ -274,6 +274,7 @@ def test_whole_clips(tmp_path, monkeypatch):
     everywhere, deep = rows.pop("Text2Video-Zero")
     assert everywhere == deep > 2 * 8 and not rows
 
+    assert 0 < data["in hooks"] < 0.2
     text = whole_clip.report(data, document.Figures(tmp_path, "clip"))
     assert text.count("1.000 to 1.000") == 4 and (tmp_path / "clip_times.png").exists()
     assert [target.met for target in whole_clip.targets(data)] == [True] * 3
