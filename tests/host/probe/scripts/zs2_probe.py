@@ -193,7 +193,6 @@ def about() -> dict:
         "torch": torch.__version__,
         "attention": ["None", *(o.title().strip() for o in sd_hijack.optimizers if o.is_available())],
         "unet": UnetOption.label,
-        "processor time": time.process_time(),
         "peak memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
