@@ -1,5 +1,9 @@
 """ZS²: videos from the image checkpoint that is loaded. This script is the table of contents of a generation."""
 
+import html
+import logging
+
+import gradio as gr
 from modules import script_callbacks, scripts
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
@@ -8,10 +12,13 @@ from zs2_lib import panel
 from zs2_lib.hosts import a1111, controlnet, source, webui
 
 
+log = logging.getLogger("zs2")
+
+
 def with_job(p, step, *args):
-    """Calls a step of the job that `before_process` has put on `p`, if any."""
+    """Calls a step of the job that `before_process` has put on `p`, if any; a copy of `p` (as ADetailer makes one) has none."""
     job = vars(p).get("zs2_job")
-    if job is not None:
+    if job is not None and job.p is p:
         step(job, *args)
 
 
@@ -25,8 +32,13 @@ class Script(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        with InputAccordion(False, label=panel.TITLE, elem_id=self.elem_id("enabled"), tooltip=panel.TOOLTIP) as enabled:
-            controls = {"enabled": enabled, **panel.build(self.elem_id, is_img2img, source.preview, controlnet.unit_count())}
+        try:
+            with InputAccordion(False, label=panel.TITLE, elem_id=self.elem_id("enabled")) as enabled:
+                controls = {"enabled": enabled, **panel.build(self.elem_id, is_img2img, source.preview, controlnet.unit_count())}
+        except Exception as error:  # the host would print it and leave a panel whose controls do nothing
+            log.exception("the panel of ZS² could not be built; the extension is off")
+            gr.HTML(f"{panel.TITLE}: the panel could not be built in this WebUI ({html.escape(str(error))}). It is off.")
+            return []
         self.infotext_fields = [PasteField(control, panel.PASTE[name]) for name, control in controls.items() if name in panel.PASTE]
         self.paste_field_names = list(panel.PASTE.values())
         return list(controls.values())

@@ -15,7 +15,6 @@ from .source import Selection
 
 OPTIONS = {option.name: option for option in fields(Settings)}
 TITLE = OPTIONS["enabled"].metadata["label"]
-TOOLTIP = OPTIONS["enabled"].metadata["tooltip"]
 
 ROWS = (("frames", "fps"), ("motion", "inertia", "momentum"), ("loop",), ("prompts",))
 ADVANCED_ROWS = (
@@ -168,10 +167,13 @@ def _path(file) -> str:
 
 
 def read(args: tuple) -> Settings:
-    """The settings from the script's arguments: the controls' values, or the mapping of an API request.
+    """The settings from the script's arguments: the controls' values, or the mapping of an API request; off where there are
+    none, as of a panel that could not be built.
 
     Raises SettingsError.
     """
+    if not args:
+        return Settings()
     enabled, *values = args
     if isinstance(enabled, Mapping):
         return Settings.from_mapping({"enabled": True, **enabled})

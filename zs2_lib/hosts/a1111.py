@@ -24,7 +24,7 @@ from ..settings import Settings
 from ..streaming import Passes, Progress
 from .conditioning import PromptTravel
 from .controlnet import ControlUnits
-from .undo import override, restore_afterwards
+from .undo import override, restore_afterwards, wrap
 
 UNCONDITIONAL = -1
 """The guidance group of the negative prompt; prompts joined by AND are groups 0, 1, …"""
@@ -92,8 +92,7 @@ class ClipSampling:
             return
         self._undo_model.close()
         self._model = shared.sd_model
-        self._apply_model = self._model.apply_model
-        override(self._undo_model, self._model, "apply_model", self.apply_model)
+        wrap(self._undo_model, self._model, "apply_model", self.apply_model)
         unet, control = self._model.model.diffusion_model, self.control
         self.attention.attach(unet, *(control.models if control and control.settings.control_momentum else ()))
         self.keyframes.attach(unet, *(control.models if control else ()))
@@ -107,12 +106,12 @@ class ClipSampling:
         self.step = denoiser.step // calls + 1
         self.part_of_step = (max(denoiser.step - 1, 0) % calls / calls, 1 / calls if denoiser.step else 0.0)
 
-    def apply_model(self, x: torch.Tensor, t: torch.Tensor, cond, **kwargs) -> torch.Tensor:
-        """The host's `sd_model.apply_model`, in passes of a few frames; sees every UNet call in order."""
+    def apply_model(self, original, x: torch.Tensor, t: torch.Tensor, cond, **kwargs) -> torch.Tensor:
+        """The host's `sd_model.apply_model`, `original`, in passes of a few frames; sees every UNet call in order."""
         if self.error is not None:
             raise self.error
         if self.rows is None:  # another extension's call, outside of a sampler's step
-            return self._apply_model(x, t, cond, **kwargs)
+            return original(x, t, cond, **kwargs)
         call = range(self.next_row, self.next_row + x.shape[0])
         if call.stop > len(self.rows):
             raise RuntimeError(
@@ -140,7 +139,7 @@ class ClipSampling:
             shared.state.textinfo = f"Step {self.step}: frames {first} to {last} of {self.frames}"
 
         try:
-            return self.passes.run(self._apply_model, self.rows.take(call), x, t, cond, before_pass=before_pass, **kwargs)
+            return self.passes.run(original, self.rows.take(call), x, t, cond, before_pass=before_pass, **kwargs)
         finally:
             shared.state.sampling_step = step
 

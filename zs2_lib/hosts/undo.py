@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from contextlib import ExitStack
 
 
@@ -9,6 +11,25 @@ def override(undo: ExitStack, owner, name: str, value) -> None:
     """Sets an attribute of the instance `owner` until `undo` is closed."""
     restore_afterwards(undo, owner, name)
     setattr(owner, name, value)
+
+
+def wrap(undo: ExitStack, owner, name: str, replacement: Callable) -> None:
+    """Puts `replacement(original, *args, **kwargs)` over a method of the instance `owner` until `undo` is closed.
+
+    Another extension may keep what it finds there, and call it or put it back later: from then on that is the original.
+    """
+    original, within = getattr(owner, name), True
+
+    @functools.wraps(original)
+    def wrapped(*args, **kwargs):
+        return replacement(original, *args, **kwargs) if within else original(*args, **kwargs)
+
+    def pass_through() -> None:
+        nonlocal within
+        within = False
+
+    override(undo, owner, name, wrapped)
+    undo.callback(pass_through)
 
 
 def restore_afterwards(undo: ExitStack, owner, name: str) -> None:
