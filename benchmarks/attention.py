@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from zs2_lib.attention import TemporalMomentum, momentum_scan_
-from zs2_lib.layout import Rows
-from zs2_lib.streaming import Passes
+from zs2_lib.core.momentum import TemporalMomentum, momentum_scan_
+from zs2_lib.core.rows import Rows
+from zs2_lib.core.passes import Passes
 
 from . import metrics, unets
 from .document import ZS2, Figures, Target, label, table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zs2_lib.keyframes import PRESETS
+from zs2_lib.core.anchors import PRESETS
 
 from . import metrics
 from .clips import GUIDANCE, Job, decode, load, sample
@@ -13,7 +13,7 @@ from .timing import KEEPING, averages_watched, in_own_process, in_turns, seconds
 
 TITLE = "A whole clip against its peers"
 PROMPT = "a red circle on a blue background"
-BALANCED = tuple(zip(("keyframe_stride", "keyframe_depth", "keyframe_start"), PRESETS["balanced"]))
+BALANCED = tuple(zip(("anchor_stride", "anchor_depth", "anchor_start"), PRESETS["balanced"]))
 METHODS = {
     # name: method, settings, colour
     "ZS²": ("zs2", (), ZS2),
@@ -61,7 +61,7 @@ def _unet_rows(pipe, job: Job) -> list[int]:
             def count(module, inputs, output, index=index) -> None:
                 counts[index] += len(output)
 
-            handles.append(layer.register_forward_hook(count))  # comes before those that make all rows of the key frames'
+            handles.append(layer.register_forward_hook(count))  # comes before those that make all rows of the anchors'
         sample(pipe, job)
     finally:
         for handle in handles:
@@ -97,7 +97,7 @@ def report(data: dict, figures: Figures) -> str:
         f"({len(times['ZS²'])} rounds): median of the ratios of one round. The plain batch is the same pipeline asked for as many "
         "pictures. Text2Video-Zero is `diffusers`' pipeline on the same checkpoint, scheduler and steps, its t0 and t1 rescaled from 50 "
         "steps; nothing is added to the prompt, and no watermark is drawn. It samples the first steps for frame 1 alone, so it computes "
-        "fewer rows: *UNet rows*, of which *deep* go through the middle block. *Balanced* is ZS² with [key frames](#keyframes). "
+        "fewer rows: *UNet rows*, of which *deep* go through the middle block. *Balanced* is ZS² with [anchors](#anchors). "
         + (f"Of ZS²'s time the averages take {percent(hooks)}, which is what it adds to a plain batch, but for a few draws of noise: "
            "where the ratio says more or less, that is the machine's doing.\n\n" if hooks is not None else "\n\n")
         + table(("method", "s per clip", "ZS² / method", "quartiles", "UNet rows", "deep", "ZS²'s rows / method's"), lines)

@@ -16,9 +16,9 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, TextToVideoZeroPipeline
 from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from zs2_lib.hosts import diffusers as host
-from zs2_lib.noise import frame_seeds
-from zs2_lib.settings import Settings
+from zs2_lib.hosts.diffusers import sampling as host
+from zs2_lib.core.noise import frame_seeds
+from zs2_lib.settings.table import Settings
 
 from . import metrics
 from .judge import load_judge

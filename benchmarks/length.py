@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from zs2_lib.hosts import diffusers as host
-from zs2_lib.settings import Settings
-from zs2_lib.video import write_clip
+from zs2_lib.hosts.diffusers import sampling as host
+from zs2_lib.settings.table import Settings
+from zs2_lib.media.write import write_clip
 
 from . import metrics
 from .clips import GUIDANCE, load

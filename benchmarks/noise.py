@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from zs2_lib.noise import dependency_noise, frame_seeds, kl_divergence
+from zs2_lib.core.noise import dependency_noise, frame_seeds, kl_divergence
 
 from . import metrics
 from .document import PLAIN, ZS2, Figures, Target, label, label_ends, table

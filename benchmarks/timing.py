@@ -15,7 +15,7 @@ from multiprocessing import get_context
 
 import torch
 
-from zs2_lib.attention import TemporalMomentum
+from zs2_lib.core.momentum import TemporalMomentum
 
 
 def seconds(run: Callable[[], object], repeat: int = 1, clock: Callable[[], float] | None = None) -> float:

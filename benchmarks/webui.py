@@ -11,7 +11,7 @@ from . import metrics
 from .document import PLAIN, ZS2, Figures, Target, megabytes, table, time_bars
 
 TITLE = "In the WebUI"
-HOST_TESTS = Path(__file__).resolve().parent.parent / "tests" / "host"
+HOST_TESTS = Path(__file__).resolve().parent.parent / "tests" / "hosts" / "webui"
 SHORT, LONG, PER_PASS = 8, 64, 8
 PLAIN_BAR, TIME_BAR, MEMORY_BAR = 1.02, 8.2, 1.05
 

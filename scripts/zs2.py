@@ -8,8 +8,8 @@ from modules import script_callbacks, scripts
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
-from zs2_lib import panel
-from zs2_lib.hosts import a1111, controlnet, source, webui
+from zs2_lib.ui import panel
+from zs2_lib.hosts.webui import a1111, a1111_controlnet as controlnet, edit as source, job as webui
 
 
 log = logging.getLogger("zs2")

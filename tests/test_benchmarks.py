@@ -17,11 +17,11 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import __main__ as command
 from benchmarks import clip as whole_clip
-from benchmarks import clip_score, document, keyframes, ladders, metrics, noise, timing
+from benchmarks import clip_score, document, anchors, ladders, metrics, noise, timing
 from benchmarks.clips import Job, decode, describe, load, sample, text2video_zero_times
 from benchmarks.judge import BACKGROUNDS, COLOURS, SHAPES, example_prompts, load_judge
-from zs2_lib.hosts.diffusers import TINY_SD
-from zs2_lib.keyframes import PRESETS, phase_of
+from zs2_lib.hosts.diffusers.sampling import TINY_SD
+from zs2_lib.core.anchors import PRESETS, phase_of
 
 PROMPT = "a red circle on a blue background"
 
@@ -239,9 +239,9 @@ def test_links_of_the_readme_lead_to_rows_of_the_document():
     page = command.ROOT / "docs" / "benchmarks.md"
     if not page.exists():
         pytest.skip("docs/benchmarks.md has not been measured yet: python -m benchmarks")
-    anchors = re.findall(r"docs/benchmarks\.md#([\w-]+)", (command.ROOT / "README.md").read_text(encoding="utf-8"))
+    links = re.findall(r"docs/benchmarks\.md#([\w-]+)", (command.ROOT / "README.md").read_text(encoding="utf-8"))
     text = page.read_text(encoding="utf-8")
-    assert anchors and [anchor for anchor in anchors if f'<a id="{anchor}">' not in text] == []
+    assert links and [anchor for anchor in links if f'<a id="{anchor}">' not in text] == []
 
 
 def test_the_document_follows_from_the_raw_numbers(measured, capsys):
@@ -264,13 +264,13 @@ def test_other_sections_are_kept(measured, monkeypatch):
 
 
 def test_whole_clips(tmp_path, monkeypatch):
-    """All rows of a clip are counted, with guidance: those of the deep blocks apart, which key frames save."""
+    """All rows of a clip are counted, with guidance: those of the deep blocks apart, which anchors save."""
     monkeypatch.setattr(whole_clip, "in_turns", lambda runs, rounds: {name: [1.0, 1.0, 2.0] for name in runs})
     data = whole_clip.compare(None, None, frames=8, steps=5, rounds=3)
     rows = {name: tuple(counts) for name, counts in data["rows"].items()}
     assert rows.pop("ZS²") == rows.pop("plain batch") == (80, 80)
     everywhere, deep = rows.pop("ZS², balanced")
-    assert everywhere == 80 and 32 <= deep < 80  # a step of 5 at least in full, and a key frame at least in each other
+    assert everywhere == 80 and 32 <= deep < 80  # a step of 5 at least in full, and an anchor at least in each other
     everywhere, deep = rows.pop("Text2Video-Zero")
     assert everywhere == deep > 2 * 8 and not rows
 
@@ -360,24 +360,24 @@ def test_the_papers_prompts():
     assert len(prompts) == len(set(prompts)) > 60
 
 
-# --- key frames ------------------------------------------------------------------------------------------
+# --- anchors ------------------------------------------------------------------------------------------
 
 def counted(deep: float) -> list[dict]:
-    """What `operations` counts of a UNet of which so much is deep: at the second step of stride 2 frames 0, 1, 3, 5, 7 are key frames."""
+    """What `operations` counts of a UNet of which so much is deep: at the second step of stride 2 frames 0, 1, 3, 5, 7 are anchors."""
     return [{"model": "sd1", "pixels": 512, "frames": 8, "stride": 2, "depth": "medium", "operations": 1, "ratio": 1 - deep + deep * 5 / 8}]
 
 
 def test_cost_of_key_frames():
-    assert keyframes.cost(counted(0.6), 1, "medium") == pytest.approx(1)
-    assert keyframes.cost(counted(0.6), 1, "medium", every=2) == pytest.approx(0.7)
-    assert keyframes.cost(counted(0.6), 4, "medium", 1.0) == pytest.approx(1)
-    # stride 2: at even steps frames 0, 2, 4, 6 are key frames, at odd ones 0, 1, 3, 5, 7
-    assert keyframes.cost(counted(0.6), 2, "medium", 0.6, steps=4) == pytest.approx(0.5 + 0.5 * (0.4 + 0.6 * (4 + 5) / 16))
+    assert anchors.cost(counted(0.6), 1, "medium") == pytest.approx(1)
+    assert anchors.cost(counted(0.6), 1, "medium", every=2) == pytest.approx(0.7)
+    assert anchors.cost(counted(0.6), 4, "medium", 1.0) == pytest.approx(1)
+    # stride 2: at even steps frames 0, 2, 4, 6 are anchors, at odd ones 0, 1, 3, 5, 7
+    assert anchors.cost(counted(0.6), 2, "medium", 0.6, steps=4) == pytest.approx(0.5 + 0.5 * (0.4 + 0.6 * (4 + 5) / 16))
 
 
 def test_the_part_that_is_deep_follows_from_the_operations_of_any_stride():
-    """Counted at SD 1.5's widths, in a small picture and 4 frames: at the second step of strides 2 and 4 three are key frames."""
-    ratios = {(row["depth"], row["stride"]): row["ratio"] for row in keyframes.operations("sd1", 8, 4)}
+    """Counted at SD 1.5's widths, in a small picture and 4 frames: at the second step of strides 2 and 4 three are anchors."""
+    ratios = {(row["depth"], row["stride"]): row["ratio"] for row in anchors.operations("sd1", 8, 4)}
     assert 0.2 < ratios["strong", 2] < ratios["medium", 2] < ratios["gentle", 2] < 1
     for depth in ("gentle", "medium", "strong"):
         keys = {stride: len({0} | {frame for frame in range(4) if frame % stride == phase_of(1, stride)}) for stride in (2, 4, 8)}
@@ -385,21 +385,21 @@ def test_the_part_that_is_deep_follows_from_the_operations_of_any_stride():
         assert max(deep) - min(deep) < 0.01 * max(deep)
 
 
-def test_key_frames_become_a_page(pipe, tmp_path):
+def test_anchors_become_a_page(pipe, tmp_path):
     """From clips of a few steps, the exact one first."""
-    task = {"prompt": PROMPT, "attributes": (0, 0, 0), "seed": 3, "frames": 3, "steps": 3, "variants": keyframes.BY_PRESET}
-    clip = keyframes.quality(pipe, load_judge(), task)
-    assert [one["variant"] for one in clip] == [*keyframes.BY_PRESET]
+    task = {"prompt": PROMPT, "attributes": (0, 0, 0), "seed": 3, "frames": 3, "steps": 3, "variants": anchors.BY_PRESET}
+    clip = anchors.quality(pipe, load_judge(), task)
+    assert [one["variant"] for one in clip] == [*anchors.BY_PRESET]
     assert clip[0]["difference"] == 0 < clip[1]["difference"]
-    document.save(tmp_path, "keyframes", {
-        "section": "keyframes", "date": "2026-01-02", "seconds": 3.0, "quick": True, "checkpoint": "tiny", **document.surroundings(),
+    document.save(tmp_path, "anchors", {
+        "section": "anchors", "date": "2026-01-02", "seconds": 3.0, "quick": True, "checkpoint": "tiny", **document.surroundings(),
         "data": {
             "presets": {name: [*preset, 1] for name, preset in PRESETS.items()}, "steps": 3, "frames": 3, "operations": counted(0.6),
             "clips": [clip], "times": [{"model": "sd1", "pixels": 64, "frames": 3, "stride": 8, "depth": "medium", "rounds": 1,
                                         "plain": 2.0, "ratio": 0.5}],
         },
     })
-    text = document.render(tmp_path, ["keyframes"], command.section).read_text(encoding="utf-8")
-    assert all(f'<a id="keyframes-{bar}"></a>' in text for bar in ("cost", "fidelity", "motion"))
+    text = document.render(tmp_path, ["anchors"], command.section).read_text(encoding="utf-8")
+    assert all(f'<a id="anchors-{bar}"></a>' in text for bar in ("cost", "fidelity", "motion"))
     assert all(f"| {preset} | " in text for preset in PRESETS) and "nan" not in text.lower()
-    assert (tmp_path / "benchmarks" / "keyframes_by_cost.png").stat().st_size > 5000
+    assert (tmp_path / "benchmarks" / "anchors_by_cost.png").stat().st_size > 5000

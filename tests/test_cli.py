@@ -11,11 +11,11 @@ from PIL import Image
 
 pytest.importorskip("diffusers")
 
-from zs2_lib import __main__ as cli  # noqa: E402
-from zs2_lib.hosts import diffusers as host  # noqa: E402
-from zs2_lib.keyframes import PRESETS  # noqa: E402
-from zs2_lib.settings import Settings  # noqa: E402
-from zs2_lib.video import FORMATS  # noqa: E402
+from zs2_lib import cli  # noqa: E402
+from zs2_lib.hosts.diffusers import sampling as host  # noqa: E402
+from zs2_lib.core.anchors import PRESETS  # noqa: E402
+from zs2_lib.settings.table import Settings  # noqa: E402
+from zs2_lib.media.write import FORMATS  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "a red circle on a blue background"
@@ -66,7 +66,7 @@ def test_every_format(pipe, tmp_path, capsys):
         f"{PROMPT}\nNegative prompt: green: dark, small\nSteps: 2, Sampler: DDIM, CFG scale: 5, Seed: 1, Size: 64x64, "
         'Model: tiny-sd, ZS2 frames: 3, ZS2 fps: 5, ZS2 motion: "0:0.01, 2:0.05", ZS2 inertia: 0, ZS2 momentum: 0.98, '
         "ZS2 loop: False, ZS2 noise model: dependency, ZS2 alpha: 0.9, ZS2 candidates: 1, ZS2 solver: exact, "
-        "ZS2 frames per pass: 0, ZS2 keyframe stride: 1, ZS2 keyframe depth: medium, ZS2 keyframe start: 0.18, ZS2 formats: mp4 gif webp apng webm png"
+        "ZS2 frames per pass: 0, ZS2 anchor stride: 1, ZS2 anchor depth: medium, ZS2 anchor start: 0.18, ZS2 formats: mp4 gif webp apng webm png"
     )
     for format, file in zip(FORMATS, files):
         if format in ("mp4", "webm"):
@@ -98,12 +98,12 @@ def test_the_clip_is_that_of_the_library(pipe, tmp_path):
 @pytest.mark.parametrize(("arguments", "expected"), [
     ([], PRESETS["exact"]),
     (["--speed", "fast"], PRESETS["fast"]),
-    (["--speed", "fast", "--keyframe-stride", "3"], (3, *PRESETS["fast"][1:])),
-    (["--keyframe-depth", "gentle", "--speed", "balanced"], (PRESETS["balanced"][0], "gentle", PRESETS["balanced"][2])),
+    (["--speed", "fast", "--anchor-stride", "3"], (3, *PRESETS["fast"][1:])),
+    (["--anchor-depth", "gentle", "--speed", "balanced"], (PRESETS["balanced"][0], "gentle", PRESETS["balanced"][2])),
 ])
 def test_speed_sets_what_is_not_given(arguments, expected):
     settings = cli.read_settings(cli.parser().parse_args([PROMPT, "-o", "clip.mp4", *arguments]), ("mp4",))
-    assert (settings.keyframe_stride, settings.keyframe_depth, settings.keyframe_start) == expected
+    assert (settings.anchor_stride, settings.anchor_depth, settings.anchor_start) == expected
 
 
 @pytest.mark.parametrize("as_file", [False, True], ids=["text", "file"])
@@ -141,7 +141,7 @@ def test_a_fresh_process_without_network(tmp_path):
         "import socket, sys\n"
         "def no_network(*args, **kwargs): sys.exit('the network was used')\n"
         "socket.getaddrinfo = socket.create_connection = socket.socket.connect = no_network\n"
-        "from zs2_lib.__main__ import main\n"
+        "from zs2_lib.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_", "DIFFUSERS_"))}
@@ -209,8 +209,8 @@ def test_an_interrupt_while_writing_leaves_the_old_clip(pipe, tmp_path, monkeypa
     (["--noise-model", "depend"], "--noise-model: 'depend' is not allowed; give one of \"dependency\""),
     (["--alpha", "2"], "--alpha: 2 is not allowed; give a number from 0 to 1"),
     (["--frames-per-pass", "-1"], "--frames-per-pass: -1 is not allowed; give a whole number from 0 to 1024"),
-    (["--keyframe-stride", "17"], "--keyframe-stride: 17 is not allowed; give a whole number from 1 to 16"),
-    (["--keyframe-depth", "strongest"], '--keyframe-depth: \'strongest\' is not allowed; give one of "gentle", "medium", "strong"'),
+    (["--anchor-stride", "17"], "--anchor-stride: 17 is not allowed; give a whole number from 1 to 16"),
+    (["--anchor-depth", "strongest"], '--anchor-depth: \'strongest\' is not allowed; give one of "gentle", "medium", "strong"'),
     (["--speed", "faster"], '--speed: \'faster\' is not allowed; give one of "exact", "balanced", "fast"; did you mean "fast"?'),
     (["--loop", "--noise-model", "mixed"], 'loop: true is not allowed with noise_model "mixed"'),
     (["--prompts", "0: a\n0: b"], "--prompts: '0: a\\n0: b' is not allowed: frame 0 has two prompts; give each frame once"),

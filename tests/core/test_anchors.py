@@ -1,0 +1,550 @@
+"""Anchor passes against a UNet whose blocks are run by hand in float64, in `ldm`'s UNetModel and in diffusers'
+UNet2DConditionModel with random weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from unet_classes import diffusers_unet, hooked, ldm_unet, normals, random_weights
+
+from zs2_lib.core import anchors
+from zs2_lib.core.momentum import PROJECTIONS, TemporalMomentum
+from zs2_lib.core.anchors import DEPTHS, GROWTH, Anchors, AnchorRows, deep_control_modules, deep_modules, phase_of
+from zs2_lib.core.rows import Rows
+from zs2_lib.core.passes import Passes
+
+FRAMES = 10
+MOMENTUM = [0.3, 0.98, 0.6, 0.5, 1.0, 0.7, 0.9, 0.2, 0.8, 0.95]
+LAYOUTS = {
+    "blocks": Rows.blocks(FRAMES, 2),
+    "interleaved": Rows(  # two prompts joined by AND, then the negative one
+        tuple(frame for frame in range(FRAMES) for _ in "ab") + tuple(range(FRAMES)),
+        ("a", "b") * FRAMES + ("negative",) * FRAMES,
+    ),
+    "pix2pix": Rows.blocks(FRAMES, 3),
+}
+CUTS = {"gentle": 6, "medium": 3, "strong": 2}
+"""The first deep one of the blocks going down, of UNets with two resnets a level."""
+layouts = pytest.mark.parametrize("rows", LAYOUTS.values(), ids=LAYOUTS)
+depths = pytest.mark.parametrize("depth", DEPTHS)
+CONFIGS = Path(anchors.__file__).parents[1] / "hosts" / "diffusers" / "configs"
+
+
+@pytest.fixture(scope="module", params=[ldm_unet, diffusers_unet], ids=["ldm", "diffusers"])
+def unet(request) -> nn.Module:
+    return request.param()
+
+
+@pytest.fixture(autouse=True)
+def no_hook_is_left(request):
+    yield
+    if "unet" in request.fixturenames:
+        assert hooked(request.getfixturevalue("unet")) == []
+
+
+def inputs(rows: Rows, frames: int = FRAMES, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, timesteps and text of a call: each frame has a noise near the one before, each guidance group a prompt."""
+    groups = list(dict.fromkeys(rows.groups))
+    noise = 0.3 * normals(frames, 4, 8, 8, seed=seed).cumsum(0)
+    return (
+        noise[list(rows.frames)],
+        torch.full((len(rows),), 500),
+        normals(len(groups), 7, 24, seed=1)[[groups.index(group) for group in rows.groups]],
+    )
+
+
+def call(unet: nn.Module, *args) -> torch.Tensor:
+    output = unet(*args)
+    return getattr(output, "sample", output)
+
+
+def sample(unet, rows, stride, depth="medium", momentum=MOMENTUM, frames_per_pass=FRAMES, cuts=(), dtype=torch.float32):
+    """A sampler's second step (the first computes all frames), whose rows the host cuts into calls before the rows `cuts`, and
+    `Passes` those into passes.
+    """
+    with TemporalMomentum(momentum) as attention, Anchors(attention, stride, depth) as keys:
+        attention.attach(unet)
+        keys.attach(unet)
+        passes = Passes(attention, frames_per_pass, keys)
+        for step in range(2):
+            x, t, text = inputs(rows, seed=step)
+            x, text = x.to(dtype), text.to(dtype)
+            passes.restart(step)
+            result = torch.cat([
+                passes.run(functools.partial(call, unet), rows.take(part.tolist()), x[part], t[part], text[part])
+                for part in torch.arange(len(rows)).tensor_split(cuts)
+            ])
+        return result
+
+
+# --- the reference ------------------------------------------------------------------------------------------
+
+def sequences(rows: Rows, stride: int, phase: int = 0) -> list[list[int]]:
+    """For each guidance group, the row numbers of its anchors: the last of a call is none only if it ends the clip."""
+    result = []
+    for group in dict.fromkeys(rows.groups):
+        own = [row for row in range(len(rows)) if rows.groups[row] == group]
+        keys = [row for row in own if rows.frames[row] == 0 or rows.frames[row] % stride == phase]
+        ends_clip = keys and rows.frames[own[-1]] == FRAMES - 1
+        result.append(keys if ends_clip or own[-1] in keys else [*keys, own[-1]])
+    return result
+
+
+def average_weights(frames: list[int], momentum) -> torch.Tensor:
+    """W of K̈ = W K over `frames` alone, in float64: a frame keeps the product of the momenta since the one before."""
+    w = torch.zeros(len(frames), len(frames), dtype=torch.float64)
+    w[0, 0] = 1
+    for i in range(1, len(frames)):
+        kept = math.prod(momentum[frame] for frame in range(frames[i - 1] + 1, frames[i] + 1))
+        w[i] = kept * w[i - 1]
+        w[i, i] += 1 - kept
+    return w
+
+
+def in_float64(unet: nn.Module, monkeypatch) -> nn.Module:
+    unet = copy.deepcopy(unet).double()
+    for module in unet.modules():
+        if isinstance(module, nn.GroupNorm):  # ldm's works in float32
+            module.forward = functools.partial(nn.GroupNorm.forward, module)
+    if hasattr(unet, "input_blocks"):
+        monkeypatch.setattr("ldm.modules.attention._ATTN_PRECISION", "as given")
+    return unet
+
+
+def blocks_by_hand(unet: nn.Module) -> tuple[list, callable, list, callable, callable]:
+    """The UNet as functions of (h, emb, text): going down, middle, up, output; and emb of the timesteps."""
+    if hasattr(unet, "input_blocks"):
+        from ldm.modules.diffusionmodules.util import timestep_embedding
+
+        return (list(unet.input_blocks), unet.middle_block, list(unet.output_blocks), unet.out,
+                lambda t: unet.time_embed(timestep_embedding(t, unet.model_channels).double()))
+
+    def attended(resnet, attention, sampler=None):
+        def block(h, emb, text):
+            h = resnet(h, emb)
+            h = attention(h, encoder_hidden_states=text, return_dict=False)[0] if attention else h
+            return sampler(h) if sampler else h
+        return block
+
+    down, up = [lambda h, emb, text: unet.conv_in(h)], []
+    for level in unet.down_blocks:
+        down += [attended(*pair) for pair in zip(level.resnets, getattr(level, "attentions", [None] * 2))]
+        if level.downsamplers:
+            down.append(lambda h, emb, text, sampler=level.downsamplers[0]: sampler(h))
+    for level in unet.up_blocks:
+        samplers = [None, None, level.upsamplers[0] if level.upsamplers else None]
+        up += [attended(*three) for three in zip(level.resnets, getattr(level, "attentions", [None] * 3), samplers)]
+    return (down, lambda h, emb, text: unet.mid_block(h, emb, encoder_hidden_states=text), up,
+            lambda h: unet.conv_out(nn.functional.silu(unet.conv_norm_out(h))),
+            lambda t: unet.time_embedding(unet.time_proj(t).double()))
+
+
+def reference(unet, rows, stride, depth, momentum, monkeypatch, seed=0, kept=None, phase=0) -> tuple[torch.Tensor, torch.Tensor]:
+    """The step in float64, and the deep output: shallow blocks on all rows, deep ones on key rows, straight lines between
+    them, shallow blocks. With the deep output `kept` of all rows, a row is as far off the line as then, times how much further
+    apart its anchors are.
+    """
+    unet = in_float64(unet, monkeypatch)
+    x, t, text = (value.double() for value in inputs(rows, seed=seed))
+    down, middle, up, out, embed = blocks_by_hand(unet)
+    cut, groups = CUTS[depth], sequences(rows, stride, phase)
+    now = {"sequences": [[row for row in range(len(rows)) if rows.groups[row] == g] for g in dict.fromkeys(rows.groups)],
+           "frames": rows.frames}
+
+    def average(module, args, output):
+        for sequence in now["sequences"]:
+            output[sequence] = torch.einsum(
+                "fg, gnc -> fnc", average_weights([now["frames"][row] for row in sequence], momentum), output[sequence])
+        return output
+
+    for name, module in unet.named_modules():
+        if name.endswith(PROJECTIONS):
+            module.register_forward_hook(average)
+    everything, emb, skips = dict(now), embed(t), []
+    for block in down[:cut]:
+        x = block(x, emb, text)
+        skips.append(x)
+    keys = sorted(row for sequence in groups for row in sequence)
+    now.update(sequences=[[keys.index(row) for row in sequence] for sequence in groups], frames=[rows.frames[row] for row in keys])
+    h, inner = x[keys], []
+    for block in down[cut:]:
+        h = block(h, emb[keys], text[keys])
+        inner.append(h)
+    h = middle(h, emb[keys], text[keys])
+    for block in up[:len(up) - cut]:
+        h = block(torch.cat([h, inner.pop()], 1), emb[keys], text[keys])
+    now.update(everything)
+    x = torch.empty(len(rows), *h.shape[1:], dtype=torch.float64)
+    for row, (frame, group) in enumerate(zip(rows.frames, rows.groups)):
+        line = sorted((rows.frames[key], position) for position, key in enumerate(keys) if rows.groups[key] == group)
+        (after, b) = next((pair for pair in line if pair[0] >= frame), line[-1])
+        (before, a) = next(pair for pair in reversed(line) if pair[0] <= frame)
+        share = (frame - before) / (after - before) if after > before else 0
+        x[row] = h[a] + share * (h[b] - h[a])
+        if kept is not None and row not in keys:
+            then_a, then_b = kept[keys[a]], kept[keys[b]]
+            c = a if after > before else line[-2][1]  # a frame after the last anchor follows the line before it
+            growth = ((h[b] - h[c]).norm() / (then_b - kept[keys[c]]).norm()).clamp(*GROWTH)
+            x[row] += growth * (kept[row] - then_a - share * (then_b - then_a))
+    deep = x
+    for block in up[len(up) - cut:]:
+        x = block(torch.cat([x, skips.pop()], 1), emb, text)
+    return out(x), deep
+
+
+# --- which blocks, which rows -------------------------------------------------------------------------------
+
+@depths
+def test_deep_modules_are_the_blocks_after_the_cut(depth):
+    unet, cut = ldm_unet(), CUTS[depth]
+    assert len(unet.input_blocks) == len(unet.output_blocks) == 9
+    expected = [*unet.input_blocks[cut:], unet.middle_block, *unet.output_blocks[:9 - cut]]
+    assert all(a is b for a, b in zip(deep_modules(unet, depth), expected, strict=True))
+
+
+@pytest.mark.parametrize(("channel_mult", "resnets", "cuts"), [
+    ((1, 2, 3), 1, {"gentle": 4, "medium": 2, "strong": 1}),  # the tiny checkpoint
+    ((1, 2), 1, {"gentle": 2, "medium": 2, "strong": 1}),
+    ((1, 2, 4, 4), 2, {"gentle": 6, "medium": 3, "strong": 2}),  # SD 1.x, 2.x
+])
+@depths
+def test_cut_of_unets_of_other_shapes(channel_mult, resnets, cuts, depth):
+    unet = ldm_unet(channel_mult=channel_mult, num_res_blocks=resnets, attention_resolutions=(1,))
+    assert deep_modules(unet, depth)[0] is unet.input_blocks[cuts[depth]]
+
+
+@pytest.mark.parametrize(("name", "first", "last"), [
+    ("sd1", {"gentle": "down_blocks.1.downsamplers.0", "medium": "down_blocks.0.downsamplers.0", "strong": "down_blocks.0.resnets.1"},
+     {"gentle": "up_blocks.1.upsamplers.0", "medium": "up_blocks.2.upsamplers.0", "strong": "up_blocks.3.attentions.0"}),
+    ("sdxl", {"gentle": "down_blocks.1.downsamplers.0", "medium": "down_blocks.0.downsamplers.0", "strong": "down_blocks.0.resnets.1"},
+     {"gentle": "up_blocks.0.upsamplers.0", "medium": "up_blocks.1.upsamplers.0", "strong": "up_blocks.2.resnets.0"}),
+])
+@depths
+def test_deep_modules_of_the_published_shapes(name, first, last, depth):
+    UNet = pytest.importorskip("diffusers", reason="needs diffusers").UNet2DConditionModel
+    with torch.device("meta"):
+        unet = UNet.from_config(json.loads((CONFIGS / name / "unet" / "config.json").read_text()))
+    modules = deep_modules(unet, depth)
+    assert modules[0] is unet.get_submodule(first[depth]) and modules[-1] is unet.get_submodule(last[depth])
+    assert any(module is unet.mid_block for module in modules) and len(set(map(id, modules))) == len(modules)
+
+
+def test_model_without_such_blocks():
+    with TemporalMomentum([0.5] * 4) as attention, pytest.raises(ValueError, match="Linear has no blocks .* stride 1"):
+        Anchors(attention, 2).attach(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(("rows", "stride", "index", "previous"), [
+    (Rows.blocks(6, 1), 2, [0, 2, 4, 5], [-1, 0, 2, 4]),
+    (Rows.blocks(5, 2), 4, [0, 4, 5, 9], [-1, 0, -1, 0]),
+    (Rows.blocks(3, 1), 16, [0, 2], [-1, 0]),
+    (Rows((5, 6, 7, 8, 9), (0,) * 5), 4, [3, 4], [4, 8]),  # a pass after one that ended on frame 4
+    (Rows((3, 4, 5, 0, 1), (0, 0, 0, 1, 1)), 4, [1, 2, 3, 4], [2, 4, -1, 0]),  # a call from inside a group
+    (Rows((0, 0, 1, 1, 2), (0, 1, 0, 1, 0)), 3, [0, 1, 3, 4], [-1, -1, 0, 0]),
+])
+def test_key_rows(rows, stride, index, previous):
+    """Of a call that is not the clip's last."""
+    keys = AnchorRows.of(rows, stride)
+    assert list(keys.index) == index and list(keys.rows.previous) == previous
+    for row, (after, weight) in enumerate(zip(keys.after, keys.weight)):
+        start, end = keys.rows.previous[after], keys.rows.frames[after]
+        assert keys.rows.groups[after] == rows.groups[row] and start < rows.frames[row] <= end
+        assert weight * start + (1 - weight) * end == pytest.approx(rows.frames[row])
+
+
+@pytest.mark.parametrize(("rows", "phase", "index", "after", "weight"), [
+    (Rows.blocks(8, 1), 2, [0, 2, 6], [0, 1, 1, 2, 2, 2, 2, 2], [0, 0.5, 0, 0.75, 0.5, 0.25, 0, 0]),
+    (Rows.blocks(8, 1), 3, [0, 3, 7], [0, 1, 1, 1, 2, 2, 2, 2], [0, 2 / 3, 1 / 3, 0, 0.75, 0.5, 0.25, 0]),
+    (Rows.blocks(8, 1), 0, [0, 4], [0, 1, 1, 1, 1, 1, 1, 1], [0, 0.75, 0.5, 0.25, 0, 0, 0, 0]),
+    (Rows((6, 7), (0, 0)), 1, [1], [0, 0], [0.5, 0]),  # none of a call that has no other
+])
+def test_frames_after_the_last_key_frame_follow_it(rows, phase, index, after, weight):
+    keys = AnchorRows.of(rows, 4, phase, clip_end=7)
+    assert list(keys.index) == index and list(keys.after) == after
+    assert keys.weight == pytest.approx(weight)
+
+
+@pytest.mark.parametrize("stride", range(2, 17))
+def test_every_frame_has_its_turn(stride):
+    assert sorted(phase_of(step, stride) for step in range(1, stride + 1)) == list(range(stride))
+
+
+# --- against the reference ----------------------------------------------------------------------------------
+
+@layouts
+@depths
+@pytest.mark.parametrize("stride", [2, 4])
+def test_step_is_the_reference(unet, rows, depth, stride, monkeypatch):
+    _, deep = reference(unet, rows, 1, depth, MOMENTUM, monkeypatch)
+    expected, _ = reference(unet, rows, stride, depth, MOMENTUM, monkeypatch, seed=1, kept=deep, phase=phase_of(1, stride))
+    result = sample(unet, rows, stride, depth)
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=4e-5)
+    assert (sample(unet, rows, 1) - result).abs().max() > 1e-2  # it makes a difference here
+
+
+def test_stride_of_the_reference_itself(unet, monkeypatch):
+    """With all frames anchors, the blocks by hand are the UNet."""
+    rows = LAYOUTS["blocks"]
+    expected, _ = reference(unet, rows, 1, "medium", MOMENTUM, monkeypatch, seed=1)
+    torch.testing.assert_close(sample(unet, rows, 1).double(), expected, rtol=0, atol=2e-5)
+
+
+def two_steps(unet, rows, depth="medium", frames_per_pass=FRAMES, start=0.0, groups=None) -> list[torch.Tensor]:
+    """The first two of four steps of the sampler, the first in full at least; `groups` are those that take part in it."""
+    with TemporalMomentum(MOMENTUM) as attention, Anchors(attention, 4, depth, start) as keys:
+        attention.attach(unet)
+        keys.attach(unet)
+        passes, results = Passes(attention, frames_per_pass, keys), []
+        for step in range(2):
+            index = [row for row in range(len(rows)) if step or not groups or rows.groups[row] in groups]
+            passes.restart(step, step / 4)
+            results.append(passes.run(functools.partial(call, unet), rows.take(index), *(value[index] for value in inputs(rows, seed=step))))
+        return results
+
+
+@layouts
+@depths
+@pytest.mark.parametrize("frames_per_pass", [2, FRAMES])
+def test_frames_keep_their_distance_from_the_line(unet, rows, depth, frames_per_pass, monkeypatch):
+    full, deep = reference(unet, rows, 1, depth, MOMENTUM, monkeypatch)
+    expected, _ = reference(unet, rows, 4, depth, MOMENTUM, monkeypatch, seed=1, kept=deep, phase=phase_of(1, 4))
+    first, second = two_steps(unet, rows, depth, frames_per_pass)
+    torch.testing.assert_close(first.double(), full, rtol=0, atol=2e-5)
+    torch.testing.assert_close(second.double(), expected, rtol=0, atol=4e-5)
+
+
+@pytest.mark.parametrize(("start", "in_full"), [(0, 1), (0.2, 1), (0.3, 2), (1, 2)])
+def test_steps_up_to_the_start_are_exact(unet, start, in_full):
+    rows = LAYOUTS["blocks"]
+    for step, result in enumerate(two_steps(unet, rows, start=start)):
+        with TemporalMomentum(MOMENTUM) as attention:
+            attention.attach(unet)
+            exact = Passes(attention, FRAMES).run(functools.partial(call, unet), rows, *inputs(rows, seed=step))
+        assert torch.equal(result, exact) == (step < in_full)
+
+
+def test_group_that_was_not_there_at_the_step_before(unet, monkeypatch):
+    """Guidance that is skipped at some steps: nothing is kept of it, and its deep output itself is interpolated."""
+    rows = LAYOUTS["blocks"]
+    _, with_both = two_steps(unet, rows)
+    _, with_first = two_steps(unet, rows, groups=(0,))
+    lines, _ = reference(unet, rows, 4, "medium", MOMENTUM, monkeypatch, seed=1, phase=phase_of(1, 4))
+    torch.testing.assert_close(with_first[:FRAMES], with_both[:FRAMES], rtol=0, atol=2e-5)
+    torch.testing.assert_close(with_first[FRAMES:].double(), lines[FRAMES:], rtol=0, atol=4e-5)
+
+
+@layouts
+@depths
+@pytest.mark.parametrize("frames_per_pass", [1, 2, 3, 5, 7])
+def test_passes_equal_one_batch(unet, rows, depth, frames_per_pass):
+    whole = sample(unet, rows, 3, depth)
+    parts = sample(unet, rows, 3, depth, frames_per_pass=frames_per_pass)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("layout", ["blocks", "interleaved"])
+@pytest.mark.parametrize("cuts", [(14,), (5, 17), (1, 3, 13)])
+@pytest.mark.parametrize("frames_per_pass", [1, 2, 5])
+def test_calls_that_end_inside_a_group(unet, layout, cuts, frames_per_pass):
+    """A group's last frame in a call is an anchor, and the next call goes on from it."""
+    rows = LAYOUTS[layout]
+    whole = sample(unet, rows, 4, cuts=cuts)
+    parts = sample(unet, rows, 4, cuts=cuts, frames_per_pass=frames_per_pass)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=2e-5)
+
+
+def test_first_frame_is_the_still(unet):
+    rows = LAYOUTS["blocks"]
+    x, t, text = inputs(rows, seed=1)
+    still = [0, FRAMES]
+    expected = call(unet, x[still], t[still], text[still])
+    torch.testing.assert_close(sample(unet, rows, 4)[still], expected, rtol=0, atol=2e-5)
+
+
+def test_longer_clip_has_the_same_beginning(unet):
+    """Up to the last anchor, which at this step is frame 3 or 7: what follows it may be made of others in a longer clip."""
+    result = sample(unet, Rows.blocks(FRAMES, 1), 4)
+    for frames in range(5, FRAMES):
+        shorter = sample(unet, Rows.blocks(frames, 1), 4, momentum=MOMENTUM[:frames])
+        same = frames // 4 * 4
+        torch.testing.assert_close(shorter[:same], result[:same], rtol=0, atol=2e-5)
+
+
+def test_frames_that_are_alike_are_exact(unet):
+    """Where nothing moves there is nothing to interpolate."""
+    rows = Rows.blocks(FRAMES, 1)
+    x, t, text = (value[:1].expand(FRAMES, *value.shape[1:]).clone() for value in inputs(rows))
+    with TemporalMomentum(MOMENTUM) as attention, Anchors(attention, 4, "strong") as keys:
+        keys.attach(unet)
+        result = Passes(attention, FRAMES, keys).run(functools.partial(call, unet), rows, x, t, text)
+    torch.testing.assert_close(result, call(unet, x, t, text), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.3), (torch.float16, 0.04)])
+def test_half_precision(dtype, tolerance):
+    unet, rows = diffusers_unet(), LAYOUTS["blocks"]
+    expected = sample(unet, rows, 4)
+    half = unet.to(dtype)
+    result = sample(half, rows, 4, dtype=dtype)
+    assert result.dtype == dtype
+    assert (result.float() - expected).abs().max() < tolerance
+    torch.testing.assert_close(sample(half, rows, 4, dtype=dtype, frames_per_pass=3), result, rtol=0, atol=tolerance)
+
+
+# --- the hooks ----------------------------------------------------------------------------------------------
+
+@depths
+def test_anchors_alone_pass_the_deep_blocks(unet, depth):
+    rows, seen = LAYOUTS["blocks"], []
+    watched = [module for block in deep_modules(unet, depth) for module in block.modules() if isinstance(module, nn.Conv2d)]
+    handles = [module.register_forward_hook(lambda _, args, output: seen.append(len(output))) for module in watched]
+    try:
+        sample(unet, rows, 4, depth)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert seen[:len(watched)] == [2 * FRAMES] * len(watched)  # the first step
+    assert seen[len(watched):] == [2 * 3] * len(watched)  # frames 0, 3, 7
+
+
+@pytest.mark.parametrize(("stride", "frames"), [(1, 8), (4, 1)])
+def test_off_sets_no_hook(unet, stride, frames):
+    with TemporalMomentum([0.0] * frames) as attention, Anchors(attention, stride) as keys:
+        keys.attach(unet)
+        assert hooked(unet) == [] and keys.is_identity
+
+
+def test_calls_that_are_not_the_clips_pass_unchanged(unet):
+    args = inputs(LAYOUTS["blocks"])
+    plain = call(unet, *args)
+    with TemporalMomentum(MOMENTUM) as attention, Anchors(attention, 4) as keys:
+        keys.attach(unet)
+        assert torch.equal(call(unet, *args), plain) and keys.carried == {}
+
+
+def test_scope_removes_its_hooks_after_an_exception(unet):
+    rows = LAYOUTS["blocks"]
+    with pytest.raises(ZeroDivisionError):
+        with TemporalMomentum(MOMENTUM) as attention, Anchors(attention, 4) as keys:
+            keys.attach(unet)
+            keys.begin(rows)
+            call(unet, *inputs(rows))
+            1 / 0
+    assert keys.carried == {}
+
+
+def test_hooks_follow_to_another_unet():
+    base, refiner = ldm_unet(), ldm_unet()
+    with TemporalMomentum([0.5] * 4) as attention, Anchors(attention, 2) as keys:
+        keys.attach(base)
+        count = len(hooked(base))
+        keys.attach(refiner)
+        assert (hooked(base), len(hooked(refiner))) == ([], count)
+        keys.attach(base)
+        assert (len(hooked(base)), hooked(refiner)) == (count, [])
+    assert hooked(base) == hooked(refiner) == []
+
+
+def test_rows_that_do_not_fit_the_call(unet):
+    with TemporalMomentum(MOMENTUM) as attention, Anchors(attention, 2) as keys:
+        keys.attach(unet)
+        keys.begin(Rows.blocks(4, 1))
+        with pytest.raises(RuntimeError, match="saw 20 rows in a UNet call of 4; .* stride to 1"):
+            call(unet, *inputs(LAYOUTS["blocks"]))
+
+
+def test_anchor_without_its_predecessor(unet):
+    rows = Rows((5, 6, 7, 8), (0,) * 4)
+    with TemporalMomentum([0.0] * FRAMES) as attention, Anchors(attention, 4) as keys:
+        keys.attach(unet)
+        keys.kept[0, 0] = torch.zeros(1)  # of a step before
+        keys.restart(1)
+        keys.begin(rows)
+        with pytest.raises(RuntimeError, match="frame 7 of guidance group 0 did not come after the anchor 4; .* switch it off"):
+            call(unet, *inputs(rows))
+
+
+# --- out of memory ------------------------------------------------------------------------------------------
+
+def run_with_memory_for(unet, frames: int, stride: int) -> tuple[torch.Tensor, list[int]]:
+    """A second step in which memory runs out, after the deep blocks, in passes of more than so many frames; and the sizes of passes."""
+    rows, sizes = Rows.blocks(FRAMES, 2), []
+
+    def forward(*args):
+        output = call(unet, *args)
+        sizes.append(len(output) // 2)
+        if sizes[-1] > frames:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return output
+
+    with TemporalMomentum(MOMENTUM) as attention, Anchors(attention, stride) as keys:
+        attention.attach(unet)
+        keys.attach(unet)
+        passes = Passes(attention, FRAMES, keys)
+        passes.restart(0)
+        passes.run(functools.partial(call, unet), rows, *inputs(rows))
+        passes.restart(1)
+        return passes.run(forward, rows, *inputs(rows, seed=1)), sizes
+
+
+@pytest.mark.parametrize(("memory", "stride", "expected"), [
+    (9, 4, [10, 4, 6]), (6, 4, [10, 4, 6]), (3, 2, [10, 4, 2, 2, 2, 2, 2]), (4, 3, [10, 3, 3, 4]),
+])
+def test_out_of_memory_goes_down_to_one_gap_with_the_same_result(unet, memory, stride, expected):
+    result, sizes = run_with_memory_for(unet, memory, stride)
+    assert sizes == expected
+    torch.testing.assert_close(result, sample(unet, Rows.blocks(FRAMES, 2), stride), rtol=0, atol=2e-5)
+
+
+def test_memory_too_small_for_one_gap_names_the_remedy(unet):
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="out of memory; 6 frames .* lower anchor_stride"):
+        run_with_memory_for(unet, 3, 4)
+
+
+# --- ControlNet ---------------------------------------------------------------------------------------------
+
+@depths
+def test_control_model_runs_its_deep_blocks_on_key_frames(depth):
+    diffusers = pytest.importorskip("diffusers", reason="needs diffusers")
+    unet = diffusers_unet()
+    control = random_weights(diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 16)))
+    rows, cut = Rows.blocks(FRAMES, 2), CUTS[depth]
+    x, t, text = inputs(rows)
+    hint = normals(len(rows), 3, 16, 16, seed=4)
+
+    def residuals():
+        down, middle = control(x, t, text, hint, return_dict=False)
+        return [*down, middle]
+
+    plain = residuals()
+    with TemporalMomentum([0.0] * FRAMES) as attention, Anchors(attention, 4, depth) as keys:
+        keys.attach(unet, control, control)  # of two units that share a model
+        assert all(map(torch.equal, residuals(), plain))
+        keys.begin(rows)
+        given = residuals()
+        output = unet(x, t, text, down_block_additional_residuals=given[:-1], mid_block_additional_residual=given[-1]).sample
+    index = [0, 4, 8, 10, 14, 18]
+    for number, (mine, theirs) in enumerate(zip(given, plain, strict=True)):
+        kept = index if number >= cut else slice(None)
+        torch.testing.assert_close(mine[kept], theirs[kept], rtol=0, atol=2e-5)
+    assert hooked(control) == []
+    exact = unet(x, t, text, down_block_additional_residuals=plain[:-1], mid_block_additional_residual=plain[-1]).sample
+    torch.testing.assert_close(output[[0, FRAMES]], exact[[0, FRAMES]], rtol=0, atol=2e-5)
+
+
+def test_deep_modules_of_a_control_model_of_the_webui():
+    """`cldm`'s ControlNet: the way down of an `ldm` UNet, with a convolution for each block's residual."""
+    control = ldm_unet()
+    del control.output_blocks
+    control.zero_convs = nn.ModuleList(nn.Conv2d(1, 1, 1) for _ in control.input_blocks)
+    control.middle_block_out = nn.Conv2d(1, 1, 1)
+    expected = [*control.input_blocks[3:], control.middle_block, *control.zero_convs[3:], control.middle_block_out]
+    assert all(a is b for a, b in zip(deep_control_modules(control, "medium"), expected, strict=True))

@@ -1,0 +1,659 @@
+"""Clips by the pipelines of diffusers: the real UNet with the project's tiny checkpoint."""
+
+import copy
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+pytest.importorskip("diffusers")
+
+from diffusers import (  # noqa: E402
+    AutoencoderKL,
+    CosineDPMSolverMultistepScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSDEScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    TCDScheduler,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+)
+from safetensors.torch import load_file, save_file  # noqa: E402
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection  # noqa: E402
+
+from zs2_lib.hosts.diffusers import sampling as host  # noqa: E402
+from zs2_lib.core.noise import ClipNoise  # noqa: E402
+from zs2_lib.settings.table import Settings  # noqa: E402
+
+PROMPT = "a red circle on a blue background"
+SEED = 5
+STEPS = 3
+SIZE = 64
+"""Pixels of most clips here; the checkpoint's own 128 take four times as long."""
+LATENTS = (4, SIZE // 8, SIZE // 8)
+SCHEDULERS = {
+    "DDIM": (DDIMScheduler, {}, {}),
+    "DDIM eta 1": (DDIMScheduler, {}, {"eta": 1.0}),
+    "DDIM v-prediction": (DDIMScheduler, {"prediction_type": "v_prediction"}, {}),
+    "DDPM": (DDPMScheduler, {}, {}),
+    "PNDM": (PNDMScheduler, {"skip_prk_steps": True}, {}),
+    "Euler": (EulerDiscreteScheduler, {}, {}),
+    "Euler a": (EulerAncestralDiscreteScheduler, {}, {}),
+    "Heun": (HeunDiscreteScheduler, {}, {}),
+    "DPM2 a": (KDPM2AncestralDiscreteScheduler, {}, {}),
+    "DPM++ 2M": (DPMSolverMultistepScheduler, {}, {}),
+    "DPM++ 2M SDE": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}, {}),
+    "DPM++ SDE": (DPMSolverSDEScheduler, {"noise_sampler_seed": 7}, {}),
+    "LCM": (LCMScheduler, {}, {}),
+    "TCD eta .5": (TCDScheduler, {}, {"eta": 0.5}),
+    "UniPC": (UniPCMultistepScheduler, {}, {}),
+}
+STOCHASTIC = ["DDIM eta 1", "DDPM", "Euler a", "DPM2 a", "DPM++ 2M SDE", "DPM++ SDE", "LCM", "TCD eta .5"]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return host.load_pipeline(device="cpu")
+
+
+@pytest.fixture
+def pipe(loaded):
+    """The tiny checkpoint with its scheduler, whatever the test before has set; no test may leave a trace in it."""
+    scheduler = loaded.scheduler
+    loaded.set_progress_bar_config(disable=True)
+    yield loaded
+    loaded.scheduler = scheduler
+    assert_untouched(loaded)
+
+
+@pytest.fixture(scope="module")
+def xl_pipe(loaded):
+    """SDXL in small, with random weights."""
+    torch.manual_seed(0)
+    text = dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, vocab_size=49408,
+        bos_token_id=49406, eos_token_id=49407, projection_dim=48,
+    )
+    return StableDiffusionXLPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=[32, 64], down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+            latent_channels=4, sample_size=64,
+        ),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**text)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**text)).eval(),
+        tokenizer=loaded.tokenizer,
+        tokenizer_2=loaded.tokenizer,
+        unet=UNet2DConditionModel(
+            block_out_channels=[32, 64], layers_per_block=1, sample_size=32, attention_head_dim=[2, 4],
+            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+            transformer_layers_per_block=[1, 2], cross_attention_dim=64, use_linear_projection=True,
+            addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 48,
+        ).eval(),
+        scheduler=DDIMScheduler.from_config(loaded.scheduler.config),
+        add_watermarker=False,
+    )
+
+
+def use(pipe, name):
+    """Puts the scheduler `name` on the pipeline; returns the pipeline's arguments that belong to it."""
+    if name == "DPM++ SDE":
+        pytest.importorskip("torchsde")
+    cls, config, options = SCHEDULERS[name]
+    pipe.scheduler = cls.from_config(pipe.scheduler.config, **config)
+    return options
+
+
+def clip(pipe, settings, prompt=PROMPT, seed=SEED, steps=STEPS, **options):
+    """Latents (frames, channels, height, width)."""
+    return host.sample_latents(pipe, prompt, settings, seed, steps=steps, width=SIZE, height=SIZE, **options)
+
+
+def plain(pipe, seed=SEED, steps=STEPS, guidance=5.0, size=SIZE, **options):
+    """What the pipeline gives without ZS²."""
+    return pipe(
+        PROMPT, num_inference_steps=steps, guidance_scale=guidance, width=size, height=size,
+        generator=torch.Generator().manual_seed(seed), **options,
+    ).images
+
+
+def clip_noise(frames, motion=0.05, seed=SEED):
+    """The initial noise of the clip (frames, *LATENTS)."""
+    return ClipNoise(seed, [motion] * frames).draw(torch.randn(1, *LATENTS, generator=torch.Generator().manual_seed(seed)))
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+def assert_untouched(pipe):
+    assert "forward" not in vars(pipe.unet)
+    assert "prepare_latents" not in vars(pipe)
+    assert "encode_prompt" not in vars(pipe)
+    assert "step" not in vars(pipe.scheduler)
+    assert not any(module._forward_hooks for module in pipe.unet.modules())
+
+
+# --- frame 1 -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_frame_1_is_the_still(pipe, name):
+    options = use(pipe, name)
+    still = plain(pipe, **options)[0]
+    frames = list(host.sample_clip(pipe, PROMPT, Settings(frames=2), SEED, steps=STEPS, width=SIZE, height=SIZE, **options))
+    assert len(frames) == 2
+    assert abs(pixels(frames[0]) - pixels(still)).max() <= 2
+
+
+def test_frame_1_is_the_still_with_the_defaults(pipe):
+    frames = list(host.sample_clip(pipe, PROMPT, Settings(), SEED))
+    assert [frame.size for frame in frames] == [(128, 128)] * 8
+    assert abs(pixels(frames[0]) - pixels(plain(pipe, steps=20, size=128)[0])).max() <= 2
+
+
+def test_frame_1_is_the_still_in_float16_noise(pipe):
+    """Noise drawn in half precision, as on CUDA: frame 1 has the very numbers."""
+    noise = ClipNoise(SEED, [0.05] * 3)
+    with host.CorrelatedDraws(noise):
+        frames = torch.randn((3, 4, 8, 8), generator=torch.Generator().manual_seed(SEED), dtype=torch.float16)
+    still = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(SEED), dtype=torch.float16)
+    assert frames.dtype == torch.float16 and frames.shape == (3, 4, 8, 8)
+    assert torch.equal(frames[:1], still)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "Euler a"])
+@pytest.mark.parametrize("guidance", [5.0, 1.0])
+def test_one_frame_is_bit_identical_to_the_pipeline_alone(pipe, name, guidance):
+    options = use(pipe, name)
+    still = plain(pipe, guidance=guidance, output_type="latent", **options)
+    assert torch.equal(clip(pipe, Settings(frames=1), guidance=guidance, **options), still)
+
+
+def test_decoded_frames_are_those_of_the_pipeline(pipe):
+    latents = clip(pipe, Settings(frames=3))
+    decoded = pipe.image_processor.postprocess(pipe.vae.decode(latents / pipe.vae.config.scaling_factor)[0].detach())
+    for ours, theirs in zip(host.decode_frames(pipe, latents), decoded):
+        assert abs(pixels(ours) - pixels(theirs)).max() <= 1
+
+
+# --- prompts by frame ----------------------------------------------------------------------------------
+
+OTHER = "a yellow star on a green background"
+KEYFRAMES = f"0: {PROMPT}\n4: {OTHER}"
+ALONE = {"frames": 5, "motion": 0, "momentum": 0}
+"""Each frame is the still of its own prompt."""
+
+
+@pytest.mark.parametrize("guidance", [5.0, 1.0])
+@pytest.mark.parametrize("options", [{}, {"negative_prompt": "dark"}], ids=["", "negative prompt"])
+def test_every_frame_has_its_own_prompt(pipe, guidance, options):
+    """Against the pipeline alone, given embeddings blended in float64."""
+    latents = clip(pipe, Settings(**ALONE, prompts=KEYFRAMES), "", guidance=guidance, **options)
+    ends = [pipe.encode_prompt(prompt, "cpu", 1, guidance > 1, **options) for prompt in (PROMPT, OTHER)]
+    for frame in range(5):
+        blend = ((1 - frame / 4) * ends[0][0].double() + frame / 4 * ends[1][0].double()).float()
+        still = pipe(
+            prompt_embeds=blend, negative_prompt_embeds=ends[0][1], num_inference_steps=STEPS, guidance_scale=guidance, width=SIZE,
+            height=SIZE, generator=torch.Generator().manual_seed(SEED), output_type="latent",
+        ).images
+        assert (latents[frame] - still[0]).abs().max() < 1e-4
+    assert (latents[4] - latents[0]).abs().max() > 0.1
+
+
+def test_the_prompt_comes_before_those_of_the_frames(pipe):
+    latents = clip(pipe, Settings(**ALONE, prompts="0: on a blue background\n4: on a green background"), "a red circle")
+    for frame, colour in ((0, "blue"), (4, "green")):
+        still = clip(pipe, Settings(frames=1), f"a red circle, on a {colour} background")
+        assert (latents[frame] - still[0]).abs().max() < 1e-4
+
+
+def test_prompts_in_passes_of_any_size(pipe):
+    whole, parts = (clip(pipe, Settings(frames=6, frames_per_pass=size, prompts=KEYFRAMES), "") for size in (6, 2))
+    assert (whole - parts).abs().max() < 1e-4
+
+
+# --- momentum ------------------------------------------------------------------------------------------
+
+def reference(pipe, momentum, guidance):
+    """A clip by hooks written from the paper's equation (2), all frames in one call, correlated initial latents."""
+    frames, groups = len(momentum), 2 if guidance > 1 else 1
+
+    def average(module, inputs, output):
+        output = output.view(groups, frames, *output.shape[1:]).clone()
+        for i in range(1, frames):
+            output[:, i] = momentum[i] * output[:, i - 1] + (1 - momentum[i]) * output[:, i]
+        return output.flatten(0, 1)
+
+    projections = [module for name, module in pipe.unet.named_modules() if name.endswith(("attn1.to_k", "attn1.to_v"))]
+    assert len(projections) == 20
+    handles = [module.register_forward_hook(average) for module in projections]
+    try:
+        return plain(pipe, guidance=guidance, latents=clip_noise(frames), num_images_per_prompt=frames, output_type="latent")
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("momentum", [0, 1])
+@pytest.mark.parametrize("guidance", [5.0, 1.0])
+def test_limits_of_momentum_are_exact(pipe, momentum, guidance):
+    """μ = 0 is plain self-attention, μ = 1 the keys and values of frame 1, bit for bit."""
+    got = clip(pipe, Settings(frames=3, momentum=momentum), guidance=guidance)
+    assert torch.equal(got, reference(pipe, [momentum] * 3, guidance))
+
+
+def test_momentum_is_the_running_average(pipe):
+    settings = Settings(frames=5, momentum="0:0.9, 4:0.5")
+    expected = reference(pipe, settings.momentum.values(5), 5.0)
+    assert (clip(pipe, settings) - expected).abs().max() < 1e-4
+    assert (clip(pipe, Settings(frames=5, momentum=0)) - expected).abs().max() > 0.1  # it does something
+
+
+@pytest.mark.parametrize("guidance", [5.0, 1.0])
+def test_passes_of_any_size_give_the_same_clip(pipe, guidance):
+    whole = clip(pipe, Settings(frames=7, frames_per_pass=7), guidance=guidance)
+    for frames in (1, 2, 3, 5):
+        parts = clip(pipe, Settings(frames=7, frames_per_pass=frames), guidance=guidance)
+        assert (parts - whole).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("stride", "depth"), [(4, "medium"), (2, "strong"), (3, "gentle")])
+@pytest.mark.parametrize("guidance", [5.0, 1.0])
+def test_anchors(pipe, stride, depth, guidance):
+    """Frame 1 is the still, passes of any size give the same clip, and it is near the exact one."""
+    settings = {"frames": 7, "anchor_stride": stride, "anchor_depth": depth}
+    whole = clip(pipe, Settings(**settings, frames_per_pass=7), guidance=guidance)
+    for frames in (1, 2, 5):
+        assert (clip(pipe, Settings(**settings, frames_per_pass=frames), guidance=guidance) - whole).abs().max() < 1e-4
+    assert (whole[0] - plain(pipe, guidance=guidance, output_type="latent")).abs().max() < 1e-4
+    exact = clip(pipe, Settings(frames=7), guidance=guidance)
+    distance, motion = (whole - exact).abs().mean(), exact.diff(dim=0).abs().mean()
+    assert 0 < distance < motion
+
+
+def test_anchors_of_one_frame_or_stride_1_are_the_exact_method(pipe):
+    for frames, stride in ((1, 4), (3, 1)):
+        exact, same = (clip(pipe, Settings(frames=frames, **more)) for more in ({}, {"anchor_stride": stride, "anchor_depth": "strong"}))
+        assert torch.equal(exact, same)
+
+
+# --- noise ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["DDIM", "Euler a", "DPM++ SDE"])
+def test_longer_clips_begin_like_shorter_ones(pipe, name):
+    options = use(pipe, name)
+    short = clip(pipe, Settings(frames=2), **options)
+    long = clip(pipe, Settings(frames=4), **options)
+    assert (long[:2] - short).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["DDIM", "Euler a", "DPM++ SDE"])
+def test_clips_are_deterministic(pipe, name):
+    options = use(pipe, name)
+    first, again = (clip(pipe, Settings(frames=2), **options) for _ in range(2))
+    other = clip(pipe, Settings(frames=2), seed=SEED + 1, **options)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_motion_0_is_a_still(pipe, name):
+    """Every draw of the scheduler follows the frames' mixing: nothing moves at all."""
+    options = use(pipe, name)
+    latents = clip(pipe, Settings(frames=3, motion=0), **options)
+    assert (latents - latents[:1]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name in STOCHASTIC if name != "DPM2 a"])  # that one takes more steps to converge
+def test_frames_change_less_than_with_later_noise_of_their_own(pipe, name):
+    """Measured over these seeds: a tenth to a quarter as much, the initial latents being the same."""
+    motion, seeds = 0.001, (5, 6, 7)
+    ours = alone = 0
+    for seed in seeds:
+        options = use(pipe, name)
+        ours += change(clip(pipe, Settings(frames=3, motion=motion, momentum=0), seed=seed, steps=6, **options))
+
+        options = use(pipe, name)
+        if name == "DPM++ SDE":
+            pipe.scheduler.noise_sampler_seed = [1, 2, 3]
+        latents = clip_noise(3, motion, seed)
+        alone += change(plain(pipe, seed, steps=6, latents=latents, num_images_per_prompt=3, output_type="latent", **options))
+    assert ours < 0.5 * alone
+
+
+def change(latents):
+    return (latents[1:] - latents[:-1]).abs().mean().item()
+
+
+@pytest.mark.parametrize("values", [{"loop": True}, {"noise_model": "mixed"}, {"noise_model": "independent"}, {"inertia": 1}])
+def test_noise_models(pipe, values):
+    use(pipe, "Euler a")
+    latents = clip(pipe, Settings(frames=3, **values))
+    assert latents.shape == (3, *LATENTS) and latents.isfinite().all()
+    assert change(latents) > 0.01
+
+
+def test_draws_that_cannot_be_correlated_are_refused():
+    with host.CorrelatedDraws(ClipNoise(SEED, [0.05] * 3)):
+        with pytest.raises(RuntimeError, match=r"shape \(2, 4, 8, 8\).*3 frames.*DDIMScheduler"):
+            torch.randn(2, 4, 8, 8)
+        with pytest.raises(RuntimeError, match="torch's normal_.*DDIMScheduler"):
+            torch.empty(3, 4, 8, 8).normal_()
+        assert torch.randn_like(torch.empty(3, 4, 8, 8)).shape == (3, 4, 8, 8)
+
+
+# --- no trace is left ----------------------------------------------------------------------------------
+
+def test_everything_is_undone(pipe):
+    before = plain(pipe, output_type="latent")
+    clip(pipe, Settings(frames=3))
+    assert_untouched(pipe)
+    assert torch.equal(plain(pipe, output_type="latent"), before)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "DPM++ SDE"])
+def test_everything_is_undone_after_an_error(pipe, name):
+    use(pipe, name)
+    before = plain(pipe, output_type="latent")
+
+    def stop(progress):
+        if progress.step == 2 and progress.frames == (3, 4):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        clip(pipe, Settings(frames=4, frames_per_pass=2), progress=stop)
+    assert_untouched(pipe)
+    assert torch.equal(plain(pipe, output_type="latent"), before)
+
+
+def test_progress(pipe):
+    seen = []
+    clip(pipe, Settings(frames=5, frames_per_pass=2), steps=2, progress=seen.append)
+    assert [(at.step, at.steps, at.frames) for at in seen] == [
+        (1, 2, (1, 2)), (1, 2, (3, 4)), (1, 2, (5, 5)), (2, 2, (1, 2)), (2, 2, (3, 4)), (2, 2, (5, 5))
+    ]
+    assert [at.done for at in seen] == pytest.approx([0, 0.2, 0.4, 0.5, 0.7, 0.9])
+
+
+def test_out_of_memory_halves_the_passes(pipe, caplog):
+    whole = clip(pipe, Settings(frames=6))
+    forward, sizes = pipe.unet.forward, []
+
+    def small_memory(sample, *args, **kwargs):
+        output = forward(sample, *args, **kwargs)
+        sizes.append(len(sample))
+        if len(sample) > 2 * 2 and len(sizes) > 2:  # memory runs out in the second step, after the average has run
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return output
+
+    pipe.unet.forward = small_memory
+    try:
+        with host.ClipSampling(pipe, Settings(frames=6, frames_per_pass=3), SEED) as sampling:
+            parts = pipe(
+                PROMPT, num_inference_steps=STEPS, guidance_scale=5.0, num_images_per_prompt=6,
+                width=SIZE, height=SIZE, generator=torch.Generator().manual_seed(SEED), output_type="latent",
+            ).images
+        assert pipe.unet.forward is small_memory
+    finally:
+        del pipe.unet.forward
+    assert sampling.passes.reduced_to == 1
+    assert sizes == [6, 6, 6] + [2] * 6 * (STEPS - 1)
+    assert "Out of memory with 3 frames" in caplog.text
+    assert (parts - whole).abs().max() < 1e-4
+
+
+# --- SDXL ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("guidance", [5.0, 1.0])
+def test_sdxl(xl_pipe, guidance):
+    xl_pipe.set_progress_bar_config(disable=True)
+    still = plain(xl_pipe, steps=2, guidance=guidance)[0]
+    settings = Settings(frames=4, motion=0.3)
+    frames = list(host.sample_clip(xl_pipe, PROMPT, settings, SEED, steps=2, guidance=guidance, width=SIZE, height=SIZE))
+    assert abs(pixels(frames[0]) - pixels(still)).max() <= 2
+    assert abs(pixels(frames[3]) - pixels(still)).max() > 10
+
+    whole = clip(xl_pipe, Settings(frames=4, frames_per_pass=4), steps=2, guidance=guidance)
+    parts = clip(xl_pipe, Settings(frames=4, frames_per_pass=3), steps=2, guidance=guidance)
+    assert (whole - parts).abs().max() < 1e-4
+    assert_untouched(xl_pipe)
+
+
+@pytest.mark.parametrize("depth", ["gentle", "medium", "strong"])
+def test_anchors_in_sdxl(xl_pipe, depth):
+    xl_pipe.set_progress_bar_config(disable=True)
+    whole, parts = (
+        clip(xl_pipe, Settings(frames=6, frames_per_pass=size, anchor_stride=3, anchor_depth=depth), steps=2) for size in (6, 2)
+    )
+    assert (whole - parts).abs().max() < 1e-4
+    assert_untouched(xl_pipe)
+
+
+def test_prompts_by_frame_in_sdxl(xl_pipe):
+    """The pooled embeddings are blended as well."""
+    xl_pipe.set_progress_bar_config(disable=True)
+    latents = clip(xl_pipe, Settings(**ALONE, prompts=KEYFRAMES), "", steps=2)
+    ends = [xl_pipe.encode_prompt(prompt) for prompt in (PROMPT, OTHER)]
+    assert (ends[0][2] - ends[1][2]).abs().max() > 0.1
+    for frame in range(5):
+        blend = [(1 - frame / 4) * a + frame / 4 * b for a, b in zip(*ends)]
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        still = xl_pipe(
+            **dict(zip(names, blend)), num_inference_steps=2, guidance_scale=5.0, width=SIZE, height=SIZE,
+            generator=torch.Generator().manual_seed(SEED), output_type="latent",
+        ).images
+        assert (latents[frame] - still[0]).abs().max() < 1e-4
+    assert (latents[4] - latents[0]).abs().max() > 1e-3
+    assert_untouched(xl_pipe)
+
+
+# --- half precision ------------------------------------------------------------------------------------
+
+half_on_cpu = pytest.mark.skipif(torch.__version__ < (2, 2), reason="torch before 2.2 has no float16 on CPUs")
+
+
+@half_on_cpu
+def test_half_precision():
+    """As on CUDA: noise is drawn, and everything computed, in float16."""
+    pipe = host.load_pipeline(device="cpu").to(torch.float16)
+    pipe.set_progress_bar_config(disable=True)
+    use(pipe, "Euler a")
+    still = plain(pipe, steps=2)[0]
+    latents = clip(pipe, Settings(frames=2, frames_per_pass=1), steps=2)
+    assert latents.dtype == torch.float16
+    assert abs(pixels(next(host.decode_frames(pipe, latents))) - pixels(still)).max() <= 2
+
+
+@half_on_cpu
+def test_half_precision_of_sdxl(xl_pipe):
+    """The VAE decodes in float32, as in the pipeline, and is in float16 again afterwards."""
+    pipe = StableDiffusionXLPipeline(**copy.deepcopy(xl_pipe.components), add_watermarker=False).to(torch.float16)
+    pipe.set_progress_bar_config(disable=True)
+    still = plain(pipe, steps=2)[0]
+    frames = list(host.sample_clip(pipe, PROMPT, Settings(frames=2), SEED, steps=2, width=SIZE, height=SIZE))
+    assert abs(pixels(frames[0]) - pixels(still)).max() <= 2
+    assert pipe.vae.dtype == torch.float16
+
+
+# --- what is refused -----------------------------------------------------------------------------------
+
+def test_other_pipelines_are_refused(pipe):
+    with pytest.raises(ValueError, match="StableDiffusionImg2ImgPipeline; give a StableDiffusionPipeline or"):
+        host.check_pipeline(StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False))
+
+
+def test_schedulers_with_noise_of_their_own_are_refused(pipe):
+    pytest.importorskip("torchsde")
+    pipe.scheduler = CosineDPMSolverMultistepScheduler()
+    with pytest.raises(ValueError, match="CosineDPMSolverMultistepScheduler.*DDIMScheduler"):
+        clip(pipe, Settings(frames=2))
+
+
+def test_fused_projections_are_refused(pipe):
+    attention = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    attention.fused_projections = True
+    try:
+        with pytest.raises(ValueError, match="unfuse_qkv_projections"):
+            clip(pipe, Settings(frames=2))
+    finally:
+        attention.fused_projections = False
+
+
+def test_compiled_unets_are_refused(pipe):
+    unet = pipe.unet
+    pipe.unet = torch.compile(unet)
+    try:
+        with pytest.raises(ValueError, match="compiled UNet; set pipe.unet = pipe.unet._orig_mod"):
+            clip(pipe, Settings(frames=2))
+    finally:
+        pipe.unet = unet
+
+
+def test_wrong_arguments_are_refused(pipe):
+    with pytest.raises(ValueError, match="one prompt"):
+        clip(pipe, Settings(frames=2), prompt=[PROMPT, PROMPT])
+    with pytest.raises(ValueError, match="latents: cannot be given"):
+        clip(pipe, Settings(frames=2), latents=torch.zeros(2, 4, 16, 16))
+    with host.ClipSampling(pipe, Settings(frames=2), SEED), pytest.raises((ValueError, RuntimeError), match="3.*2 frames"):
+        pipe(PROMPT, num_images_per_prompt=3, num_inference_steps=1)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def folder(loaded, tmp_path_factory):
+    """The tiny checkpoint as a folder in the format of diffusers."""
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    loaded.save_pretrained(path)
+    return path
+
+
+def test_a_folder_gives_the_same_clip(pipe, folder):
+    other = host.load_pipeline(folder, device="cpu")
+    other.set_progress_bar_config(disable=True)
+    assert other.unet.dtype == torch.float32
+    assert torch.equal(clip(other, Settings(frames=2), steps=2), clip(pipe, Settings(frames=2), steps=2))
+
+
+def test_a_folder_with_pickled_weights_is_refused(folder, tmp_path):
+    copy = tmp_path / "pickled"
+    for file in folder.rglob("*"):
+        if file.is_file():
+            target = copy / file.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(file)
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(host.ModelError, match="pickled.*can run code.*safetensors"):
+        host.load_pipeline(copy, device="cpu")
+
+
+@pytest.mark.parametrize("name, message", [
+    ("model.ckpt", "no .safetensors file.*convert"),
+    ("pytorch_model.bin", "no .safetensors file.*convert"),
+    ("broken.safetensors", "cannot be loaded"),
+])
+def test_other_files_are_refused(tmp_path, name, message):
+    file = tmp_path / name
+    file.write_bytes(b"\x80\x04")
+    with pytest.raises(host.ModelError, match=message):
+        host.load_pipeline(file, device="cpu")
+
+
+def test_models_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(host.ModelError, match="'owner/name'.*nothing is downloaded"):
+        host.load_pipeline("owner/name")
+    with pytest.raises(host.ModelError, match="no model_index.json"):
+        host.load_pipeline(tmp_path)
+    with pytest.raises(host.ModelError, match="config.*no folder"):
+        host.load_pipeline(host.TINY_SD / "tiny-sd.safetensors", tmp_path / "none")
+
+
+def test_folders_of_other_pipelines_are_refused(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(host.ModelError, match="FluxPipeline; ZS² works with StableDiffusionPipeline and"):
+        host.load_pipeline(tmp_path)
+
+
+def test_a_single_file_of_another_shape_needs_a_configuration():
+    with pytest.raises(host.ModelError, match="--config"):
+        host.load_pipeline(host.TINY_SD / "tiny-sd.safetensors", device="cpu")
+    pipe = host.load_pipeline(host.TINY_SD / "tiny-sd.safetensors", host.TINY_SD / "diffusers-config", device="cpu")
+    assert isinstance(pipe.scheduler, DDIMScheduler)
+
+
+def test_the_kind_of_a_single_file(tmp_path):
+    def kind(*names, channels=4):
+        tensors = {name: torch.zeros(1) for name in names}
+        tensors["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(8, channels, 3, 3)
+        save_file(tensors, tmp_path / "model.safetensors")
+        return host.model_kind(tmp_path / "model.safetensors")
+
+    sd1, sd2 = "cond_stage_model.transformer.text_model.final_layer_norm.bias", "cond_stage_model.model.transformer.resblocks.0.ln_1.bias"
+    sdxl = "conditioner.embedders.1.model.transformer.resblocks.0.ln_1.bias"
+    assert host.model_kind(host.TINY_SD / "tiny-sd.safetensors") == "sd1"
+    assert (kind(sd1), kind(sd2), kind(sdxl)) == ("sd1", "sd2", "sdxl")
+    with pytest.raises(host.ModelError, match="inpainting"):
+        kind(sd1, channels=9)
+    with pytest.raises(host.ModelError, match="Instruct-Pix2Pix"):
+        kind(sd1, channels=8)
+    with pytest.raises(host.ModelError, match="refiner"):
+        kind("conditioner.embedders.0.model.transformer.resblocks.0.ln_1.bias")
+    save_file({"lora_unet_x.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
+    with pytest.raises(host.ModelError, match="LoRA"):
+        host.model_kind(tmp_path / "lora.safetensors")
+
+
+@pytest.mark.parametrize("kind, component, parameters", [
+    ("sd1", "unet", 859_520_964),
+    ("sd2", "unet", 865_910_724),
+    ("sdxl", "unet", 2_567_463_684),
+    ("sd1", "vae", 83_653_863),
+    ("sd1", "text_encoder", 123_060_480),
+    ("sdxl", "text_encoder_2", 694_659_840),
+])
+def test_configurations_have_the_released_models_shapes(kind, component, parameters):
+    folder = host.CONFIGS / kind / component
+    with torch.device("meta"):
+        if component == "unet":
+            model = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder))
+        elif component == "vae":
+            model = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
+        else:
+            cls = CLIPTextModelWithProjection if component == "text_encoder_2" else CLIPTextModel
+            model = cls(CLIPTextConfig.from_pretrained(folder))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_what_the_unet_predicts_is_found_out(pipe):
+    assert host.predicts_noise(pipe)
+    forward = pipe.unet.forward
+    alpha = pipe.scheduler.alphas_cumprod[-1].item()
+
+    def velocity(x, timestep, *args, **kwargs):
+        """v = √ᾱ ε - √(1 - ᾱ) x₀ of the tiny checkpoint's ε."""
+        noise = forward(x, timestep, *args, **kwargs).sample
+        clean = ((x - math.sqrt(1 - alpha) * noise) / math.sqrt(alpha)).clamp(-3, 3)
+        return UNet2DConditionOutput(math.sqrt(alpha) * noise - math.sqrt(1 - alpha) * clean)
+
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+
+    pipe.unet.forward = velocity
+    try:
+        assert not host.predicts_noise(pipe)
+        host._find_prediction_type(pipe, host.TINY_SD / "tiny-sd.safetensors")
+        assert pipe.scheduler.config.prediction_type == "v_prediction"
+    finally:
+        del pipe.unet.forward

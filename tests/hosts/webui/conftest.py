@@ -1,0 +1,93 @@
+"""The host tests: a real WebUI on the tiny checkpoint. They need ZS2_WEBUI, the folder of an installed WebUI.
+
+    ZS2_WEBUI=~/stable-diffusion-webui python -m pytest tests/hosts/webui
+
+Those of ControlNet need the extension sd-webui-controlnet as well, among the WebUI's extensions or at ZS2_CONTROLNET.
+The WebUI runs on a data directory of its own: nobody's models, outputs, settings and extensions are touched.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import models
+import pytest
+from host import started
+from report import Compatibility
+from webui import Installation
+
+HERE = Path(__file__).resolve().parent
+INSTALLATION = Installation.from_environment()
+COMPATIBILITY = pytest.StashKey[Compatibility]()
+OURS = pytest.StashKey[set]()
+UNSET = "ZS2_WEBUI is not set: give it the folder of an installed WebUI"
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: starts a WebUI of its own, or takes more than a minute")
+    config.stash[COMPATIBILITY] = Compatibility()
+
+
+def pytest_collection_modifyitems(config, items):
+    ours = [item for item in items if HERE in item.path.parents]
+    config.stash[OURS] = {item.nodeid for item in ours}
+    if INSTALLATION is None:
+        for item in ours:
+            item.add_marker(pytest.mark.skip(reason=UNSET))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if report.nodeid in config.stash.get(OURS, ())]
+    if skipped:
+        reasons = sorted({report.longrepr[2] for report in skipped})
+        terminalreporter.section("host tests NOT RUN", red=True, bold=True)
+        terminalreporter.line(f"{len(skipped)} tests against a real WebUI did not run: {'; '.join(reasons)}", red=True)
+    if note := config.stash[COMPATIBILITY].note:
+        terminalreporter.section("compatibility")
+        terminalreporter.line(note)
+
+
+@pytest.fixture(scope="session")
+def installation() -> Installation:
+    if not INSTALLATION.python.exists():
+        pytest.fail(f"no Python at {INSTALLATION.python}: set ZS2_WEBUI_PYTHON to the one the WebUI runs on")
+    INSTALLATION.install_extension(models.ROOT)
+    return INSTALLATION
+
+
+@pytest.fixture(scope="session")
+def models_folder(tmp_path_factory) -> Path:
+    return models.make(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def start(installation, models_folder, tmp_path_factory):
+    """Starts a WebUI: `with start("--medvram") as host:`; with `extension=False` one that does not have ZS², with
+    `controlnet=True` one that has sd-webui-controlnet as well.
+    """
+
+    def start_host(*flags: str, **extensions: bool):
+        return started(installation, models_folder, tmp_path_factory.mktemp("data"), *flags, **extensions)
+
+    return start_host
+
+
+@pytest.fixture(scope="session")
+def host(start):
+    """The WebUI that most tests share."""
+    with start() as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def controlnet_host(start, installation):
+    """A WebUI with the extension sd-webui-controlnet."""
+    if installation.controlnet is None:
+        pytest.skip("sd-webui-controlnet is not installed: set ZS2_CONTROLNET to its folder")
+    with start(controlnet=True) as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def compatibility(request) -> Compatibility:
+    return request.config.stash[COMPATIBILITY]

@@ -1,0 +1,114 @@
+"""A running WebUI as the tests see it: stills, clips, the probe; and how pictures are compared."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from webui import Background, Client, Installation, Result, Server
+
+STILL = {
+    "prompt": "a red circle on a blue background", "seed": 11, "steps": 7, "width": 128, "height": 128, "cfg_scale": 5,
+    "sampler_name": "Euler",
+}
+CLIP = {"frames": 6, "motion": 0.05, "momentum": 0.75, "frames_per_pass": 6, "return": "frames"}
+"""One pass for all frames; momentum high enough for every frame to look at the ones before."""
+
+
+@dataclass
+class Host:
+    client: Client
+    data: Path
+    version: str
+
+    def generate(self, **payload) -> Result:
+        """A generation as the host does it; img2img if there are `init_images`. Repeats bit for bit."""
+        generate = self.client.img2img if "init_images" in payload else self.client.txt2img
+        return generate(**{**STILL, **payload})
+
+    def clip(self, settings: dict | None = None, **payload) -> Result:
+        """A generation with ZS² on: `settings` over those of CLIP, `payload` over that of STILL."""
+        return self.generate(alwayson_scripts=zs2({**CLIP, **(settings or {})}), **payload)
+
+    def in_background(self, call, *args, **kwargs) -> Background:
+        return Background(call, *args, **kwargs)
+
+    def arm(self, kind: str | None = None, at: int | None = None, rows_over: int | None = None, site: str = "unet") -> None:
+        """From now on UNet calls are recorded, and the fault strikes at the `at`-th, or at all of more rows than `rows_over`."""
+        self.client.post("/zs2-probe/arm", {"kind": kind, "at": at, "rows_over": rows_over, "site": site})
+
+    def disarm(self) -> list[dict]:
+        """The UNet calls since `arm`: rows and time of each."""
+        return self.client.post("/zs2-probe/disarm")
+
+    def state(self) -> dict:
+        return self.client.get("/zs2-probe/state")
+
+    def about(self) -> dict:
+        return self.client.get("/zs2-probe/about")
+
+
+@contextlib.contextmanager
+def started(
+    installation: Installation, models: Path, data: Path, *flags: str, extension: bool = True, controlnet: bool = False,
+) -> Iterator[Host]:
+    """A WebUI started on the empty folder `data` with what `models.make` wrote, the probe and, unless told otherwise, ZS²;
+    if told so, with sd-webui-controlnet.
+    """
+    here = Path(__file__).resolve().parent
+    for entry in ("models", "embeddings"):
+        (data / entry).symlink_to(models / entry)
+    (data / "extensions").mkdir()
+    if extension:
+        (data / "extensions" / "sd-webui-zs2").symlink_to(here.parents[2])
+    if controlnet:
+        (data / "extensions" / "sd-webui-controlnet").symlink_to(installation.controlnet)
+    (data / "extensions" / "zs2-probe").symlink_to(here / "probe")
+    checkpoint = data / "models" / "Stable-diffusion" / "tiny.safetensors"
+    with Server(installation, data, f"--ckpt={checkpoint}", *flags) as client:
+        client.post("/sdapi/v1/options", {"live_previews_enable": False})
+        yield Host(client, data, installation.version)
+
+
+def zs2(settings: dict) -> dict:
+    """The request's `alwayson_scripts` that switches ZS² on."""
+    return {"ZS2": {"args": [{"enabled": True, **settings}]}}
+
+
+def left_behind(before: dict, after: dict) -> list[str]:
+    """What differs between two states of the probe: hooks, patched functions, callbacks, options."""
+    found = []
+    for kind in ("hooks", "instance attributes", "functions", "callbacks", "options", "job"):
+        names = before[kind].keys() & after[kind].keys() if kind == "functions" else before[kind].keys() | after[kind].keys()
+        found += [f"{kind}: {name} was {before[kind].get(name)}, is {after[kind].get(name)}"
+                  for name in sorted(names) if before[kind].get(name) != after[kind].get(name)]
+    return found
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> int:
+    """The largest difference between two pictures or clips, of 255."""
+    assert a.shape == b.shape, f"pictures of different shapes: {a.shape} and {b.shape}"
+    return int(np.abs(a - b).max())
+
+
+def change(frames: np.ndarray) -> float:
+    """The mean absolute change from frame to frame, of 255."""
+    return float(np.abs(np.diff(frames, axis=0)).mean())
+
+
+def save_sheet(rows, name: str, folder: Path) -> None:
+    """A contact sheet with a gap of 4 pixels; each of `rows` is pictures (columns, height, width, rgb) of one size. Kept in the
+    folder ZS2_SHEETS, if that is set.
+    """
+    height, width = np.shape(rows[0][0])[:2]
+    sheet = Image.new("RGB", (len(rows[0]) * (width + 4) - 4, len(rows) * (height + 4) - 4), "white")
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            sheet.paste(Image.fromarray(np.asarray(picture).astype(np.uint8)), (column * (width + 4), row * (height + 4)))
+    sheet.save(Path(os.environ.get("ZS2_SHEETS", folder), name), optimize=True)

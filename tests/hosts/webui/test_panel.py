@@ -1,0 +1,281 @@
+"""The panel in a real browser: its controls, a clip made with it, and settings that survive being pasted.
+
+Needs Chromium (or Chrome) with its driver, and `selenium`. ZS2_SCREENSHOTS, a folder, keeps pictures of the panel and the gallery.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+import urllib.request
+from pathlib import Path
+
+import clipfiles
+import pytest
+from host import STILL
+from test_source_video import video
+
+try:
+    from selenium import webdriver
+except ImportError:
+    webdriver = None
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+MISSING = [name for name, found in (("selenium", webdriver), ("Chromium", BROWSER), ("chromedriver", DRIVER)) if not found]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the panel's tests need {' and '.join(MISSING)}")
+
+TITLE = "ZS² Video"
+CONTROLS = ("frames", "per second", "motion λ", "inertia β", "momentum μ", "loop", "noise model", "α", "candidates", "solver",
+            "keyframes", "unet pass", "anchor stride", "anchor depth", "anchor start", "formats", "prompts by frame")
+"""What the labels of the controls speak of."""
+TABS = ("txt2img", "img2img")
+PROMPTS = '0: on a blue background\n4: on a "green" background, dark: very'
+
+HELPERS = """
+window.zs2 = {
+  panel: tab => [...document.querySelectorAll(`#tab_${tab} .input-accordion`)].find(e => e.textContent.includes('%s')),
+  labels: panel => [...panel.querySelectorAll('label, fieldset')].map(e => e.closest('.block') || e)
+      .filter((e, i, all) => all.indexOf(e) === i)
+      .map(e => ({text: e.textContent.trim().replace(/\\s+/g, ' '), tooltip: (e.closest('[title]') || {title: ''}).title})),
+  input: (tab, label) => [...zs2.panel(tab).querySelectorAll('label, .block')]
+      .filter(e => [...e.querySelectorAll('span')].some(s => s.textContent.trim() === label)).pop()
+      .closest('.block').querySelector('input[type=number], input, textarea'),
+  set: (element, value) => {
+    element.value = value;
+    element.dispatchEvent(new Event('input', {bubbles: true}));
+    element.dispatchEvent(new Event('change', {bubbles: true}));
+  },
+};
+""" % TITLE
+
+
+class Page:
+    """The WebUI's page in a browser."""
+
+    def __init__(self, url: str, profile: Path):
+        options = webdriver.ChromeOptions()
+        options.binary_location = BROWSER
+        options.page_load_strategy = "eager"
+        for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+                     "--disable-component-update", "--disable-sync", "--window-size=1400,1600", f"--user-data-dir={profile}",
+                     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"):
+            options.add_argument(flag)
+        self.url = url
+        self.browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+        self.load()
+
+    def load(self) -> None:
+        self.browser.get(self.url)
+        self.wait("return !!document.querySelector('#txt2img_generate') && !!window.opts && Object.keys(window.opts).length > 0", 90)
+        time.sleep(2)  # the page's own scripts run when it has loaded
+        self.run(HELPERS)
+
+    def run(self, script: str, *arguments):
+        return self.browser.execute_script(script, *arguments)
+
+    def wait(self, condition: str, seconds: float = 60, *arguments):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if result := self.run(condition, *arguments):
+                return result
+            time.sleep(0.2)
+        raise TimeoutError(f"not within {seconds} s: {condition}")
+
+    def screenshot(self, name: str, element=None) -> None:
+        if folder := os.environ.get("ZS2_SCREENSHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            if element:
+                self.run("arguments[0].scrollIntoView({block: 'center'})", element)
+                time.sleep(0.5)
+            self.browser.save_screenshot(str(Path(folder, f"{name}.png")))
+
+    def show_tab(self, tab: str) -> None:
+        label = {"pnginfo": "PNG Info"}.get(tab, tab)
+        self.run("[...document.querySelectorAll('#tabs > .tab-nav > button')].find(b => b.textContent.trim() === arguments[0]).click()", label)
+        self.wait("return document.querySelector('#tab_' + arguments[0]).offsetParent !== null", 20, tab)
+
+    def panel(self, tab: str):
+        return self.wait("return zs2.panel(arguments[0])", 20, tab)
+
+    def enabled(self, tab: str) -> bool:
+        return self.run("return zs2.panel(arguments[0]).querySelector('.input-accordion-checkbox').checked", tab)
+
+    def enable(self, tab: str, on: bool = True) -> None:
+        """By a click on the accordion's head, which opens or closes it as well."""
+        if self.enabled(tab) != on:
+            self.run("zs2.panel(arguments[0]).querySelector('.label-wrap').click()", tab)
+        self.wait("return zs2.panel(arguments[0]).querySelector('.input-accordion-checkbox').checked === arguments[1]", 20, tab, on)
+
+    def open_advanced(self, tab: str) -> None:
+        self.run("""const inner = [...zs2.panel(arguments[0]).querySelectorAll('.label-wrap')].find(e => e.textContent.trim().startsWith('Advanced'));
+                    if (inner && !inner.classList.contains('open')) inner.click();""", tab)
+        time.sleep(0.5)
+
+    def open_source(self, tab: str) -> None:
+        self.run("""const inner = [...zs2.panel(arguments[0]).querySelectorAll('.label-wrap')].find(e => e.textContent.trim().startsWith('Source'));
+                    if (inner && !inner.classList.contains('open')) inner.click();""", tab)
+        time.sleep(0.5)
+
+    def value(self, tab: str, label: str):
+        return self.run("return zs2.input(arguments[0], arguments[1]).value", tab, label)
+
+    def set_value(self, tab: str, label: str, value) -> None:
+        self.run("zs2.set(zs2.input(arguments[0], arguments[1]), arguments[2])", tab, label, value)
+
+    def set_field(self, selector: str, value) -> None:
+        self.run("zs2.set(document.querySelector(arguments[0]), arguments[1])", selector, value)
+
+    def click(self, selector: str) -> None:
+        self.run("document.querySelector(arguments[0]).click()", selector)
+
+
+@pytest.fixture(scope="module")
+def page(host, tmp_path_factory):
+    page = Page(host.client.url, tmp_path_factory.mktemp("profile"))
+    yield page
+    page.browser.quit()
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_panel_has_all_controls_with_tooltips(page, tab):
+    page.show_tab(tab)
+    page.enable(tab)
+    page.open_advanced(tab)
+    labels = page.run("return zs2.labels(zs2.panel(arguments[0]))", tab)
+    page.screenshot(f"panel-{tab}", page.panel(tab))
+    page.enable(tab, False)
+    texts = " | ".join(label["text"].lower() for label in labels)
+    assert not [control for control in CONTROLS if control not in texts], texts
+    silent = [label["text"] for label in labels if len(label["tooltip"]) < 20]
+    assert not silent, f"controls without a tooltip: {silent}"
+
+
+@pytest.fixture(scope="module")
+def clip(page):
+    """A short clip made with the panel: its infotext, and the first item of the gallery as (file name, bytes)."""
+    tab = "txt2img"
+    page.show_tab(tab)
+    page.enable(tab)
+    page.open_advanced(tab)
+    for selector, value in {"prompt textarea": STILL["prompt"], "steps input[type=number]": 8, "width input[type=number]": 128,
+                            "height input[type=number]": 128, "seed input": STILL["seed"]}.items():
+        page.set_field(f"#{tab}_{selector}", value)
+    page.set_value(tab, "Frames", 5)
+    page.set_value(tab, "Motion λ", 0.07)
+    page.set_value(tab, "Momentum μ keyframes", "0:0.5, 4:0.9")
+    page.set_value(tab, "Prompts by frame", PROMPTS)
+    time.sleep(1)
+    page.click(f"#{tab}_generate")
+    page.wait(f"return document.querySelector('#html_info_{tab}').textContent.includes('ZS2')", 120)
+    page.wait(f"return document.querySelectorAll('#{tab}_gallery img').length > 0", 20)
+    time.sleep(1)
+    page.screenshot("gallery", page.run(f"return document.querySelector('#{tab}_gallery')"))
+    infotext = page.run(f"return document.querySelector('#html_info_{tab}').innerText")
+    # the gallery draws an item up to three times: large, in the grid and as a thumbnail
+    sources = page.run(f"return [...new Set([...document.querySelectorAll('#{tab}_gallery img')].map(i => i.src.split('?')[0]))]")
+    with urllib.request.urlopen(sources[0]) as response:
+        return infotext, sources, response.read()
+
+
+def test_first_item_of_the_gallery_plays(clip):
+    _, sources, first = clip
+    assert len(sources) == 6, "the clip and its five frames"
+    assert clipfiles.kind(first) in ("gif", "webp", "apng")
+    assert len(clipfiles.frames(first)) == 5
+
+
+def test_what_the_gallery_shows_is_decoded_by_the_browser(page, clip):
+    loaded = page.run("return [...document.querySelectorAll('#txt2img_gallery img')].map(i => i.complete && i.naturalWidth)")
+    assert set(loaded) == {128}
+
+
+def assert_settings_of_the_clip(page, tab):
+    page.wait("return zs2.panel(arguments[0]).querySelector('.input-accordion-checkbox').checked", 20, tab)
+    page.open_advanced(tab)
+    page.wait("return zs2.input(arguments[0], 'Frames').value === '5'", 20, tab)
+    found = {label: page.value(tab, label) for label in ("Frames", "Motion λ", "Momentum μ keyframes", "Prompts by frame")}
+    assert found == {"Frames": "5", "Motion λ": "0.07", "Momentum μ keyframes": "0:0.5, 4:0.9", "Prompts by frame": PROMPTS}
+
+
+@pytest.fixture
+def reset(page, clip):
+    """The panel switched off, with other values."""
+    def reset_tab(tab):
+        page.show_tab(tab)
+        page.enable(tab)
+        page.set_value(tab, "Frames", 9)
+        page.set_value(tab, "Motion λ", 0.2)
+        page.set_value(tab, "Momentum μ keyframes", "")
+        page.set_value(tab, "Prompts by frame", "2: something else")
+        page.enable(tab, False)
+        time.sleep(0.5)
+    return reset_tab
+
+
+def test_paste_arrow_brings_the_settings_back(page, clip, reset):
+    reset("txt2img")
+    page.set_field("#txt2img_prompt textarea", clip[0])
+    time.sleep(0.5)
+    page.click("#txt2img_tools #paste")
+    assert_settings_of_the_clip(page, "txt2img")
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_png_info_sends_the_settings(page, clip, reset, tmp_path, tab):
+    reset(tab)
+    kind = clipfiles.kind(clip[2])
+    file = tmp_path / f"clip.{'png' if kind == 'apng' else kind}"
+    file.write_bytes(clip[2])
+    page.show_tab("pnginfo")
+    page.run("const b = document.querySelector('#pnginfo_image button[aria-label=Clear]'); if (b) b.click()")
+    time.sleep(1)
+    page.browser.find_element("css selector", "#pnginfo_image input[type=file]").send_keys(str(file))
+    page.wait("return document.querySelector('#tab_pnginfo').innerText.includes('ZS2')", 30)
+    page.click(f"#tab_pnginfo #{tab}_tab")
+    page.wait("return document.querySelector('#tab_' + arguments[0]).offsetParent !== null", 20, tab)
+    assert_settings_of_the_clip(page, tab)
+
+
+@pytest.mark.parametrize("tab", ["img2img"])
+def test_gallery_sends_the_settings_to_img2img(page, clip, reset, tab):
+    reset(tab)
+    page.show_tab("txt2img")
+    page.click("#txt2img_send_to_img2img")
+    page.wait("return document.querySelector('#tab_' + arguments[0]).offsetParent !== null", 20, tab)
+    assert_settings_of_the_clip(page, tab)
+
+
+def test_source_video(page, clip, tmp_path):
+    """An uploaded video is shown as a strip, decides frames and rate, and is edited without any other init image."""
+    tab, file = "img2img", video(tmp_path / "walk.mp4", fps=12)
+    page.show_tab(tab)
+    page.enable(tab)
+    page.open_source(tab)
+    about = "[...zs2.panel('img2img').querySelectorAll('[id$=source_about]')].map(e => e.innerText).join('')"
+    page.browser.find_element("css selector", "#tab_img2img [id$=source_file] input[type=file]").send_keys(str(file))
+    page.wait(f"return {about}.includes('6 frames of 128x128, 12 per second')", 30)
+    page.wait("return zs2.input('img2img', 'Frames').value === '0' && zs2.input('img2img', 'Frames per second').value === '0'", 20)
+    page.wait("return [...document.querySelectorAll('#tab_img2img [id$=source_strip] img')].some(i => i.naturalWidth > 500)", 20)
+    page.set_value(tab, "Every n-th frame", 2)
+    page.wait(f"return {about}.includes('3 frames of 128x128, 6 per second')", 30)
+    page.screenshot("source", page.run("return document.querySelector('#tab_img2img [id$=source_strip]')"))
+    for selector, value in {"prompt textarea": "a yellow star on a green background", "steps input[type=number]": 6,
+                            "width input[type=number]": 128, "height input[type=number]": 128, "seed input": 5}.items():
+        page.set_field(f"#{tab}_{selector}", value)
+    time.sleep(1)
+    page.click(f"#{tab}_generate")
+    page.wait(f"return document.querySelector('#html_info_{tab}').textContent.includes('ZS2 frames: 3')", 120)
+    page.wait(f"return new Set([...document.querySelectorAll('#{tab}_gallery img')].map(i => i.src.split('?')[0])).size === 4", 20)
+    saved = page.run(f"return document.querySelector('#html_log_{tab}').innerText")
+    assert "ZS²: saved" in saved and ".mp4" in saved
+    page.set_value(tab, "Start", 9)
+    page.wait(f"return {about}.includes('ends at 0.5')", 30)
+
+
+def test_page_shows_no_errors(page, clip):
+    """No message of a failed callback on the page."""
+    text = page.run("return document.body.innerText")
+    assert not re.findall(r"Traceback|Error: .*zs2", text)
