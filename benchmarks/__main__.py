@@ -76,24 +76,56 @@ def section(name: str):
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
     names = SECTIONS + ON_REQUEST
-    parser.add_argument("section", nargs="?", choices=names, metavar="SECTION",
-                        help=f"the one section to measure; {' and '.join(ON_REQUEST)} run only if they are named")
-    parser.add_argument("--only", nargs="+", choices=names, metavar="SECTION",
-                        help=f"measure these alone and keep the others' figures: {', '.join(names)}")
-    parser.add_argument("--quick", action="store_true", help="fewer prompts, clips and repetitions: rough figures in a few minutes")
-    parser.add_argument("--render", action="store_true", help="measure nothing, write the document anew from the raw numbers")
-    parser.add_argument("--output", type=Path, metavar="FOLDER",
-                        help="where benchmarks.md and the folder benchmarks go; default docs, with --quick benchmarks-quick, with "
-                        "--model benchmarks-NAME")
-    parser.add_argument("--model", metavar="PATH",
-                        help="an SD 1.x or 2.x checkpoint (.safetensors or diffusers folder) instead of the tiny one")
-    parser.add_argument("--config", metavar="FOLDER", help="configuration of a .safetensors checkpoint with a shape of its own")
-    parser.add_argument("--workers", type=int, default=2, metavar="N",
-                        help="processes that sample the clips of the quality sections; default 2")
+    parser.add_argument(
+        "section",
+        nargs="?",
+        choices=names,
+        metavar="SECTION",
+        help=f"the one section to measure; {' and '.join(ON_REQUEST)} run only if they are named",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=names,
+        metavar="SECTION",
+        help=f"measure these alone and keep the others' figures: {', '.join(names)}",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer prompts, clips and repetitions: rough figures in a few minutes"
+    )
+    parser.add_argument(
+        "--render", action="store_true", help="measure nothing, write the document anew from the raw numbers"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where benchmarks.md and the folder benchmarks go; default docs, with --quick benchmarks-quick, with "
+        "--model benchmarks-NAME",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        help="an SD 1.x or 2.x checkpoint (.safetensors or diffusers folder) instead of the tiny one",
+    )
+    parser.add_argument(
+        "--config", metavar="FOLDER", help="configuration of a .safetensors checkpoint with a shape of its own"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        metavar="N",
+        help="processes that sample the clips of the quality sections; default 2",
+    )
     group = parser.add_argument_group("clip-score")
     group.add_argument("--clip", metavar="FOLDER", help="a CLIP model in the format of transformers, on this machine")
-    group.add_argument("--prompts", default=ROOT / "benchmarks" / "prompts.txt", metavar="FILE",
-                       help="one prompt a line; default: those of the paper's appendix C")
+    group.add_argument(
+        "--prompts",
+        default=ROOT / "benchmarks" / "prompts.txt",
+        metavar="FILE",
+        help="one prompt a line; default: those of the paper's appendix C",
+    )
     group.add_argument("--count", type=int, default=100, help="clips per method; default 100")
     group.add_argument("--steps", type=int, default=50, help="default 50")
     return parser
@@ -141,15 +173,19 @@ def measure(options: argparse.Namespace, names, output: Path) -> None:
             print(f"{name}: {section(name).TITLE}", flush=True)
             started = time.monotonic()
             data = metrics.rounded(section(name).measure(run), 5)
-            document.save(output, name, {
-                "section": name,
-                "date": datetime.date.today().isoformat(),
-                "seconds": round(time.monotonic() - started, 1),
-                "quick": options.quick,
-                "checkpoint": checkpoint,
-                **document.surroundings(),
-                "data": data,
-            })
+            document.save(
+                output,
+                name,
+                {
+                    "section": name,
+                    "date": datetime.date.today().isoformat(),
+                    "seconds": round(time.monotonic() - started, 1),
+                    "quick": options.quick,
+                    "checkpoint": checkpoint,
+                    **document.surroundings(),
+                    "data": data,
+                },
+            )
             print(f"  {time.monotonic() - started:.0f} s", flush=True)
 
 

@@ -24,12 +24,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from zs2_lib.core.anchors import DEPTHS, PRESETS, AnchorRows, Anchors, deep_modules, phase_of
 from zs2_lib.core.momentum import TemporalMomentum
-from zs2_lib.hosts.diffusers import sampling as host
-from zs2_lib.core.anchors import DEPTHS, PRESETS, Anchors, AnchorRows, deep_modules, phase_of
-from zs2_lib.core.rows import Rows
-from zs2_lib.settings.table import Settings
 from zs2_lib.core.passes import Passes
+from zs2_lib.core.rows import Rows
+from zs2_lib.hosts.diffusers import sampling as host
+from zs2_lib.settings.table import Settings
 
 from . import metrics, timing, unets
 from .clips import GUIDANCE, decode
@@ -59,6 +59,7 @@ BAR = {"cost": 0.60, "motion": 0.15}
 
 # --- costs --------------------------------------------------------------------------------------------------
 
+
 def operations(model: str, side: int, frames: int) -> list[dict]:
     """Multiplications and additions of a UNet call with guidance after the steps in full; `ratio` is to the plain batch.
 
@@ -68,9 +69,19 @@ def operations(model: str, side: int, frames: int) -> list[dict]:
         unet = unets.unet(model)
         arguments = unets.inputs(unet, 2 * frames, side)
         plain = _count(unet, arguments, frames, 1, "medium")
-        counted = {(stride, depth): _count(unet, arguments, frames, stride, depth) for depth in DEPTHS for stride in STRIDES}
+        counted = {
+            (stride, depth): _count(unet, arguments, frames, stride, depth) for depth in DEPTHS for stride in STRIDES
+        }
     return [
-        {"model": model, "pixels": 8 * side, "frames": frames, "stride": stride, "depth": depth, "operations": count, "ratio": count / plain}
+        {
+            "model": model,
+            "pixels": 8 * side,
+            "frames": frames,
+            "stride": stride,
+            "depth": depth,
+            "operations": count,
+            "ratio": count / plain,
+        }
         for (stride, depth), count in counted.items()
     ]
 
@@ -85,13 +96,23 @@ def times(model: str, side: int, rounds: int, variants: Sequence[tuple[int, str]
     """The time of a UNet step with anchors over that of the plain batch, in turns; `ratio` is the median."""
     unet = unets.unet(model)
     arguments = unets.inputs(unet, 2 * frames, side)
-    runs = {variant: functools.partial(step, unet, arguments, frames, *variant) for variant in ((1, "medium"), *variants)}
+    runs = {
+        variant: functools.partial(step, unet, arguments, frames, *variant) for variant in ((1, "medium"), *variants)
+    }
     step(unet, arguments, frames, 8, "strong")  # what is done once
     taken = timing.in_turns(runs, rounds)
     plain = taken.pop((1, "medium"))
     return [
-        {"model": model, "pixels": 8 * side, "frames": frames, "stride": stride, "depth": depth, "rounds": rounds,
-         "plain": metrics.median(plain), "ratio": metrics.median_ratio(seconds, plain)}
+        {
+            "model": model,
+            "pixels": 8 * side,
+            "frames": frames,
+            "stride": stride,
+            "depth": depth,
+            "rounds": rounds,
+            "plain": metrics.median(plain),
+            "ratio": metrics.median_ratio(seconds, plain),
+        }
         for (stride, depth), seconds in taken.items()
     ]
 
@@ -101,21 +122,33 @@ def step(unet, arguments: tuple[tuple, dict], frames: int, stride: int, depth: s
     """One UNet call of a clip, with guidance; with stride 1, the plain batch without momentum."""
     args, kwargs = arguments
     rows = Rows.blocks(frames, 2)
-    with TemporalMomentum([MOMENTUM if stride > 1 else 0.0] * frames) as attention, Anchors(attention, stride, depth) as keys:
+    with (
+        TemporalMomentum([MOMENTUM if stride > 1 else 0.0] * frames) as attention,
+        Anchors(attention, stride, depth) as keys,
+    ):
         attention.attach(unet)
         keys.attach(unet)
         keys.kept[None] = None  # a step after the first, which computes all frames
         keys.restart(1)
-        return Passes(attention, frames, keys).run(lambda *args, **kwargs: unet(*args, **kwargs).sample, rows, *args, **kwargs)
+        return Passes(attention, frames, keys).run(
+            lambda *args, **kwargs: unet(*args, **kwargs).sample, rows, *args, **kwargs
+        )
 
 
 def cost(
-    counted: Sequence[dict], stride: int, depth: str, start: float = 0.0, every: int = 1,
-    model: str = "sd1", frames: int = 8, steps: int = STEPS,
+    counted: Sequence[dict],
+    stride: int,
+    depth: str,
+    start: float = 0.0,
+    every: int = 1,
+    model: str = "sd1",
+    frames: int = 8,
+    steps: int = STEPS,
 ) -> float:
     """The ratio to the plain batch of a sampling (DDIM) with a variant, from the rows of `operations`; its deep output serves
     for `every` steps.
     """
+
     def share(stride: int, phase: int) -> float:  # of the frames that are anchors
         return len(AnchorRows.of(Rows.blocks(frames, 1), stride, phase, frames - 1).index) / frames
 
@@ -138,6 +171,7 @@ def steps_in_full(start: float, steps: int = STEPS) -> int:
 
 # --- quality ------------------------------------------------------------------------------------------------
 
+
 def quality(pipe, judge, task: dict) -> list[dict]:
     """What each of the task's variants makes of a prompt: clips of the same noise, compared with the exact one.
 
@@ -146,14 +180,18 @@ def quality(pipe, judge, task: dict) -> list[dict]:
     """
     results, exact = [], None
     for variant in (EXACT, *(variant for variant in task["variants"] if variant != EXACT)):
-        clip = decode(pipe, sample(pipe, task["prompt"], task["seed"], *variant, task["frames"], task["steps"], GUIDANCE))
+        clip = decode(
+            pipe, sample(pipe, task["prompt"], task["seed"], *variant, task["frames"], task["steps"], GUIDANCE)
+        )
         exact = clip if exact is None else exact
-        results.append({
-            "variant": variant,
-            "right": float(metrics.right(judge.attributes(clip), task["attributes"]).mean()),
-            **{name: float(np.mean(measure(clip))) for name, measure in MEASURES.items()},
-            "difference": float(np.abs(clip.astype(np.float32) - exact).mean()),
-        })
+        results.append(
+            {
+                "variant": variant,
+                "right": float(metrics.right(judge.attributes(clip), task["attributes"]).mean()),
+                **{name: float(np.mean(measure(clip))) for name, measure in MEASURES.items()},
+                "difference": float(np.abs(clip.astype(np.float32) - exact).mean()),
+            }
+        )
     return results
 
 
@@ -161,14 +199,29 @@ MEASURES = {"motion": metrics.change, "drift": metrics.drift, "flicker": metrics
 
 
 def sample(
-    pipe, prompt: str, seed: int, stride: int, depth: str, start: float, every: int, frames: int, steps: int, guidance: float,
+    pipe,
+    prompt: str,
+    seed: int,
+    stride: int,
+    depth: str,
+    start: float,
+    every: int,
+    frames: int,
+    steps: int,
+    guidance: float,
 ) -> torch.Tensor:
     """The latents of one clip, in one pass a step."""
-    settings = Settings(frames=frames, anchor_stride=stride, anchor_depth=depth, anchor_start=start, frames_per_pass=frames)
+    settings = Settings(
+        frames=frames, anchor_stride=stride, anchor_depth=depth, anchor_start=start, frames_per_pass=frames
+    )
     with host.ClipSampling(pipe, settings, seed), deep_output_kept(pipe.unet, depth, every):
         return pipe(
-            prompt, num_images_per_prompt=frames, num_inference_steps=steps, guidance_scale=guidance,
-            generator=torch.Generator().manual_seed(seed), output_type="latent",
+            prompt,
+            num_images_per_prompt=frames,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
         ).images
 
 
@@ -199,6 +252,7 @@ def deep_output_kept(unet, depth: str, every: int) -> Iterator[None]:
 
 # --- the section --------------------------------------------------------------------------------------------
 
+
 def measure(run) -> dict:
     timed = []
     run.sampler.rest()
@@ -208,13 +262,26 @@ def measure(run) -> dict:
     counted = run.sampler.map(_operations, run.pick(SHAPES, SHAPES[:1]), "shapes counted")
     clips, compared = run.pick((24, 2), (1, 1))
     steps = run.pick(STEPS, 10)
-    tasks = [
-        {**each, "seed": seed, "frames": 8, "steps": steps, "variants": run.pick(VARIANTS, BY_PRESET) if seed < compared else BY_PRESET}
-        for seed, each in enumerate(run.prompts(clips))
-    ] if run.options.model is None else []
+    tasks = (
+        [
+            {
+                **each,
+                "seed": seed,
+                "frames": 8,
+                "steps": steps,
+                "variants": run.pick(VARIANTS, BY_PRESET) if seed < compared else BY_PRESET,
+            }
+            for seed, each in enumerate(run.prompts(clips))
+        ]
+        if run.options.model is None
+        else []
+    )
     return {
         "presets": {name: [*preset, 1] for name, preset in PRESETS.items()},
-        "steps": steps, "frames": 8, "operations": [row for rows in counted for row in rows], "times": timed,
+        "steps": steps,
+        "frames": 8,
+        "operations": [row for rows in counted for row in rows],
+        "times": timed,
         "clips": run.sampler.map(quality, tasks, "prompts"),
     }
 
@@ -230,11 +297,18 @@ def summary(data: dict, of: Sequence, count: int | None = None) -> list[dict]:
     for variant in map(tuple, of):
         clips = [one for prompt in data["clips"][:count] for one in prompt if tuple(one["variant"]) == variant]
         right, low, high = metrics.interval([clip["right"] for clip in clips])
-        rows.append({
-            "variant": variant, "preset": names.get(variant, ""), "cost": cost(data["operations"], *variant), "clips": len(clips),
-            "right": right, "low": low, "high": high,
-            **{name: float(np.mean([clip[name] for clip in clips])) for name in (*MEASURES, "difference")},
-        })
+        rows.append(
+            {
+                "variant": variant,
+                "preset": names.get(variant, ""),
+                "cost": cost(data["operations"], *variant),
+                "clips": len(clips),
+                "right": right,
+                "low": low,
+                "high": high,
+                **{name: float(np.mean([clip[name] for clip in clips])) for name in (*MEASURES, "difference")},
+            }
+        )
     return rows
 
 
@@ -242,15 +316,32 @@ def targets(data: dict) -> list[Target]:
     if not data["clips"]:
         return []
     exact, balanced = summary(data, [data["presets"][name] for name in ("exact", "balanced")])
-    moved, of = balanced["motion"] / exact["motion"] - 1, f"{balanced['clips']} clips of {data['frames']} frames, {data['steps']} steps"
+    moved, of = (
+        balanced["motion"] / exact["motion"] - 1,
+        f"{balanced['clips']} clips of {data['frames']} frames, {data['steps']} steps",
+    )
     return [
-        Target("anchors-cost", f"“balanced”: operations at SD 1.5, 512×512, 8 frames, {STEPS} steps of DDIM, of the plain batch's", f"≤ {BAR['cost']:.2f}×",
-               f"{balanced['cost']:.3f}×", balanced["cost"] <= BAR["cost"]),
-        Target("anchors-fidelity", f"“balanced”: frames that show what is asked for, {of}",
-               f"≥ {percent(exact['low'])}, where the exact method's interval begins",
-               f"{percent(balanced['right'])} (exact: {percent(exact['right'])})", balanced["right"] >= exact["low"]),
-        Target("anchors-motion", f"“balanced”: motion against the exact method's, {of}", f"within {BAR['motion']:.0%}", f"{moved:+.1%}",
-               abs(moved) <= BAR["motion"]),
+        Target(
+            "anchors-cost",
+            f"“balanced”: operations at SD 1.5, 512×512, 8 frames, {STEPS} steps of DDIM, of the plain batch's",
+            f"≤ {BAR['cost']:.2f}×",
+            f"{balanced['cost']:.3f}×",
+            balanced["cost"] <= BAR["cost"],
+        ),
+        Target(
+            "anchors-fidelity",
+            f"“balanced”: frames that show what is asked for, {of}",
+            f"≥ {percent(exact['low'])}, where the exact method's interval begins",
+            f"{percent(balanced['right'])} (exact: {percent(exact['right'])})",
+            balanced["right"] >= exact["low"],
+        ),
+        Target(
+            "anchors-motion",
+            f"“balanced”: motion against the exact method's, {of}",
+            f"within {BAR['motion']:.0%}",
+            f"{moved:+.1%}",
+            abs(moved) <= BAR["motion"],
+        ),
     ]
 
 
@@ -262,18 +353,36 @@ def report(data: dict, figures: Figures) -> str:
     if data["clips"]:
         text += _quality(data, figures)
     kinds = list(dict.fromkeys((row["model"], row["pixels"], row["frames"]) for row in data["operations"]))
-    ratios = {(row["depth"], row["stride"], row["model"], row["pixels"], row["frames"]): row["ratio"] for row in data["operations"]}
+    ratios = {
+        (row["depth"], row["stride"], row["model"], row["pixels"], row["frames"]): row["ratio"]
+        for row in data["operations"]
+    }
     variants = dict.fromkeys(key[:2] for key in ratios)
     head = [f"{unets.NAMES[model]}, {pixels}×{pixels}, {frames} frames" for model, pixels, frames in kinds]
     text += "\n### Operations of a step with anchors\n\n" + table(
-        ("depth", "stride", *head), [(*variant, *(f"{ratios[(*variant, *kind)]:.2f}" for kind in kinds)) for variant in variants])
+        ("depth", "stride", *head),
+        [(*variant, *(f"{ratios[(*variant, *kind)]:.2f}" for kind in kinds)) for variant in variants],
+    )
     full = steps_in_full(START)
     return text + (
         f"\n### Time of a step with anchors\n\nUNets of real widths with random weights, with guidance, {data['frames']} frames, on all "
         f"cores, in turns: median of the ratios of a round. *Whole*: the same of {STEPS} steps of DDIM, {full} of them in full.\n\n"
-        + table(("UNet", "pixels", "depth", "stride", "rounds", "plain batch, s", "ratio", "whole"),
-                [(unets.NAMES[row["model"]], f"{row['pixels']}×{row['pixels']}", row["depth"], row["stride"], row["rounds"],
-                  row["plain"], f"{row['ratio']:.2f}", f"{(full + (STEPS - full) * row['ratio']) / STEPS:.2f}") for row in data["times"]])
+        + table(
+            ("UNet", "pixels", "depth", "stride", "rounds", "plain batch, s", "ratio", "whole"),
+            [
+                (
+                    unets.NAMES[row["model"]],
+                    f"{row['pixels']}×{row['pixels']}",
+                    row["depth"],
+                    row["stride"],
+                    row["rounds"],
+                    row["plain"],
+                    f"{row['ratio']:.2f}",
+                    f"{(full + (STEPS - full) * row['ratio']) / STEPS:.2f}",
+                )
+                for row in data["times"]
+            ],
+        )
     )
 
 
@@ -285,10 +394,16 @@ def _quality(data: dict, figures: Figures) -> str:
 
     def lines(rows: list[dict]) -> list[tuple]:
         return [
-            (row["preset"], row["variant"][0], row["variant"][1] if row["preset"] != "exact" else None,
-             f"{row['variant'][2]:g}" if row["variant"][0] > 1 else None, row["variant"][3], f"{row['cost']:.2f}",
-             f"{percent(row['right'])} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]",
-             *(f"{row[name]:.2f}" for name in (*MEASURES, "difference")))
+            (
+                row["preset"],
+                row["variant"][0],
+                row["variant"][1] if row["preset"] != "exact" else None,
+                f"{row['variant'][2]:g}" if row["variant"][0] > 1 else None,
+                row["variant"][3],
+                f"{row['cost']:.2f}",
+                f"{percent(row['right'])} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]",
+                *(f"{row[name]:.2f}" for name in (*MEASURES, "difference")),
+            )
             for row in rows
         ]
 
@@ -300,25 +415,48 @@ def _quality(data: dict, figures: Figures) -> str:
         "of 255.\n\n"
         + table(head, lines(presets))
         + f"\n### By stride, depth and start\n\nThe first {count} of these prompts. *Cached*: for how many steps the deep output serves, the "
-          "step-wise caching of DeepCache; measured as a second axis, it is not offered.\n\n"
-        + table(head, lines(rows)) + "\n" + figures.link("by_cost", "Difference to the exact clip by cost") + "\n"
+        "step-wise caching of DeepCache; measured as a second axis, it is not offered.\n\n"
+        + table(head, lines(rows))
+        + "\n"
+        + figures.link("by_cost", "Difference to the exact clip by cost")
+        + "\n"
     )
 
 
 def _plot(figures: Figures, rows: list[dict]) -> None:
     groups = {
-        **{f"{depth}, start {START:g}": [row for row in rows if row["variant"] in BY_DEPTH and row["variant"][1] == depth] for depth in DEPTHS},
-        "stride 8 or 16, medium, another start": [row for row in rows if row["variant"] in (*BY_START, *BY_PRESET) and row["variant"] not in (*BY_DEPTH, EXACT)],
+        **{
+            f"{depth}, start {START:g}": [
+                row for row in rows if row["variant"] in BY_DEPTH and row["variant"][1] == depth
+            ]
+            for depth in DEPTHS
+        },
+        "stride 8 or 16, medium, another start": [
+            row
+            for row in rows
+            if row["variant"] in (*BY_START, *BY_PRESET) and row["variant"] not in (*BY_DEPTH, EXACT)
+        ],
         "deep output kept for more steps": [row for row in rows if row["variant"] in CACHED],
     }
-    with figures("by_cost", "What anchors save and what they change", "operations, of the plain batch's (SD 1.5, 512×512)",
-                 "difference to the exact clip, of 255") as axes:
+    with figures(
+        "by_cost",
+        "What anchors save and what they change",
+        "operations, of the plain batch's (SD 1.5, 512×512)",
+        "difference to the exact clip, of 255",
+    ) as axes:
         for (name, group), colour in zip(groups.items(), (OTHER, ZS2, "#7c3aed", PEER, PLAIN)):
             if not group:
                 continue
             joined = sorted(group, key=lambda row: row["cost"])
-            axes.plot([row["cost"] for row in joined], [row["difference"] for row in joined], color=colour, marker="o", markersize=4,
-                      label=name, linestyle="-" if name.startswith(DEPTHS) and "another" not in name else "")
+            axes.plot(
+                [row["cost"] for row in joined],
+                [row["difference"] for row in joined],
+                color=colour,
+                marker="o",
+                markersize=4,
+                label=name,
+                linestyle="-" if name.startswith(DEPTHS) and "another" not in name else "",
+            )
             for row in joined:
                 label(axes, row["cost"], row["difference"], row["preset"] or _named(row["variant"]), colour)
         axes.set_ylim(0)
@@ -336,6 +474,7 @@ def _named(variant: tuple) -> str:
 
 # --- the command --------------------------------------------------------------------------------------------
 
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("operations", "times"))
@@ -349,7 +488,13 @@ def main() -> None:
     if options.what == "operations":
         rows = operations(options.model, options.side, options.frames)
     else:
-        rows = times(options.model, options.side, options.rounds, variants or [variant[:2] for variant in BY_DEPTH], options.frames)
+        rows = times(
+            options.model,
+            options.side,
+            options.rounds,
+            variants or [variant[:2] for variant in BY_DEPTH],
+            options.frames,
+        )
     for row in rows:
         print(json.dumps(metrics.rounded(row, 5)), flush=True)
 

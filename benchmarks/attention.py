@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from zs2_lib.core.momentum import TemporalMomentum, momentum_scan_
-from zs2_lib.core.rows import Rows
 from zs2_lib.core.passes import Passes
+from zs2_lib.core.rows import Rows
 
 from . import metrics, unets
 from .document import ZS2, Figures, Target, label, table
@@ -43,6 +43,7 @@ def measure(run) -> dict:
 
 # --- steps -----------------------------------------------------------------------------------------------
 
+
 @torch.inference_mode()
 def compare_all_steps(wanted: Sequence[tuple]) -> list[dict]:
     """`compare_steps` for each of `wanted`, which are like `STEPS`."""
@@ -50,8 +51,15 @@ def compare_all_steps(wanted: Sequence[tuple]) -> list[dict]:
     for kind in dict.fromkeys(kind for kind, *_ in wanted):
         unet = unets.unet(kind).to(device, dtype)
         for _, side, frames, per_pass, pairs in (step for step in wanted if step[0] == kind):
-            rows.append({"unet": kind, "latent": side, "frames": frames, "per pass": per_pass,
-                         **compare_steps(unet, side, frames, per_pass, pairs)})
+            rows.append(
+                {
+                    "unet": kind,
+                    "latent": side,
+                    "frames": frames,
+                    "per pass": per_pass,
+                    **compare_steps(unet, side, frames, per_pass, pairs),
+                }
+            )
             ratio = metrics.median_ratio(rows[-1]["averaged"], rows[-1]["plain"])
             print(f"  {kind}, {frames} frames of {side}×{side} in passes of {per_pass}: {ratio:.4f}", flush=True)
         del unet
@@ -97,6 +105,7 @@ def compare_steps(unet: torch.nn.Module, side: int, frames: int, per_pass: int, 
 
 # --- forms of the average --------------------------------------------------------------------------------
 
+
 def weights(frames: int) -> torch.Tensor:
     """The paper's U, transposed: K̈ = W K in float64, from equation 2 with a constant μ."""
     w = torch.eye(frames, dtype=torch.float64) * (1 - MOMENTUM)
@@ -134,8 +143,12 @@ def forms(frames: int, dtype: torch.dtype) -> dict[str, tuple[Callable, int]]:
 
 @torch.inference_mode()
 def compare_all_forms(dtypes: Sequence[str], layers: Sequence[tuple[int, int]], budget: float) -> list[dict]:
-    return [row for dtype in dtypes for tokens, channels in layers
-            for row in compare_forms(tokens, channels, 8, getattr(torch, dtype), budget)]
+    return [
+        row
+        for dtype in dtypes
+        for tokens, channels in layers
+        for row in compare_forms(tokens, channels, 8, getattr(torch, dtype), budget)
+    ]
 
 
 def compare_forms(tokens: int, channels: int, frames: int, dtype: torch.dtype, budget: float) -> list[dict]:
@@ -150,27 +163,45 @@ def compare_forms(tokens: int, channels: int, frames: int, dtype: torch.dtype, b
     for name, (form, _) in candidates.items():
         results = form(*(x.clone() for x in tensors))
         expected = sample[:1] if name.endswith("input") else sample[1:]
-        errors[name] = max((r[:, ::7, ::7].double().flatten(1) - e).abs().max().item() for r, e in zip(results, expected))
+        errors[name] = max(
+            (r[:, ::7, ::7].double().flatten(1) - e).abs().max().item() for r, e in zip(results, expected)
+        )
         if errors[name] >= 20 * torch.finfo(dtype).eps:
-            raise RuntimeError(f"the form {name!r} of the average does not agree with float64: it is off by {errors[name]}")
+            raise RuntimeError(
+                f"the form {name!r} of the average does not agree with float64: it is off by {errors[name]}"
+            )
 
     runs = {name: lambda form=form: form(*tensors) for name, (form, _) in candidates.items()}
     once = sum(seconds(run) for run in runs.values())
     repeat = max(1, round(0.005 * len(candidates) / once))
     times = in_turns(runs, min(max(round(budget / (once * repeat)), 5), 51), repeat)
     return [
-        {"dtype": str(dtype)[6:], "tokens": tokens, "channels": channels, "frames": frames, "form": name, "extra": extra,
-         "ms": 1e3 * metrics.median(times[name]), "ratio": metrics.median_ratio(times[name], times[SCAN]), "error": errors[name]}
+        {
+            "dtype": str(dtype)[6:],
+            "tokens": tokens,
+            "channels": channels,
+            "frames": frames,
+            "form": name,
+            "extra": extra,
+            "ms": 1e3 * metrics.median(times[name]),
+            "ratio": metrics.median_ratio(times[name], times[SCAN]),
+            "error": errors[name],
+        }
         for name, (_, extra) in candidates.items()
     ]
 
 
 # --- the document ----------------------------------------------------------------------------------------
 
+
 def targets(data: dict) -> list[Target]:
-    pairs = [ratio for step in data["steps"] if step["unet"] == "sd1" for ratio in np.divide(step["averaged"], step["plain"])]
+    pairs = [
+        ratio for step in data["steps"] if step["unet"] == "sd1" for ratio in np.divide(step["averaged"], step["plain"])
+    ]
     hooks = [step["in hooks"] for step in data["steps"] if step["unet"] == "sd1" and step["in hooks"] is not None]
-    of = f"median of all {len(pairs)} pairs at SD 1.5's widths" + (f"; {100 * max(hooks):.1f} % of a step in the averages" if hooks else "")
+    of = f"median of all {len(pairs)} pairs at SD 1.5's widths" + (
+        f"; {100 * max(hooks):.1f} % of a step in the averages" if hooks else ""
+    )
     ratio = metrics.median(pairs)
     return [Target("unet-step", f"UNet step with TMA / without, {of}", f"≤ {BAR}×", f"{ratio:.4f}×", ratio <= BAR)]
 
@@ -179,15 +210,41 @@ def report(data: dict, figures: Figures) -> str:
     rows = []
     for step in data["steps"]:
         low, middle, high = metrics.ratio_quartiles(step["averaged"], step["plain"])
-        rows.append((
-            unets.NAMES[step["unet"]], step["frames"], step["per pass"], f"{8 * step['latent']}×{8 * step['latent']}", len(step["plain"]),
-            metrics.median(step["plain"]), f"{middle:.4f}", f"{low:.4f} to {high:.4f}",
-            None if step["in hooks"] is None else f"{100 * step['in hooks']:.2f} %",
-        ))
+        rows.append(
+            (
+                unets.NAMES[step["unet"]],
+                step["frames"],
+                step["per pass"],
+                f"{8 * step['latent']}×{8 * step['latent']}",
+                len(step["plain"]),
+                metrics.median(step["plain"]),
+                f"{middle:.4f}",
+                f"{low:.4f} to {high:.4f}",
+                None if step["in hooks"] is None else f"{100 * step['in hooks']:.2f} %",
+            )
+        )
     _plot(figures, data["steps"])
-    header = ("UNet", "frames", "per pass", "pixels", "pairs", "s per step", "with TMA / without", "quartiles", "in hooks")
+    header = (
+        "UNet",
+        "frames",
+        "per pass",
+        "pixels",
+        "pairs",
+        "s per step",
+        "with TMA / without",
+        "quartiles",
+        "in hooks",
+    )
     forms = [
-        (each["dtype"], f"{each['tokens']}×{each['channels']}", each["form"], each["ms"], each["ratio"], f"{each['error']:.0e}", each["extra"])
+        (
+            each["dtype"],
+            f"{each['tokens']}×{each['channels']}",
+            each["form"],
+            each["ms"],
+            each["ratio"],
+            f"{each['error']:.0e}",
+            each["extra"],
+        )
         for each in data["forms"]
     ]
     frames = data["forms"][0]["frames"]
@@ -196,21 +253,30 @@ def report(data: dict, figures: Figures) -> str:
         "on one thread, in turns: median of the pairs. Pictures are small so that a step takes seconds; the averages grow with the "
         "picture like the rest of the step, and attention more, so larger pictures make the ratio smaller. *in hooks*: the part of a "
         "step spent in the averages.\n\n"
-        + table(header, rows) + "\n" + figures.link("share", "Share of the averages in a step")
+        + table(header, rows)
+        + "\n"
+        + figures.link("share", "Share of the averages in a step")
         + "\n### Why the average is an in-place scan\n\n"
         f"Forms of the average at the shapes (tokens × channels) of SD 1.5's layers for 512×512 pixels and {frames} frames with guidance; "
         "times are for keys and values of one layer together, ratios are to the library's form, the scan. *product*: one matrix for all "
         "rows, or one per guidance group; *input*: the layer's input is averaged instead, on a copy. *error*: largest deviation from "
         "float64. *extra*: rows held beyond what the layer holds without momentum. The scan alone also gives the same bits however a "
-        "clip is cut into passes.\n\n"
-        + table(("dtype", "layer", "form", "ms", "/ scan", "error", "extra"), forms)
+        "clip is cut into passes.\n\n" + table(("dtype", "layer", "form", "ms", "/ scan", "error", "extra"), forms)
     )
 
 
 def _plot(figures: Figures, steps: list[dict]) -> None:
-    names = [f"{unets.NAMES[s['unet']]}, {s['frames']} frames\nin passes of {s['per pass']}, {8 * s['latent']}²" for s in steps]
-    with figures("share", "What temporal momentum adds to a UNet step", "time with / without: median and quartiles of pairs", "",
-                 height=0.8 + 0.42 * len(steps)) as axes:
+    names = [
+        f"{unets.NAMES[s['unet']]}, {s['frames']} frames\nin passes of {s['per pass']}, {8 * s['latent']}²"
+        for s in steps
+    ]
+    with figures(
+        "share",
+        "What temporal momentum adds to a UNet step",
+        "time with / without: median and quartiles of pairs",
+        "",
+        height=0.8 + 0.42 * len(steps),
+    ) as axes:
         for y, step in enumerate(reversed(steps)):
             low, middle, high = metrics.ratio_quartiles(step["averaged"], step["plain"])
             axes.plot((low, high), (y, y), color=ZS2, linewidth=2)

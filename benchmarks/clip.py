@@ -31,16 +31,25 @@ TARGETS = (
 
 def measure(run) -> dict:
     options = run.options
-    return in_own_process(compare, options.model, options.config, 8, run.pick(20, 5), run.pick(9, 2), environment=KEEPING)
+    return in_own_process(
+        compare, options.model, options.config, 8, run.pick(20, 5), run.pick(9, 2), environment=KEEPING
+    )
 
 
 def compare(model: str | None, config: str | None, frames: int, steps: int, rounds: int) -> dict:
     pipe = load(model, config)
-    jobs = {name: Job(method, PROMPT, 1, frames, steps, settings=settings) for name, (method, settings, _) in METHODS.items()}
+    jobs = {
+        name: Job(method, PROMPT, 1, frames, steps, settings=settings)
+        for name, (method, settings, _) in METHODS.items()
+    }
     rows = {name: _unet_rows(pipe, job) for name, job in jobs.items()}
     times = in_turns({name: lambda job=job: decode(pipe, sample(pipe, job)) for name, job in jobs.items()}, rounds)
     return {
-        "frames": frames, "steps": steps, "guidance": GUIDANCE, "rows": rows, "times": times,
+        "frames": frames,
+        "steps": steps,
+        "guidance": GUIDANCE,
+        "rows": rows,
+        "times": times,
         "in hooks": None if torch.cuda.is_available() else _share_of_averages(pipe, jobs["ZS²"]),
     }
 
@@ -58,6 +67,7 @@ def _unet_rows(pipe, job: Job) -> list[int]:
     counts, handles = [0] * len(layers), []
     try:
         for index, layer in enumerate(layers):
+
             def count(module, inputs, output, index=index) -> None:
                 counts[index] += len(output)
 
@@ -84,12 +94,22 @@ def report(data: dict, figures: Figures) -> str:
     for name in METHODS:
         low, middle, high = metrics.ratio_quartiles(times["ZS²"], times[name])
         everywhere, deep = rows[name]
-        lines.append((
-            name, metrics.median(times[name]), f"{middle:.3f}", f"{low:.3f} to {high:.3f}", everywhere, deep,
-            f"{rows['ZS²'][0] / everywhere:.3f}",
-        ))
+        lines.append(
+            (
+                name,
+                metrics.median(times[name]),
+                f"{middle:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                everywhere,
+                deep,
+                f"{rows['ZS²'][0] / everywhere:.3f}",
+            )
+        )
     time_bars(
-        figures, "times", f"{data['frames']} frames in {data['steps']} steps, with decoding", "seconds (median)",
+        figures,
+        "times",
+        f"{data['frames']} frames in {data['steps']} steps, with decoding",
+        "seconds (median)",
         {name: (metrics.median(times[name]), colour) for name, (_, _, colour) in METHODS.items()},
     )
     return (
@@ -98,8 +118,15 @@ def report(data: dict, figures: Figures) -> str:
         "pictures. Text2Video-Zero is `diffusers`' pipeline on the same checkpoint, scheduler and steps, its t0 and t1 rescaled from 50 "
         "steps; nothing is added to the prompt, and no watermark is drawn. It samples the first steps for frame 1 alone, so it computes "
         "fewer rows: *UNet rows*, of which *deep* go through the middle block. *Balanced* is ZS² with [anchors](#anchors). "
-        + (f"Of ZS²'s time the averages take {percent(hooks)}, which is what it adds to a plain batch, but for a few draws of noise: "
-           "where the ratio says more or less, that is the machine's doing.\n\n" if hooks is not None else "\n\n")
-        + table(("method", "s per clip", "ZS² / method", "quartiles", "UNet rows", "deep", "ZS²'s rows / method's"), lines)
-        + "\n" + figures.link("times", "Time of a clip by method")
+        + (
+            f"Of ZS²'s time the averages take {percent(hooks)}, which is what it adds to a plain batch, but for a few draws of noise: "
+            "where the ratio says more or less, that is the machine's doing.\n\n"
+            if hooks is not None
+            else "\n\n"
+        )
+        + table(
+            ("method", "s per clip", "ZS² / method", "quartiles", "UNet rows", "deep", "ZS²'s rows / method's"), lines
+        )
+        + "\n"
+        + figures.link("times", "Time of a clip by method")
     )

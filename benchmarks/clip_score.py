@@ -18,8 +18,11 @@ SETTINGS = {"motion": 0.01, "momentum": 0.98}
 """The paper's, section 6.1."""
 METHODS = {"DDIM": "ddim", "Text2Video-Zero": "text2video-zero", "ZS²": "zs2"}
 PAPER = {
-    "SD v1.4": (27.0, 26.1, 26.9), "SD v1.5": (27.2, 26.8, 27.0), "Dreamlike Photoreal v1.0": (27.5, 27.3, 27.7),
-    "Dreamlike Photoreal v2.0": (27.3, 27.1, 27.2), "Openjourney": (26.4, 25.9, 26.4),
+    "SD v1.4": (27.0, 26.1, 26.9),
+    "SD v1.5": (27.2, 26.8, 27.0),
+    "Dreamlike Photoreal v1.0": (27.5, 27.3, 27.7),
+    "Dreamlike Photoreal v2.0": (27.3, 27.1, 27.2),
+    "Openjourney": (26.4, 25.9, 26.4),
 }
 """Table 1: DDIM, Text2Video-Zero, ZS²."""
 
@@ -41,19 +44,27 @@ def measure(run) -> dict:
             scores[name].append(float(np.mean(score(decode(run.pipe, sample(run.pipe, job)), job.prompt))))
         print(f"  clip {seed + 1} of {count}", flush=True)
     return {
-        "clip": Path(options.clip).resolve().name, "frames": frames, "steps": options.steps, "guidance": GUIDANCE,
-        "prompts": min(count, len(prompts)), "scores": scores,
+        "clip": Path(options.clip).resolve().name,
+        "frames": frames,
+        "steps": options.steps,
+        "guidance": GUIDANCE,
+        "prompts": min(count, len(prompts)),
+        "scores": scores,
     }
 
 
 def clip_scorer(folder: str | None) -> Callable[[np.ndarray, str], np.ndarray]:
     """A function that gives the CLIP scores of frames (frames, height, width, 3) and a prompt: 100 · cosine, at least 0."""
     if folder is None:
-        raise ValueError("--clip: give the folder of a CLIP model in the format of transformers, such as clip-vit-base-patch16")
+        raise ValueError(
+            "--clip: give the folder of a CLIP model in the format of transformers, such as clip-vit-base-patch16"
+        )
     from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
     if not (Path(folder) / "config.json").is_file():
-        raise ValueError(f"--clip: {str(folder)!r} holds no config.json; give the folder of a CLIP model in the format of transformers")
+        raise ValueError(
+            f"--clip: {str(folder)!r} holds no config.json; give the folder of a CLIP model in the format of transformers"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = CLIPModel.from_pretrained(folder, local_files_only=True).eval().to(device)
     prepare = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
@@ -67,6 +78,7 @@ def clip_scorer(folder: str | None) -> Callable[[np.ndarray, str], np.ndarray]:
         output = model(input_ids=text["input_ids"], attention_mask=text["attention_mask"], pixel_values=pixels)
         cosines = torch.nn.functional.cosine_similarity(output.image_embeds, output.text_embeds)
         return (100 * cosines).clamp(min=0).cpu().numpy()
+
     return score
 
 
@@ -101,6 +113,10 @@ def report(data: dict, figures: Figures) -> str:
         f"{data['clip']}, mean over frames and clips. DDIM's frames are independent pictures. In brackets: 95 % bootstrap intervals over "
         "clips.\n\n"
         + table(("method", "CLIP score", "against DDIM on the same prompts"), rows)
-        + "\n" + figures.link("scores", "CLIP score by method") + "\nThe paper's Table 1:\n\n"
-        + table(("checkpoint", *METHODS), [(name, *(f"{value:.1f}" for value in values)) for name, values in PAPER.items()])
+        + "\n"
+        + figures.link("scores", "CLIP score by method")
+        + "\nThe paper's Table 1:\n\n"
+        + table(
+            ("checkpoint", *METHODS), [(name, *(f"{value:.1f}" for value in values)) for name, values in PAPER.items()]
+        )
     )

@@ -16,8 +16,8 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, TextToVideoZeroPipeline
 from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.core.noise import frame_seeds
+from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.settings.table import Settings
 
 from . import metrics
@@ -58,6 +58,7 @@ def load(model: str | None, config: str | None) -> StableDiffusionPipeline:
 
 # --- the methods -----------------------------------------------------------------------------------------
 
+
 def sample(pipe: StableDiffusionPipeline, job: Job) -> torch.Tensor:
     """The latents of a clip (frames, channels, height, width)."""
     return {"ddim": _ddim, "text2video-zero": _text2video_zero, "zs2": _zs2}[job.method](pipe, job)
@@ -72,20 +73,32 @@ def _ddim(pipe, job: Job) -> torch.Tensor:
     """Independent pictures of one prompt as one batch; the first is frame 1 of ZS² with that seed."""
     generators = [torch.Generator().manual_seed(seed) for seed in frame_seeds(job.seed, job.frames)]
     return pipe(
-        job.prompt, num_images_per_prompt=job.frames, num_inference_steps=job.steps, guidance_scale=job.guidance,
-        generator=generators, output_type="latent",
+        job.prompt,
+        num_images_per_prompt=job.frames,
+        num_inference_steps=job.steps,
+        guidance_scale=job.guidance,
+        generator=generators,
+        output_type="latent",
     ).images
 
 
 def _text2video_zero(pipe, job: Job) -> torch.Tensor:
     """`diffusers`' Text2Video-Zero with the same checkpoint, scheduler and steps; it adds nothing to the prompt."""
     if job.guidance <= 1:
-        raise ValueError(f"guidance: {job.guidance} is not possible; Text2Video-Zero samples with guidance alone: give more than 1")
+        raise ValueError(
+            f"guidance: {job.guidance} is not possible; Text2Video-Zero samples with guidance alone: give more than 1"
+        )
     t0, t1 = text2video_zero_times(job.steps)
     with text2video_zero(pipe) as peer:
         return peer(
-            job.prompt, video_length=job.frames, num_inference_steps=job.steps, guidance_scale=job.guidance,
-            generator=torch.Generator().manual_seed(job.seed), t0=t0, t1=t1, output_type="latent",
+            job.prompt,
+            video_length=job.frames,
+            num_inference_steps=job.steps,
+            guidance_scale=job.guidance,
+            generator=torch.Generator().manual_seed(job.seed),
+            t0=t0,
+            t1=t1,
+            output_type="latent",
         ).images
 
 
@@ -95,7 +108,13 @@ def text2video_zero(pipe) -> Iterator[TextToVideoZeroPipeline]:
     processors = pipe.unet.attn_processors
     try:
         peer = TextToVideoZeroPipeline(
-            pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.unet, copy.deepcopy(pipe.scheduler), None, None,
+            pipe.vae,
+            pipe.text_encoder,
+            pipe.tokenizer,
+            pipe.unet,
+            copy.deepcopy(pipe.scheduler),
+            None,
+            None,
             requires_safety_checker=False,
         )
         peer.set_progress_bar_config(disable=True)
@@ -131,6 +150,7 @@ def decode(pipe, latents: torch.Tensor) -> np.ndarray:
 
 # --- what is measured of a clip --------------------------------------------------------------------------
 
+
 def describe(frames: np.ndarray, judge=None) -> dict:
     """The raw numbers of one clip: lists by frame. With a judge also the attributes of each frame."""
     record = {
@@ -156,7 +176,7 @@ class Sampler:
         self.done: dict[Job, dict] = {}
         self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> "Sampler":
+    def __enter__(self) -> Sampler:
         return self
 
     def __exit__(self, *exception) -> None:

@@ -48,10 +48,11 @@ class Target:
 
 # --- one section -----------------------------------------------------------------------------------------
 
+
 def save(output: Path, section: str, record: dict) -> None:
     folder = output / NAME
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).replace('},{', '},\n{')
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).replace("},{", "},\n{")
     (folder / f"{section}.json").write_text(text + "\n", encoding="utf-8")
 
 
@@ -81,7 +82,7 @@ def _processor() -> str:
 
 def _system() -> str:
     with contextlib.suppress(OSError):
-        return f'{platform.freedesktop_os_release()["PRETTY_NAME"]} on {platform.machine()}'
+        return f"{platform.freedesktop_os_release()['PRETTY_NAME']} on {platform.machine()}"
     return platform.platform(terse=True)
 
 
@@ -93,11 +94,14 @@ def _version(package: str) -> str:
 
 # --- the page --------------------------------------------------------------------------------------------
 
+
 def render(output: Path, names: Sequence[str], load: Callable) -> Path:
     """Writes the page and the plots of those sections that have been measured; `load(name)` is a section's module."""
     records = {name: record for name in names if (record := read(output, name))}
     if not records:
-        raise FileNotFoundError(f"nothing to render: {output / NAME} holds no JSON of a section; run the benchmarks first")
+        raise FileNotFoundError(
+            f"nothing to render: {output / NAME} holds no JSON of a section; run the benchmarks first"
+        )
     sections = {name: load(name) for name in records}
     page = PREFACE.format(name=NAME, facts="\n".join(f"| {key} | {value} |" for key, value in _facts(records).items()))
     targets = [target for name, record in records.items() for target in sections[name].targets(record["data"])]
@@ -116,7 +120,9 @@ def _facts(records: dict) -> dict[str, str]:
         return "; ".join(dict.fromkeys(record[key] for record in records.values() if record[key]))
 
     dates = sorted(record["date"] for record in records.values())
-    versions = [", ".join(f"{name} {version}" for name, version in record["versions"].items()) for record in records.values()]
+    versions = [
+        ", ".join(f"{name} {version}" for name, version in record["versions"].items()) for record in records.values()
+    ]
     facts = {
         "machine": each("machine"),
         "GPU": each("gpu") or "none",
@@ -137,6 +143,7 @@ def _when(name: str, record: dict) -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; a `float` has three significant digits, None is a dash."""
+
     def line(cells) -> str:
         return "| " + " | ".join(_cell(cell).replace("|", "\\|") for cell in cells) + " |\n"
 
@@ -160,6 +167,7 @@ def megabytes(value: float) -> str:
 
 
 # --- plots -----------------------------------------------------------------------------------------------
+
 
 class Figures:
     """Where a section's plots go: `with figures("by_frames", title, x, y) as axes: …`, then `figures.link(...)`."""

@@ -25,7 +25,9 @@ LENGTHS, QUICK_LENGTHS = (32, 256), (32,)
 def measure(run) -> dict:
     lengths = run.pick(LENGTHS, QUICK_LENGTHS)
     rows = [
-        {"format": format, "frames": frames, **in_own_process(one_file, format, frames)} for format in FORMATS for frames in lengths
+        {"format": format, "frames": frames, **in_own_process(one_file, format, frames)}
+        for format in FORMATS
+        for frames in lengths
     ]
     return {"side": SIDE, "files": rows}
 
@@ -39,16 +41,23 @@ def one_file(format: str, frames: int) -> dict:
         drawing = seconds(lambda: [None for _ in pictures(frames)], clock=time.perf_counter)
         start = process_peak()
         target, written = Path(folder) / "clip", []
-        encoding = seconds(lambda: written.append(write_clip(pictures(frames), target, format, FPS)), clock=time.perf_counter)
+        encoding = seconds(
+            lambda: written.append(write_clip(pictures(frames), target, format, FPS)), clock=time.perf_counter
+        )
         encoded = process_peak()
         count = []
-        decoding = seconds(lambda: count.append(sum(1 for _ in open_source(written[0]).frames())), clock=time.perf_counter)
+        decoding = seconds(
+            lambda: count.append(sum(1 for _ in open_source(written[0]).frames())), clock=time.perf_counter
+        )
         if count != [frames]:
             raise RuntimeError(f"the {format} of {frames} frames was read back with {count[0]}")
         size = sum(file.stat().st_size for file in ([written[0]] if written[0].is_file() else written[0].iterdir()))
         return {
-            "encoding": max(encoding - drawing, 1e-6), "decoding": decoding, "size": size,
-            "encoding memory": encoded - start, "decoding memory": process_peak() - encoded,
+            "encoding": max(encoding - drawing, 1e-6),
+            "decoding": decoding,
+            "size": size,
+            "encoding memory": encoded - start,
+            "decoding memory": process_peak() - encoded,
         }
 
 
@@ -69,14 +78,22 @@ def targets(data: dict) -> list[Target]:
 
 def report(data: dict, figures: Figures) -> str:
     rows = [
-        (f["format"], f["frames"], f["frames"] / f["encoding"], megabytes(f["encoding memory"]), f["frames"] / f["decoding"],
-         megabytes(f["decoding memory"]), f"{f['size'] / 2**20:.2f} MiB")
+        (
+            f["format"],
+            f["frames"],
+            f["frames"] / f["encoding"],
+            megabytes(f["encoding memory"]),
+            f["frames"] / f["decoding"],
+            megabytes(f["decoding memory"]),
+            f"{f['size'] / 2**20:.2f} MiB",
+        )
         for f in data["files"]
     ]
     formats = list(dict.fromkeys(f["format"] for f in data["files"]))
     with figures("memory", "Memory to write a clip", "frames", "growth of the process's peak memory, MiB") as axes:
         lines = {
-            format: [(f["frames"], f["encoding memory"] / 2**20) for f in data["files"] if f["format"] == format] for format in formats
+            format: [(f["frames"], f["encoding memory"] / 2**20) for f in data["files"] if f["format"] == format]
+            for format in formats
         }
         colours = dict(zip(formats, (*PALETTE, "#a16207")))
         for format, points in lines.items():
@@ -88,5 +105,6 @@ def report(data: dict, figures: Figures) -> str:
         f"A moving disc on a grainy ground, {data['side']}×{data['side']}, wall time, each clip in a process of its own. "
         "*Memory*: how much the process's peak grows while it writes, and then while it reads.\n\n"
         + table(("format", "frames", "written per s", "memory", "read per s", "memory", "file"), rows)
-        + "\n" + figures.link("memory", "Memory to write a clip by format and length")
+        + "\n"
+        + figures.link("memory", "Memory to write a clip by format and length")
     )

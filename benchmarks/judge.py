@@ -35,10 +35,13 @@ class Judge(nn.Module):
     def __init__(self):
         super().__init__()
         widths = (3, 24, 48, 96, 128)
-        self.f = nn.Sequential(*(
-            layer for before, after in zip(widths, widths[1:])
-            for layer in (nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2))
-        ))
+        self.f = nn.Sequential(
+            *(
+                layer
+                for before, after in zip(widths, widths[1:])
+                for layer in (nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2))
+            )
+        )
         self.h = nn.Linear(2 * widths[-1], len(SHAPES) + len(COLOURS) + len(BACKGROUNDS) + len(TEXTURES))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

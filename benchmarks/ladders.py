@@ -27,11 +27,20 @@ def measure(run) -> dict:
     def ladder(key: str, settings: dict, prompts: list[str]) -> dict:
         fixed = {name: value for name, value in settings.items() if name in ("motion", "momentum")}
         jobs = [
-            Job("zs2", prompt, seed, FRAMES, settings["steps"], settings["guidance"], tuple({key: value, **fixed}.items()))
-            for value in settings["values"] for seed, prompt in enumerate(prompts)
+            Job(
+                "zs2",
+                prompt,
+                seed,
+                FRAMES,
+                settings["steps"],
+                settings["guidance"],
+                tuple({key: value, **fixed}.items()),
+            )
+            for value in settings["values"]
+            for seed, prompt in enumerate(prompts)
         ]
         records = run.sampler(jobs)
-        return {**settings, "clips": [records[i:i + clips] for i in range(0, len(records), clips)]}
+        return {**settings, "clips": [records[i : i + clips] for i in range(0, len(records), clips)]}
 
     return {
         "frames": FRAMES,
@@ -50,8 +59,16 @@ def targets(data: dict) -> list[Target]:
     count = len(data["motion"]["clips"][0])
     of = f"mean of {count} clips"
     return [
-        Target("motion-ladder", f"motion rises with λ = 0 to 0.25, {of}", "monotone", _steps(motion), metrics.rises(motion)),
-        Target("momentum-ladder", f"drift falls with μ = 0 to 1, {of}", "monotone", _steps(momentum), metrics.falls(momentum)),
+        Target(
+            "motion-ladder", f"motion rises with λ = 0 to 0.25, {of}", "monotone", _steps(motion), metrics.rises(motion)
+        ),
+        Target(
+            "momentum-ladder",
+            f"drift falls with μ = 0 to 1, {of}",
+            "monotone",
+            _steps(momentum),
+            metrics.falls(momentum),
+        ),
     ]
 
 
@@ -64,30 +81,55 @@ def report(data: dict, figures: Figures) -> str:
     motion, momentum = data["motion"], data["momentum"]
     motion_rows = zip(motion["values"], means(motion, "change"), means(motion, "drift"), PAPER["motion"]["change"])
     momentum_rows = zip(
-        momentum["values"], means(momentum, "drift"), PAPER["momentum"]["drift"], means(momentum, "change"), PAPER["momentum"]["change"]
+        momentum["values"],
+        means(momentum, "drift"),
+        PAPER["momentum"]["drift"],
+        means(momentum, "change"),
+        PAPER["momentum"]["change"],
     )
-    _plot(figures, "motion", "Motion by λ", "λ (motion)", "mean |change| between frames, of 255",
-          motion["values"], means(motion, "change"), PAPER["motion"]["change"])
-    _plot(figures, "momentum", "Drift from frame 1 by μ", "μ (momentum)", "mean |difference| from frame 1, of 255",
-          momentum["values"], means(momentum, "drift"), PAPER["momentum"]["drift"])
+    _plot(
+        figures,
+        "motion",
+        "Motion by λ",
+        "λ (motion)",
+        "mean |change| between frames, of 255",
+        motion["values"],
+        means(motion, "change"),
+        PAPER["motion"]["change"],
+    )
+    _plot(
+        figures,
+        "momentum",
+        "Drift from frame 1 by μ",
+        "μ (momentum)",
+        "mean |difference| from frame 1, of 255",
+        momentum["values"],
+        means(momentum, "drift"),
+        PAPER["momentum"]["drift"],
+    )
     return (
         f"Means of {count} clips of {data['frames']} frames, the same seeds at each value. Beside them the paper authors' own clips of "
         "Figure 4, measured in the same way: a large checkpoint guided by poses, whose movement is in their figures even at λ = 0.\n\n"
         f"### λ\n\nμ = {motion['momentum']:g}, full prompts, {motion['steps']} steps at CFG {motion['guidance']:g}.\n\n"
         + table(("λ", "change", "drift from frame 1", "the authors' change"), motion_rows)
-        + "\n" + figures.link("motion", "Change between frames by λ")
+        + "\n"
+        + figures.link("motion", "Change between frames by λ")
         + f"\n### μ\n\nλ = {momentum['motion']:g}, the empty prompt, {momentum['steps']} steps at CFG {momentum['guidance']:g}: a full "
-          "prompt fixes what the "
+        "prompt fixes what the "
         "tiny checkpoint shows, so that μ has nothing to hold.\n\n"
         + table(("μ", "drift from frame 1", "the authors' drift", "change", "the authors' change"), momentum_rows)
-        + "\n" + figures.link("momentum", "Drift from frame 1 by μ")
+        + "\n"
+        + figures.link("momentum", "Drift from frame 1 by μ")
     )
 
 
 def _plot(figures: Figures, name: str, title: str, x: str, y: str, values, ours: list[float], authors) -> None:
     with figures(name, title, x, y) as axes:
         ends = {}
-        for numbers, what, colour in ((ours, "this run", ZS2), (authors, "the paper authors' clips\n(large model, poses)", PLAIN)):
+        for numbers, what, colour in (
+            (ours, "this run", ZS2),
+            (authors, "the paper authors' clips\n(large model, poses)", PLAIN),
+        ):
             axes.plot(values, numbers, color=colour, marker="o", markersize=4)
             ends[what] = values[-1], numbers[-1], colour
         axes.set_ylim(0, 1.15 * max(*ours, *authors))

@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 
 from zs2_lib.hosts.diffusers import sampling as host
-from zs2_lib.settings.table import Settings
 from zs2_lib.media.write import write_clip
+from zs2_lib.settings.table import Settings
 
 from . import metrics
 from .clips import GUIDANCE, load
@@ -31,7 +31,10 @@ def measure(run) -> dict:
     for frames in run.pick(LENGTHS, QUICK_LENGTHS):
         repeats = run.pick({8: 3, 64: 2}, {}).get(frames, 1)
         clips.append({"frames": frames, **in_own_process(one_clip, model, config, frames, repeats)})
-        print(f"  {frames} frames: {metrics.median(clips[-1]['seconds']):.1f} s, {megabytes(clips[-1]['peak'])}", flush=True)
+        print(
+            f"  {frames} frames: {metrics.median(clips[-1]['seconds']):.1f} s, {megabytes(clips[-1]['peak'])}",
+            flush=True,
+        )
     held = [
         {"frames": frames, "peak": in_own_process(sampled_peak, model, config, frames, environment=RETURNING)}
         for frames in run.pick(HELD_LENGTHS, QUICK_HELD_LENGTHS)
@@ -45,6 +48,7 @@ def one_clip(model: str | None, config: str | None, frames: int, repeats: int) -
     settings = Settings(frames=frames, frames_per_pass=PER_PASS)
     before = peak_memory()
     with tempfile.TemporaryDirectory() as folder:
+
         def clip() -> None:
             pictures = host.sample_clip(pipe, PROMPT, settings, 1, steps=STEPS, guidance=GUIDANCE)
             write_clip(pictures, Path(folder) / "clip", "mp4", settings.fps)
@@ -89,25 +93,54 @@ def report(data: dict, figures: Figures) -> str:
     held = {clip["frames"]: clip["peak"] for clip in data["held"]}
     shortest = min(held.values())
     rows = [
-        (clip["frames"], taken, taken / clip["frames"], megabytes(clip["before"]), megabytes(clip["peak"]),
-         f"{clip['peak'] / peaks[0]:.3f}",
-         *((megabytes(held[clip["frames"]]), f"{held[clip['frames']] / shortest:.3f}") if clip["frames"] in held else (None, None)))
+        (
+            clip["frames"],
+            taken,
+            taken / clip["frames"],
+            megabytes(clip["before"]),
+            megabytes(clip["peak"]),
+            f"{clip['peak'] / peaks[0]:.3f}",
+            *(
+                (megabytes(held[clip["frames"]]), f"{held[clip['frames']] / shortest:.3f}")
+                if clip["frames"] in held
+                else (None, None)
+            ),
+        )
         for clip, taken in zip(clips, times)
     ]
     slope = metrics.slope(frames, peaks)
     per_pass = f"{data['per pass']} frames per pass"
-    with figures("memory", f"Peak memory by clip length, {per_pass}", "frames", "peak memory of the process, MiB") as axes:
+    with figures(
+        "memory", f"Peak memory by clip length, {per_pass}", "frames", "peak memory of the process, MiB"
+    ) as axes:
         axes.plot(frames, [peak / 2**20 for peak in peaks], color=ZS2, marker="o", markersize=4)
         axes.plot(list(held), [peak / 2**20 for peak in held.values()], color=PLAIN, marker="o", markersize=4)
         ratio = f"{peaks[-1] / peaks[0]:.2f}× at {frames[-1] / frames[0]:.0f}× the length"
         label(axes, frames[-1], peaks[-1] / 2**20, f"whole process: {ratio}", ZS2, xytext=(0, 10), ha="right")
-        label(axes, frames[-1], list(held.values())[-1] / 2**20, "held by sampling and decoding", PLAIN, xytext=(0, -12), ha="right")
+        label(
+            axes,
+            frames[-1],
+            list(held.values())[-1] / 2**20,
+            "held by sampling and decoding",
+            PLAIN,
+            xytext=(0, -12),
+            ha="right",
+        )
         axes.set_ylim(0, 1.25 * max(peaks) / 2**20)
-    with figures("time", f"Time by clip length, {per_pass}", "frames", f"seconds for {data['steps']} steps, decoding and MP4") as axes:
+    with figures(
+        "time", f"Time by clip length, {per_pass}", "frames", f"seconds for {data['steps']} steps, decoding and MP4"
+    ) as axes:
         axes.plot(frames, times, color=ZS2, marker="o", markersize=4)
         axes.plot((0, frames[-1]), (0, times[0] / frames[0] * frames[-1]), color="#9ca3af", linestyle="--")
         label(axes, frames[-1], times[-1], f"{times[-1]:.0f} s", ZS2, xytext=(-8, 8), ha="right")
-        label(axes, frames[-1] / 2, times[0] / frames[0] * frames[-1] / 2, "in proportion\nto the shortest", "#6b7280", xytext=(12, -14))
+        label(
+            axes,
+            frames[-1] / 2,
+            times[0] / frames[0] * frames[-1] / 2,
+            "in proportion\nto the shortest",
+            "#6b7280",
+            xytext=(12, -14),
+        )
         axes.set_ylim(0)
     return (
         f"Each length in a process of its own: {data['steps']} steps at CFG {data['guidance']:g} in passes of {data['per pass']} frames, "
@@ -118,5 +151,7 @@ def report(data: dict, figures: Figures) -> str:
         + f"\nSlope of the peak: {slope / 2**10:.0f} KiB per frame; of what is held: "
         f"{metrics.slope(list(held), list(held.values())) / 2**10:.0f} KiB per frame; of the time: {metrics.slope(frames, times):.3f} s "
         "per frame.\n\n"
-        + figures.link("memory", "Peak memory by clip length") + "\n" + figures.link("time", "Time by clip length")
+        + figures.link("memory", "Peak memory by clip length")
+        + "\n"
+        + figures.link("time", "Time by clip length")
     )

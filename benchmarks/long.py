@@ -19,12 +19,23 @@ COLOURS = dict(zip(MODELS, (ZS2, OTHER, "#7c3aed")))
 def measure(run) -> dict:
     frames, prompts = run.pick(64, 16), run.prompts(run.pick(2, 1))
     jobs = [
-        Job("zs2", each["prompt"], seed, frames, STEPS, settings=() if model == "dependency" else (("noise_model", model),))
-        for model in MODELS.values() for seed, each in enumerate(prompts)
+        Job(
+            "zs2",
+            each["prompt"],
+            seed,
+            frames,
+            STEPS,
+            settings=() if model == "dependency" else (("noise_model", model),),
+        )
+        for model in MODELS.values()
+        for seed, each in enumerate(prompts)
     ]
     records = iter(run.sampler(jobs))
     return {
-        "frames": frames, "steps": STEPS, "guidance": GUIDANCE, "prompts": prompts,
+        "frames": frames,
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "prompts": prompts,
         "clips": {name: [next(records) for _ in prompts] for name in MODELS},
     }
 
@@ -43,26 +54,48 @@ def report(data: dict, figures: Figures) -> str:
     )
     if judged:
         right = {
-            name: np.mean([
-                metrics.right(record["attributes"], each["attributes"]) for record, each in zip(records, data["prompts"])
-            ], axis=0)
+            name: np.mean(
+                [
+                    metrics.right(record["attributes"], each["attributes"])
+                    for record, each in zip(records, data["prompts"])
+                ],
+                axis=0,
+            )
             for name, records in data["clips"].items()
         }
         rows = [
-            (name, *(percent(float(values[first:last].mean())) for first, last in stretches)) for name, values in right.items()
+            (name, *(percent(float(values[first:last].mean())) for first, last in stretches))
+            for name, values in right.items()
         ]
         text += "Frames that show what the prompt asks for:\n\n" + table(header, rows) + "\n"
     drift = {name: np.mean([record["drift"] for record in records], axis=0) for name, records in data["clips"].items()}
-    rows = [(name, *(float(values[max(first - 1, 0):last - 1].mean()) for first, last in stretches)) for name, values in drift.items()]
+    rows = [
+        (name, *(float(values[max(first - 1, 0) : last - 1].mean()) for first, last in stretches))
+        for name, values in drift.items()
+    ]
     text += "Mean |difference| from frame 1, of 255:\n\n" + table(header, rows) + "\n"
     if judged:
-        _plot(figures, "fidelity", "What the prompt asks for, in long clips", "% of frames right", {
-            name: [100 * values[first:last].mean() for first, last in stretches] for name, values in right.items()
-        }, stretches, top=119)
+        _plot(
+            figures,
+            "fidelity",
+            "What the prompt asks for, in long clips",
+            "% of frames right",
+            {name: [100 * values[first:last].mean() for first, last in stretches] for name, values in right.items()},
+            stretches,
+            top=119,
+        )
         text += figures.link("fidelity", "Fidelity by frame") + "\n"
-    _plot(figures, "drift", "How far long clips get from frame 1", "mean |difference| from frame 1, of 255", {
-        name: [values[max(first - 1, 0):last - 1].mean() for first, last in stretches] for name, values in drift.items()
-    }, stretches)
+    _plot(
+        figures,
+        "drift",
+        "How far long clips get from frame 1",
+        "mean |difference| from frame 1, of 255",
+        {
+            name: [values[max(first - 1, 0) : last - 1].mean() for first, last in stretches]
+            for name, values in drift.items()
+        },
+        stretches,
+    )
     return text + figures.link("drift", "Drift by frame")
 
 

@@ -21,7 +21,12 @@ METHODS = {
 }
 """The last two are for the ablation, on fewer prompts."""
 PEERS = tuple(METHODS)[:5]
-ABLATION = {"neither": "DDIM, independent", "noise alone": "noise alone", "momentum alone": "momentum alone", "both (ZS²)": "ZS²"}
+ABLATION = {
+    "neither": "DDIM, independent",
+    "noise alone": "noise alone",
+    "momentum alone": "momentum alone",
+    "both (ZS²)": "ZS²",
+}
 COLOURS = dict(zip(METHODS, (PLAIN, PEER, ZS2, OTHER, "#7c3aed", "#a16207", "#be185d")))
 
 
@@ -31,21 +36,32 @@ def measure(run) -> dict:
     jobs = {
         name: [
             Job(method, each["prompt"], seed, FRAMES, STEPS, settings=tuple(settings.items()))
-            for seed, each in enumerate(prompts[:None if name in PEERS else ablated])
+            for seed, each in enumerate(prompts[: None if name in PEERS else ablated])
         ]
         for name, (method, settings) in METHODS.items()
     }
     free = {
         name: [
             # without a prompt guidance changes nothing, but Text2Video-Zero cannot do without
-            Job(method, "", seed, FRAMES, STEPS, GUIDANCE if method == "text2video-zero" else 1.0, tuple(settings.items()))
+            Job(
+                method,
+                "",
+                seed,
+                FRAMES,
+                STEPS,
+                GUIDANCE if method == "text2video-zero" else 1.0,
+                tuple(settings.items()),
+            )
             for seed in range(run.pick(8, 1))
         ]
         for name, (method, settings) in METHODS.items()
     }
     records = iter(run.sampler([job for groups in (jobs, free) for group in groups.values() for job in group]))
     return {
-        "frames": FRAMES, "steps": STEPS, "guidance": GUIDANCE, "prompts": prompts,
+        "frames": FRAMES,
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "prompts": prompts,
         "clips": {name: [next(records) for _ in group] for name, group in jobs.items()},
         "free": {name: [next(records) for _ in group] for name, group in free.items()},
     }
@@ -75,14 +91,28 @@ def _fidelity(clips: dict, prompts: list[dict], figures: Figures) -> str:
         shape, colour, background = attributes_right(clips[name], prompts)
         beyond = None if name == "DDIM, independent" else _points(*metrics.interval(np.array(values[name]) - plain))
         anchor = f'<a id="fidelity-{slug(name)}"></a>'
-        rows.append((f"{anchor}{name}", _percent(*metrics.interval(values[name])), beyond, *map(percent, (shape, colour, background))))
-    _bars(figures, "fidelity", "Frames that show what the prompt asks for (shape, colour and background all right)", values)
+        rows.append(
+            (
+                f"{anchor}{name}",
+                _percent(*metrics.interval(values[name])),
+                beyond,
+                *map(percent, (shape, colour, background)),
+            )
+        )
+    _bars(
+        figures,
+        "fidelity",
+        "Frames that show what the prompt asks for (shape, colour and background all right)",
+        values,
+    )
     return (
         "### Prompt fidelity (stand-in for the paper's Table 1)\n\n"
         "The part of all frames in which the judge reads the shape, the colour and the background that the prompt asks for; and how that "
         "differs from DDIM's on the same prompts.\n\n"
         + table(("method", "all right", "against DDIM", "shape", "colour", "background"), rows)
-        + "\n" + figures.link("fidelity", "Prompt fidelity by method") + "\n"
+        + "\n"
+        + figures.link("fidelity", "Prompt fidelity by method")
+        + "\n"
     )
 
 
@@ -91,7 +121,9 @@ def _consistency(clips: dict, free: dict, figures: Figures) -> str:
         return [(f'<a id="{anchor}-{slug(name)}"></a>{name}', *_consistency_of(groups[name])) for name in PEERS]
 
     frames = range(2, len(clips["ZS²"][0]["drift"]) + 2)
-    with figures("drift", "How far frames get from the first", "frame", "mean |difference| from frame 1, of 255") as axes:
+    with figures(
+        "drift", "How far frames get from the first", "frame", "mean |difference| from frame 1, of 255"
+    ) as axes:
         ends = {}
         for name in PEERS:
             drift = np.mean([record["drift"] for record in clips[name]], axis=0)
@@ -110,9 +142,12 @@ def _consistency(clips: dict, free: dict, figures: Figures) -> str:
         "*Identity kept*: frames after the first in which the judge reads all attributes that it reads in the first. *Change*: mean "
         "|difference| of neighbouring frames, of 255. *Drift*: the same to frame 1, over all later frames. *Flicker*: what is left of "
         "the change once each frame is carried back along its optical flow. *Jerk*: mean second difference / mean first difference.\n\n"
-        + table(("method", *CONSISTENCY), rows(clips, "consistency")) + "\n" + figures.link("drift", "Drift from frame 1 by frame")
+        + table(("method", *CONSISTENCY), rows(clips, "consistency"))
+        + "\n"
+        + figures.link("drift", "Drift from frame 1 by frame")
         + f"\nThe same with the empty prompt, where nothing but the method holds the subject ({len(free['ZS²'])} clips each):\n\n"
-        + table(("method", *CONSISTENCY), rows(free, "free")) + "\n"
+        + table(("method", *CONSISTENCY), rows(free, "free"))
+        + "\n"
         + (figures.link("kept", "Identity kept by method") + "\n" if judged else "")
     )
 
@@ -142,8 +177,10 @@ def _ablation(clips: dict, free: dict, prompts: list[dict]) -> str:
         unprompted.append((f'<a id="ablation-free-{slug(part)}"></a>{part}', *_consistency_of(free[name])))
     return (
         "### Ablation\n\n*noise alone*: dependency noise, μ = 0; *momentum alone*: independent noise with temporal momentum attention. "
-        f"The first {count} of the prompts:\n\n" + table(("what is on", "all right", *CONSISTENCY), prompted)
-        + f"\nThe empty prompt, {len(free['ZS²'])} clips each:\n\n" + table(("what is on", *CONSISTENCY), unprompted)
+        f"The first {count} of the prompts:\n\n"
+        + table(("what is on", "all right", *CONSISTENCY), prompted)
+        + f"\nThe empty prompt, {len(free['ZS²'])} clips each:\n\n"
+        + table(("what is on", *CONSISTENCY), unprompted)
     )
 
 
@@ -152,7 +189,11 @@ CONSISTENCY = ("identity kept", "change", "drift", "flicker", "jerk")
 
 def _consistency_of(records: list[dict]) -> tuple:
     judged = "attributes" in records[0]
-    kept = _percent(*metrics.interval([metrics.kept(np.array(record["attributes"])) for record in records])) if judged else None
+    kept = (
+        _percent(*metrics.interval([metrics.kept(np.array(record["attributes"])) for record in records]))
+        if judged
+        else None
+    )
     jerks = [record["jerk"] for record in records if record["jerk"] is not None]
     means = [float(np.mean([record[key] for record in records])) for key in ("change", "drift", "flicker")]
     return kept, *means, float(np.mean(jerks)) if jerks else None
@@ -160,7 +201,10 @@ def _consistency_of(records: list[dict]) -> tuple:
 
 def fidelity(records: list[dict], prompts: list[dict]) -> list[float]:
     """The part of each clip's frames that have all attributes asked for."""
-    return [float(metrics.right(record["attributes"], each["attributes"]).mean()) for record, each in zip(records, prompts, strict=True)]
+    return [
+        float(metrics.right(record["attributes"], each["attributes"]).mean())
+        for record, each in zip(records, prompts, strict=True)
+    ]
 
 
 def attributes_right(records: list[dict], prompts: list[dict]) -> list[float]:

@@ -46,7 +46,9 @@ def flicker(frames: np.ndarray) -> list[float]:
     rest = []
     for i in range(len(frames) - 1):
         flow = flow_of.calc(grey[i], grey[i + 1], None)
-        carried = cv2.remap(frames[i + 1], x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        carried = cv2.remap(
+            frames[i + 1], x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
         rest.append(float(np.abs(carried.astype(np.float32) - frames[i].astype(np.float32)).mean()))
     return rest
 
@@ -66,6 +68,7 @@ def _mean_over_frames(differences: np.ndarray) -> list[float]:
 
 
 # --- means and ratios ------------------------------------------------------------------------------------
+
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
     """The mean of one value per clip, and the ends of its 95 % bootstrap interval."""

@@ -30,7 +30,10 @@ def measure(run) -> dict:
             {
                 "frames": frames,
                 "seconds": in_turns(
-                    {name: lambda options=options: noise(0, [MOTION] * frames, **options) for name, options in SOLVERS.items()},
+                    {
+                        name: lambda options=options: noise(0, [MOTION] * frames, **options)
+                        for name, options in SOLVERS.items()
+                    },
                     run.pick(9, 3),
                 ),
                 "errors": {name: max(errors(0, MOTION, frames, **options)) for name, options in SOLVERS.items()},
@@ -38,8 +41,13 @@ def measure(run) -> dict:
             for frames in (8, 32, 128)
         ],
         "errors": [
-            {"motion": motion, **{name: max(error for seed in range(clips) for error in errors(seed, motion, **options))
-                                  for name, options in SOLVERS.items()}}
+            {
+                "motion": motion,
+                **{
+                    name: max(error for seed in range(clips) for error in errors(seed, motion, **options))
+                    for name, options in SOLVERS.items()
+                },
+            }
             for motion in GRID
         ],
         "curves": [{"motion": motion, **curve(motion, clips)} for motion in CURVES],
@@ -76,14 +84,26 @@ def curve(motion: float, clips: int) -> dict:
 
 def targets(data: dict) -> list[Target]:
     worst = max(row["exact"] for row in data["errors"])
-    return [Target("noise-error", "KL error of the exact solver, λ from 0 to 1.6", "< 1e-6", f"{worst:.0e} at most", worst < BAR)]
+    return [
+        Target(
+            "noise-error",
+            "KL error of the exact solver, λ from 0 to 1.6",
+            "< 1e-6",
+            f"{worst:.0e} at most",
+            worst < BAR,
+        )
+    ]
 
 
 def report(data: dict, figures: Figures) -> str:
     shape = "×".join(map(str, data["shape"]))
     lengths = [
-        (row["frames"], *(1e3 * metrics.median(row["seconds"][name]) for name in SOLVERS),
-         metrics.median_ratio(row["seconds"]["search"], row["seconds"]["exact"]), *(f"{row['errors'][name]:.0e}" for name in SOLVERS))
+        (
+            row["frames"],
+            *(1e3 * metrics.median(row["seconds"][name]) for name in SOLVERS),
+            metrics.median_ratio(row["seconds"]["search"], row["seconds"]["exact"]),
+            *(f"{row['errors'][name]:.0e}" for name in SOLVERS),
+        )
         for row in data["lengths"]
     ]
     worst = [(f"{row['motion']:g}", f"{row['exact']:.0e}", f"{row['search']:.0e}") for row in data["errors"]]
@@ -92,15 +112,31 @@ def report(data: dict, figures: Figures) -> str:
         f"Latents of {shape}. *exact*: the closed form, one candidate; *search*: 10 random candidates, then 15 halvings between the "
         "previous frame and the best of them (Algorithm 1, corrected so that it cannot leave the interval).\n\n"
         f"### A clip's noise, λ = {MOTION:g}\n\n"
-        + table(("frames", "exact, ms", "search, ms", "search / exact", "exact, largest |KL - λ|", "search, largest |KL - λ|"), lengths)
-        + f"\n### Largest |KL - λ| in clips of {FRAMES} frames\n\n" + table(("λ", "exact", "search"), worst)
-        + "\n### Convergence (Figure 17)\n\n" + figures.link("convergence", "Error by iteration")
+        + table(
+            (
+                "frames",
+                "exact, ms",
+                "search, ms",
+                "search / exact",
+                "exact, largest |KL - λ|",
+                "search, largest |KL - λ|",
+            ),
+            lengths,
+        )
+        + f"\n### Largest |KL - λ| in clips of {FRAMES} frames\n\n"
+        + table(("λ", "exact", "search"), worst)
+        + "\n### Convergence (Figure 17)\n\n"
+        + figures.link("convergence", "Error by iteration")
     )
 
 
 def _plot(figures: Figures, curves: list[dict]) -> None:
-    with figures("convergence", "Error of the paper's search by iteration, and of the exact solver", "iteration of the search",
-                 "mean |KL - λ|") as axes:
+    with figures(
+        "convergence",
+        "Error of the paper's search by iteration, and of the exact solver",
+        "iteration of the search",
+        "mean |KL - λ|",
+    ) as axes:
         ends = {}
         for row, shade in zip(curves, (0.45, 0.7, 1.0)):
             random, linear = row["random"], row["linear"]

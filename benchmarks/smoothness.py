@@ -9,7 +9,10 @@ from .clips import GUIDANCE, Job
 from .document import PEER, ZS2, Figures, Target, label, table
 
 TITLE = "Smoothness by inertia"
-SIZES = {"long": {"frames": 12, "steps": 12, "inertia": (0.0, 0.5, 0.9, 1.0)}, "short": {"frames": 8, "steps": 8, "inertia": (0.0, 1.0)}}
+SIZES = {
+    "long": {"frames": 12, "steps": 12, "inertia": (0.0, 0.5, 0.9, 1.0)},
+    "short": {"frames": 8, "steps": 8, "inertia": (0.0, 1.0)},
+}
 """The first is shown in full; the second are the clips of the section on methods, and their like with inertia."""
 CLIPS = {"long": 4, "short": 12}
 
@@ -53,15 +56,23 @@ def report(data: dict, figures: Figures) -> str:
     return (
         f"The same prompts and seeds for all, CFG {data['guidance']:g}, the rest at the defaults. *Jerk*: mean second difference / mean first "
         "difference; less is smoother; in brackets its 95 % bootstrap interval.\n\n"
-        + _table(long) + "\n" + figures.link("inertia", "Jerk by inertia") + "\nShorter clips with fewer steps:\n\n" + _table(short)
+        + _table(long)
+        + "\n"
+        + figures.link("inertia", "Jerk by inertia")
+        + "\nShorter clips with fewer steps:\n\n"
+        + _table(short)
     )
 
 
 def _table(size: dict) -> str:
     groups = {f"ZS², β = {value:g}": records for value, records in zip(size["inertia"], size["clips"])} | size["peers"]
-    rows = [(name, _jerk(records), *(_mean(records, key) for key in ("change", "drift", "flicker"))) for name, records in groups.items()]
+    rows = [
+        (name, _jerk(records), *(_mean(records, key) for key in ("change", "drift", "flicker")))
+        for name, records in groups.items()
+    ]
     return f"{len(size['clips'][0])} × {size['frames']} frames, {size['steps']} steps:\n\n" + table(
-        ("clips", "jerk", "change", "drift", "flicker"), rows)
+        ("clips", "jerk", "change", "drift", "flicker"), rows
+    )
 
 
 def _jerk(records: list[dict]) -> str:

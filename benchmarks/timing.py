@@ -72,8 +72,10 @@ def averages_watched() -> Iterator[list[float]]:
 
 def in_own_process(function: Callable, *arguments, environment: Mapping[str, str] | None = None, threads: int = 1):
     """`function(*arguments)` in a fresh process of so many threads, whose memory is its own."""
-    with started_with(environment or {}), \
-            ProcessPoolExecutor(1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+    with (
+        started_with(environment or {}),
+        ProcessPoolExecutor(1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)) as pool,
+    ):
         return pool.submit(function, *arguments).result()
 
 
@@ -96,7 +98,9 @@ def peak_memory() -> int:
 
 def process_peak() -> int:
     """Bytes of main memory that this process held at most so far."""
-    if os.path.exists("/proc/self/status"):  # what getrusage says may be the parent's, from before the process began its own
+    if os.path.exists(
+        "/proc/self/status"
+    ):  # what getrusage says may be the parent's, from before the process began its own
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             for line in status:
                 if line.startswith("VmHWM:"):

@@ -41,8 +41,16 @@ def measure(run) -> dict:
             peaks["long"] = webui.about()["peak memory"]
             about = webui.about()
             return {
-                "version": webui.version, "python": about["python"], "torch": about["torch"], "steps": steps, "per pass": PER_PASS,
-                "plain": plain, "clip": clip, "short": short, "long": long, "peaks": peaks,
+                "version": webui.version,
+                "python": about["python"],
+                "torch": about["torch"],
+                "steps": steps,
+                "per pass": PER_PASS,
+                "plain": plain,
+                "clip": clip,
+                "short": short,
+                "long": long,
+                "peaks": peaks,
             }
 
 
@@ -82,7 +90,13 @@ def targets(data: dict) -> list[Target]:
     memory = data["peaks"]["long"] / data["peaks"]["short"]
     what = f"{LONG} frames / {SHORT} frames in the WebUI, {data['per pass']} per pass"
     return [
-        Target("webui-plain", f"whole job / the WebUI's plain batch, {SHORT} frames", f"≤ {PLAIN_BAR}×", f"{job:.3f}×", job <= PLAIN_BAR),
+        Target(
+            "webui-plain",
+            f"whole job / the WebUI's plain batch, {SHORT} frames",
+            f"≤ {PLAIN_BAR}×",
+            f"{job:.3f}×",
+            job <= PLAIN_BAR,
+        ),
         Target("webui-time", f"time, {what}", f"≤ {TIME_BAR}×", f"{time:.2f}×", time <= TIME_BAR),
         Target("webui-memory", f"peak memory, {what}", f"≤ {MEMORY_BAR}×", f"{memory:.3f}×", memory <= MEMORY_BAR),
     ]
@@ -91,21 +105,38 @@ def targets(data: dict) -> list[Target]:
 def report(data: dict, figures: Figures) -> str:
     def row(what: str, above: str, below: str) -> tuple:
         low, middle, high = metrics.ratio_quartiles(data[above], data[below])
-        return what, len(data[above]), metrics.median(data[below]), metrics.median(data[above]), f"{middle:.3f}", f"{low:.3f} to {high:.3f}"
+        return (
+            what,
+            len(data[above]),
+            metrics.median(data[below]),
+            metrics.median(data[above]),
+            f"{middle:.3f}",
+            f"{low:.3f} to {high:.3f}",
+        )
 
     peaks = data["peaks"]
-    time_bars(figures, "times", f"In the WebUI: {SHORT} frames in {data['steps']} steps", "seconds of a job (median)", {
-        "plain batch": (metrics.median(data["plain"]), PLAIN), "ZS²": (metrics.median(data["clip"]), ZS2),
-    })
+    time_bars(
+        figures,
+        "times",
+        f"In the WebUI: {SHORT} frames in {data['steps']} steps",
+        "seconds of a job (median)",
+        {
+            "plain batch": (metrics.median(data["plain"]), PLAIN),
+            "ZS²": (metrics.median(data["clip"]), ZS2),
+        },
+    )
     return (
         f"AUTOMATIC1111's WebUI {data['version']} on the tiny checkpoint (Python {data['python']}, torch {data['torch']}, float32 on one "
         f"thread of the CPU), DDIM with {data['steps']} steps, in passes of {data['per pass']} frames: whole API requests, wall time, in "
         "turns. ZS²'s job includes writing its MP4.\n\n"
-        + table(("what", "pairs", "s, first", "s, second", "second / first", "quartiles"), (
-            row(f"plain batch of {SHORT}, ZS² with {SHORT} frames", "clip", "plain"),
-            row(f"ZS² with {SHORT} frames, with {LONG}", "long", "short"),
-        ))
+        + table(
+            ("what", "pairs", "s, first", "s, second", "second / first", "quartiles"),
+            (
+                row(f"plain batch of {SHORT}, ZS² with {SHORT} frames", "clip", "plain"),
+                row(f"ZS² with {SHORT} frames, with {LONG}", "long", "short"),
+            ),
+        )
         + f"\nPeak memory of the WebUI's process: {megabytes(peaks['plain'])} after a plain batch of {SHORT}, "
-          f"{megabytes(peaks['short'])} after ZS² with {SHORT} frames, "
+        f"{megabytes(peaks['short'])} after ZS² with {SHORT} frames, "
         f"{megabytes(peaks['long'])} after {LONG} frames.\n\n" + figures.link("times", "Time of a job in the WebUI")
     )

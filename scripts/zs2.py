@@ -8,9 +8,11 @@ from modules import script_callbacks, scripts
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
+from zs2_lib.hosts.webui import a1111
+from zs2_lib.hosts.webui import a1111_controlnet as controlnet
+from zs2_lib.hosts.webui import edit as source
+from zs2_lib.hosts.webui import job as webui
 from zs2_lib.ui import panel
-from zs2_lib.hosts.webui import a1111, a1111_controlnet as controlnet, edit as source, job as webui
-
 
 log = logging.getLogger("zs2")
 
@@ -34,12 +36,19 @@ class Script(scripts.Script):
     def ui(self, is_img2img):
         try:
             with InputAccordion(False, label=panel.TITLE, elem_id=self.elem_id("enabled")) as enabled:
-                controls = {"enabled": enabled, **panel.build(self.elem_id, is_img2img, source.preview, controlnet.unit_count())}
+                controls = {
+                    "enabled": enabled,
+                    **panel.build(self.elem_id, is_img2img, source.preview, controlnet.unit_count()),
+                }
         except Exception as error:  # the host would print it and leave a panel whose controls do nothing
             log.exception("the panel of ZS² could not be built; the extension is off")
-            gr.HTML(f"{panel.TITLE}: the panel could not be built in this WebUI ({html.escape(str(error))}). It is off.")
+            gr.HTML(
+                f"{panel.TITLE}: the panel could not be built in this WebUI ({html.escape(str(error))}). It is off."
+            )
             return []
-        self.infotext_fields = [PasteField(control, panel.PASTE[name]) for name, control in controls.items() if name in panel.PASTE]
+        self.infotext_fields = [
+            PasteField(control, panel.PASTE[name]) for name, control in controls.items() if name in panel.PASTE
+        ]
         self.paste_field_names = list(panel.PASTE.values())
         return list(controls.values())
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 pytest.importorskip("diffusers")
 
-from zs2_lib import cli  # noqa: E402
-from zs2_lib.hosts.diffusers import sampling as host  # noqa: E402
-from zs2_lib.core.anchors import PRESETS  # noqa: E402
-from zs2_lib.settings.table import Settings  # noqa: E402
-from zs2_lib.media.write import FORMATS  # noqa: E402
+from zs2_lib import cli
+from zs2_lib.core.anchors import PRESETS
+from zs2_lib.hosts.diffusers import sampling as host
+from zs2_lib.media.write import FORMATS
+from zs2_lib.settings.table import Settings
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "a red circle on a blue background"
@@ -55,10 +55,16 @@ def refused(capsys, *arguments) -> str:
 
 # --- clips ---------------------------------------------------------------------------------------------
 
+
 def test_every_format(pipe, tmp_path, capsys):
     files = [tmp_path / f"new/{format}.{format}" for format in FORMATS]
     outputs = [argument for file in files for argument in ("-o", str(file))]
-    assert cli.main([PROMPT, *outputs, *QUICK, "--negative", "green: dark, small", "--motion", "0:0.01, 2:0.05", "--fps", "5"]) == 0
+    assert (
+        cli.main(
+            [PROMPT, *outputs, *QUICK, "--negative", "green: dark, small", "--motion", "0:0.01, 2:0.05", "--fps", "5"]
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
 
     av = pytest.importorskip("av")
@@ -88,19 +94,29 @@ def test_every_format(pipe, tmp_path, capsys):
 
 
 def test_the_clip_is_that_of_the_library(pipe, tmp_path):
-    assert cli.main([PROMPT, "-o", str(tmp_path / "a.png"), *QUICK, "--cfg", "1", "--loop", "--frames-per-pass", "2"]) == 0
-    frames = host.sample_clip(pipe, PROMPT, Settings(frames=3, loop=True), 1, steps=2, guidance=1.0, width=64, height=64)
+    assert (
+        cli.main([PROMPT, "-o", str(tmp_path / "a.png"), *QUICK, "--cfg", "1", "--loop", "--frames-per-pass", "2"]) == 0
+    )
+    frames = host.sample_clip(
+        pipe, PROMPT, Settings(frames=3, loop=True), 1, steps=2, guidance=1.0, width=64, height=64
+    )
     for number, frame in enumerate(frames, start=1):
         with Image.open(tmp_path / "a" / f"{number:05}.png") as image:
             assert max(abs(a - b) for a, b in zip(image.tobytes(), frame.tobytes())) <= 2
 
 
-@pytest.mark.parametrize(("arguments", "expected"), [
-    ([], PRESETS["exact"]),
-    (["--speed", "fast"], PRESETS["fast"]),
-    (["--speed", "fast", "--anchor-stride", "3"], (3, *PRESETS["fast"][1:])),
-    (["--anchor-depth", "gentle", "--speed", "balanced"], (PRESETS["balanced"][0], "gentle", PRESETS["balanced"][2])),
-])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], PRESETS["exact"]),
+        (["--speed", "fast"], PRESETS["fast"]),
+        (["--speed", "fast", "--anchor-stride", "3"], (3, *PRESETS["fast"][1:])),
+        (
+            ["--anchor-depth", "gentle", "--speed", "balanced"],
+            (PRESETS["balanced"][0], "gentle", PRESETS["balanced"][2]),
+        ),
+    ],
+)
 def test_speed_sets_what_is_not_given(arguments, expected):
     settings = cli.read_settings(cli.parser().parse_args([PROMPT, "-o", "clip.mp4", *arguments]), ("mp4",))
     assert (settings.anchor_stride, settings.anchor_depth, settings.anchor_start) == expected
@@ -111,13 +127,22 @@ def test_prompts_by_frame(pipe, tmp_path, as_file, capsys):
     prompts = "0: on a blue background\n2: on a green background, dark"
     (tmp_path / "prompts.txt").write_text(prompts + "\n", encoding="utf-8")
     given = str(tmp_path / "prompts.txt") if as_file else prompts
-    assert cli.main(["a red circle", "-o", str(tmp_path / "a.png"), "-o", str(tmp_path / "a.gif"), *QUICK, "--prompts", given]) == 0
-    frames = host.sample_clip(pipe, "a red circle", Settings(frames=3, prompts=prompts), 1, steps=2, width=64, height=64)
+    assert (
+        cli.main(
+            ["a red circle", "-o", str(tmp_path / "a.png"), "-o", str(tmp_path / "a.gif"), *QUICK, "--prompts", given]
+        )
+        == 0
+    )
+    frames = host.sample_clip(
+        pipe, "a red circle", Settings(frames=3, prompts=prompts), 1, steps=2, width=64, height=64
+    )
     for number, frame in enumerate(frames, start=1):
         with Image.open(tmp_path / "a" / f"{number:05}.png") as image:
             assert max(abs(a - b) for a, b in zip(image.tobytes(), frame.tobytes())) <= 2
     with Image.open(tmp_path / "a.gif") as image:
-        assert 'ZS2 prompts: "0: on a blue background\\n2: on a green background, dark"' in image.info["comment"].decode()
+        assert (
+            'ZS2 prompts: "0: on a blue background\\n2: on a green background, dark"' in image.info["comment"].decode()
+        )
     assert cli.main([PROMPT, "-o", str(tmp_path / "a.gif"), *QUICK, "--prompts", "0: a\n3: b"]) == 0
     assert "zs2: Prompts at frame 3 are not reached" in capsys.readouterr().err
 
@@ -144,13 +169,18 @@ def test_a_fresh_process_without_network(tmp_path):
         "from zs2_lib.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_", "DIFFUSERS_"))}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_", "DIFFUSERS_"))
+    }
     environment["OMP_NUM_THREADS"] = "1"
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     environment["HF_HOME"] = str(tmp_path / "cache")
     ran = subprocess.run(
         [sys.executable, "-c", script, PROMPT, "-o", "clip.mp4", "--steps", "2", "--frames", "2"],
-        cwd=tmp_path, env=environment, text=True, capture_output=True,
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        capture_output=True,
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith("clip.mp4: 2 frames of 128x128")
@@ -162,7 +192,9 @@ def test_a_fresh_process_without_network(tmp_path):
 def test_ctrl_c_leaves_nothing(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "zs2_lib", PROMPT, "-o", str(tmp_path / "out" / "clip.mp4"), "--frames", "64"],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's processes ignore Ctrl-C
     )
     seen = b""
@@ -197,32 +229,48 @@ def test_an_interrupt_while_writing_leaves_the_old_clip(pipe, tmp_path, monkeypa
 
 # --- wrong values --------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--frames", "0"], "--frames: 0 is not allowed; give a whole number from 1 to 1024"),
-    (["--frames", "2.5"], "--frames: 2.5 is not allowed; give a whole number from 1 to 1024"),
-    (["--frames", "many"], "--frames: 'many' is not allowed; give a whole number from 1 to 1024"),
-    (["--fps", "nan"], "--fps: nan is not allowed; give a number from 0.1 to 120"),
-    (["--motion", "-1"], "--motion: '-1' is not allowed; give a number of 0 or more, or keyframes"),
-    (["--motion", "0:a"], "--motion: '0:a' is not allowed: 'a' is not a number; give a number"),
-    (["--momentum", "1.5"], "--momentum: '1.5' is not allowed; give a number from 0 to 1"),
-    (["--inertia", ""], "--inertia: '' is not allowed: no value given"),
-    (["--noise-model", "depend"], "--noise-model: 'depend' is not allowed; give one of \"dependency\""),
-    (["--alpha", "2"], "--alpha: 2 is not allowed; give a number from 0 to 1"),
-    (["--frames-per-pass", "-1"], "--frames-per-pass: -1 is not allowed; give a whole number from 0 to 1024"),
-    (["--anchor-stride", "17"], "--anchor-stride: 17 is not allowed; give a whole number from 1 to 16"),
-    (["--anchor-depth", "strongest"], '--anchor-depth: \'strongest\' is not allowed; give one of "gentle", "medium", "strong"'),
-    (["--speed", "faster"], '--speed: \'faster\' is not allowed; give one of "exact", "balanced", "fast"; did you mean "fast"?'),
-    (["--loop", "--noise-model", "mixed"], 'loop: true is not allowed with noise_model "mixed"'),
-    (["--prompts", "0: a\n0: b"], "--prompts: '0: a\\n0: b' is not allowed: frame 0 has two prompts; give each frame once"),
-    (["--prompts", "no-such-file"], "--prompts: 'no-such-file' is not allowed: it is no line 'frame: prompt', and no text file"),
-    (["--steps", "0"], "--steps: 0 is not allowed; give a whole number from 1 to 999"),
-    (["--cfg", "x"], "--cfg: 'x' is not allowed; give a number from 0 to 100"),
-    (["--seed", "-1"], "--seed: -1 is not allowed; give a whole number from 0"),
-    (["--size", "100"], "--size: '100' is not allowed; give one number or WIDTHxHEIGHT, multiples of 8"),
-    (["--size", "0x64"], "--size: '0x64' is not allowed"),
-    (["--frame", "3"], "unrecognized arguments: --frame 3"),
-    (["--frames"], "argument --frames: expected one argument"),
-])
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--frames", "0"], "--frames: 0 is not allowed; give a whole number from 1 to 1024"),
+        (["--frames", "2.5"], "--frames: 2.5 is not allowed; give a whole number from 1 to 1024"),
+        (["--frames", "many"], "--frames: 'many' is not allowed; give a whole number from 1 to 1024"),
+        (["--fps", "nan"], "--fps: nan is not allowed; give a number from 0.1 to 120"),
+        (["--motion", "-1"], "--motion: '-1' is not allowed; give a number of 0 or more, or keyframes"),
+        (["--motion", "0:a"], "--motion: '0:a' is not allowed: 'a' is not a number; give a number"),
+        (["--momentum", "1.5"], "--momentum: '1.5' is not allowed; give a number from 0 to 1"),
+        (["--inertia", ""], "--inertia: '' is not allowed: no value given"),
+        (["--noise-model", "depend"], "--noise-model: 'depend' is not allowed; give one of \"dependency\""),
+        (["--alpha", "2"], "--alpha: 2 is not allowed; give a number from 0 to 1"),
+        (["--frames-per-pass", "-1"], "--frames-per-pass: -1 is not allowed; give a whole number from 0 to 1024"),
+        (["--anchor-stride", "17"], "--anchor-stride: 17 is not allowed; give a whole number from 1 to 16"),
+        (
+            ["--anchor-depth", "strongest"],
+            '--anchor-depth: \'strongest\' is not allowed; give one of "gentle", "medium", "strong"',
+        ),
+        (
+            ["--speed", "faster"],
+            '--speed: \'faster\' is not allowed; give one of "exact", "balanced", "fast"; did you mean "fast"?',
+        ),
+        (["--loop", "--noise-model", "mixed"], 'loop: true is not allowed with noise_model "mixed"'),
+        (
+            ["--prompts", "0: a\n0: b"],
+            "--prompts: '0: a\\n0: b' is not allowed: frame 0 has two prompts; give each frame once",
+        ),
+        (
+            ["--prompts", "no-such-file"],
+            "--prompts: 'no-such-file' is not allowed: it is no line 'frame: prompt', and no text file",
+        ),
+        (["--steps", "0"], "--steps: 0 is not allowed; give a whole number from 1 to 999"),
+        (["--cfg", "x"], "--cfg: 'x' is not allowed; give a number from 0 to 100"),
+        (["--seed", "-1"], "--seed: -1 is not allowed; give a whole number from 0"),
+        (["--size", "100"], "--size: '100' is not allowed; give one number or WIDTHxHEIGHT, multiples of 8"),
+        (["--size", "0x64"], "--size: '0x64' is not allowed"),
+        (["--frame", "3"], "unrecognized arguments: --frame 3"),
+        (["--frames"], "argument --frames: expected one argument"),
+    ],
+)
 def test_wrong_values(capsys, tmp_path, arguments, message):
     assert refused(capsys, "-o", str(tmp_path / "clip.mp4"), *arguments).startswith(message)
     assert not list(tmp_path.iterdir())
@@ -247,7 +295,9 @@ def test_wrong_models(capsys, tmp_path):
 
 def test_missing_packages(capsys, tmp_path, monkeypatch):
     find_spec = cli.importlib.util.find_spec
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name in ("diffusers", "av") else find_spec(name))
+    monkeypatch.setattr(
+        cli.importlib.util, "find_spec", lambda name: None if name in ("diffusers", "av") else find_spec(name)
+    )
     line = refused(capsys, "-o", str(tmp_path / "clip.gif"))
     assert line == f"missing packages; install them with: {sys.executable} -m pip install diffusers"
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "av" else find_spec(name))

@@ -15,8 +15,13 @@ from pathlib import Path
 
 PROGRAM = "python -m zs2_lib"
 PACKAGES = {
-    "torch": "torch", "numpy": "numpy", "PIL": "pillow", "tqdm": "tqdm",
-    "diffusers": "diffusers", "transformers": "transformers", "safetensors": "safetensors",
+    "torch": "torch",
+    "numpy": "numpy",
+    "PIL": "pillow",
+    "tqdm": "tqdm",
+    "diffusers": "diffusers",
+    "transformers": "transformers",
+    "safetensors": "safetensors",
 }
 """What is needed, by the name Python imports: the name under which pip installs it."""
 VIDEO_PACKAGES = {"av": "av"}
@@ -93,7 +98,9 @@ def run(arguments: list[str] | None) -> None:
 
     disable_progress_bar()
     if options.model is None and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # of so small a model threads mostly wait for each other, on a busy machine for minutes
+        torch.set_num_threads(
+            1
+        )  # of so small a model threads mostly wait for each other, on a busy machine for minutes
     try:
         pipe = host.load_pipeline(options.model, options.config)
         host.check_pipeline(pipe)
@@ -101,34 +108,49 @@ def run(arguments: list[str] | None) -> None:
         raise Refused(error) from None
 
     with tqdm(total=1.0, bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}") as bar:
+
         def show(progress: host.Progress) -> None:
             first, last = progress.frames
             bar.n = progress.done
             bar.set_description(f"step {progress.step}/{progress.steps}, frames {first}-{last}")
 
         frames = host.sample_clip(
-            pipe, options.prompt, settings, seed, negative_prompt=options.negative or None,
-            steps=steps, guidance=cfg, width=width, height=height, progress=show,
+            pipe,
+            options.prompt,
+            settings,
+            seed,
+            negative_prompt=options.negative or None,
+            steps=steps,
+            guidance=cfg,
+            width=width,
+            height=height,
+            progress=show,
         )
         bar.n = 1.0
         bar.set_description(f"{settings.frames} frames, {steps} steps")
 
     model = Path(options.model).name.removesuffix(".safetensors") if options.model else "tiny-sd"
     first, frames = peek(tqdm(frames, "decoding", total=settings.frames))
-    text = infotext(options.prompt, options.negative, {
-        "Steps": steps,
-        "Sampler": type(pipe.scheduler).__name__.removesuffix("Scheduler"),
-        "CFG scale": f"{cfg:g}",
-        "Seed": seed,
-        "Size": f"{first.width}x{first.height}",
-        "Model": model,
-        **settings.infotext,
-    })
+    text = infotext(
+        options.prompt,
+        options.negative,
+        {
+            "Steps": steps,
+            "Sampler": type(pipe.scheduler).__name__.removesuffix("Scheduler"),
+            "CFG scale": f"{cfg:g}",
+            "Seed": seed,
+            "Size": f"{first.width}x{first.height}",
+            "Model": model,
+            **settings.infotext,
+        },
+    )
     if len(targets) > 1:
         frames = list(frames)
     for target, format in targets:
         file = video.write_clip(frames, target, format, settings.fps, text)
-        print(f"{file}: {settings.frames} frames of {first.width}x{first.height}, {settings.frames / settings.fps:.3g} s, seed {seed}")
+        print(
+            f"{file}: {settings.frames} frames of {first.width}x{first.height}, {settings.frames / settings.fps:.3g} s, seed {seed}"
+        )
 
 
 def peek(frames):
@@ -139,36 +161,55 @@ def peek(frames):
     def everything():
         yield first
         yield from frames
+
     return first, everything()
 
 
 # --- options -------------------------------------------------------------------------------------------
 
+
 def parser() -> Parser:
     """The options; those about the clip come from the table of settings."""
     parser = Parser(
-        prog=PROGRAM, allow_abbrev=False,
+        prog=PROGRAM,
+        allow_abbrev=False,
         description="ZS² samples a video from an image diffusion model; without --model from a tiny one that comes with it and "
         "knows coloured shapes on coloured backgrounds.",
     )
     parser.add_argument("prompt", help='what to show, such as "a red circle on a blue background"')
     parser.add_argument(
-        "-o", "--output", action="append", required=True, metavar="FILE",
+        "-o",
+        "--output",
+        action="append",
+        required=True,
+        metavar="FILE",
         help="the file to write; its suffix is the format: mp4, webm, gif, webp, apng, or png for a folder of images. "
-        "May be given more than once.")
+        "May be given more than once.",
+    )
     parser.add_argument(
-        "--model", metavar="PATH",
-        help="a .safetensors checkpoint of SD 1.x, SD 2.x or SDXL, or a folder in the format of diffusers; nothing is downloaded")
+        "--model",
+        metavar="PATH",
+        help="a .safetensors checkpoint of SD 1.x, SD 2.x or SDXL, or a folder in the format of diffusers; nothing is downloaded",
+    )
     parser.add_argument(
-        "--config", metavar="FOLDER",
-        help="configuration of a .safetensors checkpoint with a shape of its own, in the format of diffusers")
+        "--config",
+        metavar="FOLDER",
+        help="configuration of a .safetensors checkpoint with a shape of its own, in the format of diffusers",
+    )
     parser.add_argument("--negative", default="", metavar="TEXT", help="what not to show")
     parser.add_argument("--seed", metavar="N", help="the same seed gives the same clip; default: a new one each time")
     parser.add_argument("--steps", default="20", metavar="N", help="sampling steps; default 20")
     parser.add_argument(
-        "--cfg", default="5", metavar="X", help="how closely the prompt is followed; 1 or less switches guidance off; default 5")
+        "--cfg",
+        default="5",
+        metavar="X",
+        help="how closely the prompt is followed; 1 or less switches guidance off; default 5",
+    )
     parser.add_argument(
-        "--size", metavar="N|WxH", help="width and height in pixels, multiples of 8; default: the model's own (128 for the tiny one)")
+        "--size",
+        metavar="N|WxH",
+        help="width and height in pixels, multiples of 8; default: the model's own (128 for the tiny one)",
+    )
 
     from zs2_lib.core.anchors import PRESETS
 
@@ -183,7 +224,10 @@ def parser() -> Parser:
             group.add_argument(flag(option), metavar=metavar, help=f"{help} Default {default}.")
     presets = "; ".join(f"{name}: {', '.join(map(str, preset))}" for name, preset in PRESETS.items())
     group.add_argument(
-        "--speed", metavar="|".join(PRESETS), help=f"Sets those of the anchor stride, depth and start that are not given. {presets}.")
+        "--speed",
+        metavar="|".join(PRESETS),
+        help=f"Sets those of the anchor stride, depth and start that are not given. {presets}.",
+    )
     return parser
 
 
@@ -191,7 +235,9 @@ def clip_options():
     """The settings that are options here: no source's, and the formats are known by the files' names."""
     from zs2_lib.settings.table import INFOTEXT_OPTIONS
 
-    return [option for option in INFOTEXT_OPTIONS if option.name != "formats" and option.metadata.get("group") != "source"]
+    return [
+        option for option in INFOTEXT_OPTIONS if option.name != "formats" and option.metadata.get("group") != "source"
+    ]
 
 
 def flag(option) -> str:
@@ -291,8 +337,10 @@ def check_target(target: Path, format: str) -> None:
 
 # --- texts ---------------------------------------------------------------------------------------------
 
+
 def infotext(prompt: str, negative: str, values: Mapping[str, object]) -> str:
     """The generation parameters as the WebUI writes and reads them."""
+
     def quoted(value) -> str:
         text = str(value)
         return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
@@ -310,4 +358,3 @@ def require(packages: Mapping[str, str]) -> None:
 
 def say(text: str) -> None:
     print(f"zs2: {text}", file=sys.stderr)
-

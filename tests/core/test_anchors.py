@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from unet_classes import diffusers_unet, hooked, ldm_unet, normals, random_weights
 
+from unet_classes import diffusers_unet, hooked, ldm_unet, normals, random_weights
 from zs2_lib.core import anchors
+from zs2_lib.core.anchors import DEPTHS, GROWTH, AnchorRows, Anchors, deep_control_modules, deep_modules, phase_of
 from zs2_lib.core.momentum import PROJECTIONS, TemporalMomentum
-from zs2_lib.core.anchors import DEPTHS, GROWTH, Anchors, AnchorRows, deep_control_modules, deep_modules, phase_of
-from zs2_lib.core.rows import Rows
 from zs2_lib.core.passes import Passes
+from zs2_lib.core.rows import Rows
 
 FRAMES = 10
 MOMENTUM = [0.3, 0.98, 0.6, 0.5, 1.0, 0.7, 0.9, 0.2, 0.8, 0.95]
@@ -78,14 +78,17 @@ def sample(unet, rows, stride, depth="medium", momentum=MOMENTUM, frames_per_pas
             x, t, text = inputs(rows, seed=step)
             x, text = x.to(dtype), text.to(dtype)
             passes.restart(step)
-            result = torch.cat([
-                passes.run(functools.partial(call, unet), rows.take(part.tolist()), x[part], t[part], text[part])
-                for part in torch.arange(len(rows)).tensor_split(cuts)
-            ])
+            result = torch.cat(
+                [
+                    passes.run(functools.partial(call, unet), rows.take(part.tolist()), x[part], t[part], text[part])
+                    for part in torch.arange(len(rows)).tensor_split(cuts)
+                ]
+            )
         return result
 
 
 # --- the reference ------------------------------------------------------------------------------------------
+
 
 def sequences(rows: Rows, stride: int, phase: int = 0) -> list[list[int]]:
     """For each guidance group, the row numbers of its anchors: the last of a call is none only if it ends the clip."""
@@ -124,14 +127,20 @@ def blocks_by_hand(unet: nn.Module) -> tuple[list, callable, list, callable, cal
     if hasattr(unet, "input_blocks"):
         from ldm.modules.diffusionmodules.util import timestep_embedding
 
-        return (list(unet.input_blocks), unet.middle_block, list(unet.output_blocks), unet.out,
-                lambda t: unet.time_embed(timestep_embedding(t, unet.model_channels).double()))
+        return (
+            list(unet.input_blocks),
+            unet.middle_block,
+            list(unet.output_blocks),
+            unet.out,
+            lambda t: unet.time_embed(timestep_embedding(t, unet.model_channels).double()),
+        )
 
     def attended(resnet, attention, sampler=None):
         def block(h, emb, text):
             h = resnet(h, emb)
             h = attention(h, encoder_hidden_states=text, return_dict=False)[0] if attention else h
             return sampler(h) if sampler else h
+
         return block
 
     down, up = [lambda h, emb, text: unet.conv_in(h)], []
@@ -142,12 +151,18 @@ def blocks_by_hand(unet: nn.Module) -> tuple[list, callable, list, callable, cal
     for level in unet.up_blocks:
         samplers = [None, None, level.upsamplers[0] if level.upsamplers else None]
         up += [attended(*three) for three in zip(level.resnets, getattr(level, "attentions", [None] * 3), samplers)]
-    return (down, lambda h, emb, text: unet.mid_block(h, emb, encoder_hidden_states=text), up,
-            lambda h: unet.conv_out(nn.functional.silu(unet.conv_norm_out(h))),
-            lambda t: unet.time_embedding(unet.time_proj(t).double()))
+    return (
+        down,
+        lambda h, emb, text: unet.mid_block(h, emb, encoder_hidden_states=text),
+        up,
+        lambda h: unet.conv_out(nn.functional.silu(unet.conv_norm_out(h))),
+        lambda t: unet.time_embedding(unet.time_proj(t).double()),
+    )
 
 
-def reference(unet, rows, stride, depth, momentum, monkeypatch, seed=0, kept=None, phase=0) -> tuple[torch.Tensor, torch.Tensor]:
+def reference(
+    unet, rows, stride, depth, momentum, monkeypatch, seed=0, kept=None, phase=0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The step in float64, and the deep output: shallow blocks on all rows, deep ones on key rows, straight lines between
     them, shallow blocks. With the deep output `kept` of all rows, a row is as far off the line as then, times how much further
     apart its anchors are.
@@ -156,13 +171,16 @@ def reference(unet, rows, stride, depth, momentum, monkeypatch, seed=0, kept=Non
     x, t, text = (value.double() for value in inputs(rows, seed=seed))
     down, middle, up, out, embed = blocks_by_hand(unet)
     cut, groups = CUTS[depth], sequences(rows, stride, phase)
-    now = {"sequences": [[row for row in range(len(rows)) if rows.groups[row] == g] for g in dict.fromkeys(rows.groups)],
-           "frames": rows.frames}
+    now = {
+        "sequences": [[row for row in range(len(rows)) if rows.groups[row] == g] for g in dict.fromkeys(rows.groups)],
+        "frames": rows.frames,
+    }
 
     def average(module, args, output):
         for sequence in now["sequences"]:
             output[sequence] = torch.einsum(
-                "fg, gnc -> fnc", average_weights([now["frames"][row] for row in sequence], momentum), output[sequence])
+                "fg, gnc -> fnc", average_weights([now["frames"][row] for row in sequence], momentum), output[sequence]
+            )
         return output
 
     for name, module in unet.named_modules():
@@ -173,13 +191,16 @@ def reference(unet, rows, stride, depth, momentum, monkeypatch, seed=0, kept=Non
         x = block(x, emb, text)
         skips.append(x)
     keys = sorted(row for sequence in groups for row in sequence)
-    now.update(sequences=[[keys.index(row) for row in sequence] for sequence in groups], frames=[rows.frames[row] for row in keys])
+    now.update(
+        sequences=[[keys.index(row) for row in sequence] for sequence in groups],
+        frames=[rows.frames[row] for row in keys],
+    )
     h, inner = x[keys], []
     for block in down[cut:]:
         h = block(h, emb[keys], text[keys])
         inner.append(h)
     h = middle(h, emb[keys], text[keys])
-    for block in up[:len(up) - cut]:
+    for block in up[: len(up) - cut]:
         h = block(torch.cat([h, inner.pop()], 1), emb[keys], text[keys])
     now.update(everything)
     x = torch.empty(len(rows), *h.shape[1:], dtype=torch.float64)
@@ -195,38 +216,67 @@ def reference(unet, rows, stride, depth, momentum, monkeypatch, seed=0, kept=Non
             growth = ((h[b] - h[c]).norm() / (then_b - kept[keys[c]]).norm()).clamp(*GROWTH)
             x[row] += growth * (kept[row] - then_a - share * (then_b - then_a))
     deep = x
-    for block in up[len(up) - cut:]:
+    for block in up[len(up) - cut :]:
         x = block(torch.cat([x, skips.pop()], 1), emb, text)
     return out(x), deep
 
 
 # --- which blocks, which rows -------------------------------------------------------------------------------
 
+
 @depths
 def test_deep_modules_are_the_blocks_after_the_cut(depth):
     unet, cut = ldm_unet(), CUTS[depth]
     assert len(unet.input_blocks) == len(unet.output_blocks) == 9
-    expected = [*unet.input_blocks[cut:], unet.middle_block, *unet.output_blocks[:9 - cut]]
+    expected = [*unet.input_blocks[cut:], unet.middle_block, *unet.output_blocks[: 9 - cut]]
     assert all(a is b for a, b in zip(deep_modules(unet, depth), expected, strict=True))
 
 
-@pytest.mark.parametrize(("channel_mult", "resnets", "cuts"), [
-    ((1, 2, 3), 1, {"gentle": 4, "medium": 2, "strong": 1}),  # the tiny checkpoint
-    ((1, 2), 1, {"gentle": 2, "medium": 2, "strong": 1}),
-    ((1, 2, 4, 4), 2, {"gentle": 6, "medium": 3, "strong": 2}),  # SD 1.x, 2.x
-])
+@pytest.mark.parametrize(
+    ("channel_mult", "resnets", "cuts"),
+    [
+        ((1, 2, 3), 1, {"gentle": 4, "medium": 2, "strong": 1}),  # the tiny checkpoint
+        ((1, 2), 1, {"gentle": 2, "medium": 2, "strong": 1}),
+        ((1, 2, 4, 4), 2, {"gentle": 6, "medium": 3, "strong": 2}),  # SD 1.x, 2.x
+    ],
+)
 @depths
 def test_cut_of_unets_of_other_shapes(channel_mult, resnets, cuts, depth):
     unet = ldm_unet(channel_mult=channel_mult, num_res_blocks=resnets, attention_resolutions=(1,))
     assert deep_modules(unet, depth)[0] is unet.input_blocks[cuts[depth]]
 
 
-@pytest.mark.parametrize(("name", "first", "last"), [
-    ("sd1", {"gentle": "down_blocks.1.downsamplers.0", "medium": "down_blocks.0.downsamplers.0", "strong": "down_blocks.0.resnets.1"},
-     {"gentle": "up_blocks.1.upsamplers.0", "medium": "up_blocks.2.upsamplers.0", "strong": "up_blocks.3.attentions.0"}),
-    ("sdxl", {"gentle": "down_blocks.1.downsamplers.0", "medium": "down_blocks.0.downsamplers.0", "strong": "down_blocks.0.resnets.1"},
-     {"gentle": "up_blocks.0.upsamplers.0", "medium": "up_blocks.1.upsamplers.0", "strong": "up_blocks.2.resnets.0"}),
-])
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [
+        (
+            "sd1",
+            {
+                "gentle": "down_blocks.1.downsamplers.0",
+                "medium": "down_blocks.0.downsamplers.0",
+                "strong": "down_blocks.0.resnets.1",
+            },
+            {
+                "gentle": "up_blocks.1.upsamplers.0",
+                "medium": "up_blocks.2.upsamplers.0",
+                "strong": "up_blocks.3.attentions.0",
+            },
+        ),
+        (
+            "sdxl",
+            {
+                "gentle": "down_blocks.1.downsamplers.0",
+                "medium": "down_blocks.0.downsamplers.0",
+                "strong": "down_blocks.0.resnets.1",
+            },
+            {
+                "gentle": "up_blocks.0.upsamplers.0",
+                "medium": "up_blocks.1.upsamplers.0",
+                "strong": "up_blocks.2.resnets.0",
+            },
+        ),
+    ],
+)
 @depths
 def test_deep_modules_of_the_published_shapes(name, first, last, depth):
     UNet = pytest.importorskip("diffusers", reason="needs diffusers").UNet2DConditionModel
@@ -242,14 +292,17 @@ def test_model_without_such_blocks():
         Anchors(attention, 2).attach(nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize(("rows", "stride", "index", "previous"), [
-    (Rows.blocks(6, 1), 2, [0, 2, 4, 5], [-1, 0, 2, 4]),
-    (Rows.blocks(5, 2), 4, [0, 4, 5, 9], [-1, 0, -1, 0]),
-    (Rows.blocks(3, 1), 16, [0, 2], [-1, 0]),
-    (Rows((5, 6, 7, 8, 9), (0,) * 5), 4, [3, 4], [4, 8]),  # a pass after one that ended on frame 4
-    (Rows((3, 4, 5, 0, 1), (0, 0, 0, 1, 1)), 4, [1, 2, 3, 4], [2, 4, -1, 0]),  # a call from inside a group
-    (Rows((0, 0, 1, 1, 2), (0, 1, 0, 1, 0)), 3, [0, 1, 3, 4], [-1, -1, 0, 0]),
-])
+@pytest.mark.parametrize(
+    ("rows", "stride", "index", "previous"),
+    [
+        (Rows.blocks(6, 1), 2, [0, 2, 4, 5], [-1, 0, 2, 4]),
+        (Rows.blocks(5, 2), 4, [0, 4, 5, 9], [-1, 0, -1, 0]),
+        (Rows.blocks(3, 1), 16, [0, 2], [-1, 0]),
+        (Rows((5, 6, 7, 8, 9), (0,) * 5), 4, [3, 4], [4, 8]),  # a pass after one that ended on frame 4
+        (Rows((3, 4, 5, 0, 1), (0, 0, 0, 1, 1)), 4, [1, 2, 3, 4], [2, 4, -1, 0]),  # a call from inside a group
+        (Rows((0, 0, 1, 1, 2), (0, 1, 0, 1, 0)), 3, [0, 1, 3, 4], [-1, -1, 0, 0]),
+    ],
+)
 def test_key_rows(rows, stride, index, previous):
     """Of a call that is not the clip's last."""
     keys = AnchorRows.of(rows, stride)
@@ -260,12 +313,15 @@ def test_key_rows(rows, stride, index, previous):
         assert weight * start + (1 - weight) * end == pytest.approx(rows.frames[row])
 
 
-@pytest.mark.parametrize(("rows", "phase", "index", "after", "weight"), [
-    (Rows.blocks(8, 1), 2, [0, 2, 6], [0, 1, 1, 2, 2, 2, 2, 2], [0, 0.5, 0, 0.75, 0.5, 0.25, 0, 0]),
-    (Rows.blocks(8, 1), 3, [0, 3, 7], [0, 1, 1, 1, 2, 2, 2, 2], [0, 2 / 3, 1 / 3, 0, 0.75, 0.5, 0.25, 0]),
-    (Rows.blocks(8, 1), 0, [0, 4], [0, 1, 1, 1, 1, 1, 1, 1], [0, 0.75, 0.5, 0.25, 0, 0, 0, 0]),
-    (Rows((6, 7), (0, 0)), 1, [1], [0, 0], [0.5, 0]),  # none of a call that has no other
-])
+@pytest.mark.parametrize(
+    ("rows", "phase", "index", "after", "weight"),
+    [
+        (Rows.blocks(8, 1), 2, [0, 2, 6], [0, 1, 1, 2, 2, 2, 2, 2], [0, 0.5, 0, 0.75, 0.5, 0.25, 0, 0]),
+        (Rows.blocks(8, 1), 3, [0, 3, 7], [0, 1, 1, 1, 2, 2, 2, 2], [0, 2 / 3, 1 / 3, 0, 0.75, 0.5, 0.25, 0]),
+        (Rows.blocks(8, 1), 0, [0, 4], [0, 1, 1, 1, 1, 1, 1, 1], [0, 0.75, 0.5, 0.25, 0, 0, 0, 0]),
+        (Rows((6, 7), (0, 0)), 1, [1], [0, 0], [0.5, 0]),  # none of a call that has no other
+    ],
+)
 def test_frames_after_the_last_key_frame_follow_it(rows, phase, index, after, weight):
     keys = AnchorRows.of(rows, 4, phase, clip_end=7)
     assert list(keys.index) == index and list(keys.after) == after
@@ -279,12 +335,15 @@ def test_every_frame_has_its_turn(stride):
 
 # --- against the reference ----------------------------------------------------------------------------------
 
+
 @layouts
 @depths
 @pytest.mark.parametrize("stride", [2, 4])
 def test_step_is_the_reference(unet, rows, depth, stride, monkeypatch):
     _, deep = reference(unet, rows, 1, depth, MOMENTUM, monkeypatch)
-    expected, _ = reference(unet, rows, stride, depth, MOMENTUM, monkeypatch, seed=1, kept=deep, phase=phase_of(1, stride))
+    expected, _ = reference(
+        unet, rows, stride, depth, MOMENTUM, monkeypatch, seed=1, kept=deep, phase=phase_of(1, stride)
+    )
     result = sample(unet, rows, stride, depth)
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=4e-5)
     assert (sample(unet, rows, 1) - result).abs().max() > 1e-2  # it makes a difference here
@@ -306,7 +365,13 @@ def two_steps(unet, rows, depth="medium", frames_per_pass=FRAMES, start=0.0, gro
         for step in range(2):
             index = [row for row in range(len(rows)) if step or not groups or rows.groups[row] in groups]
             passes.restart(step, step / 4)
-            results.append(passes.run(functools.partial(call, unet), rows.take(index), *(value[index] for value in inputs(rows, seed=step))))
+            results.append(
+                passes.run(
+                    functools.partial(call, unet),
+                    rows.take(index),
+                    *(value[index] for value in inputs(rows, seed=step)),
+                )
+            )
         return results
 
 
@@ -401,18 +466,21 @@ def test_half_precision(dtype, tolerance):
 
 # --- the hooks ----------------------------------------------------------------------------------------------
 
+
 @depths
 def test_anchors_alone_pass_the_deep_blocks(unet, depth):
     rows, seen = LAYOUTS["blocks"], []
-    watched = [module for block in deep_modules(unet, depth) for module in block.modules() if isinstance(module, nn.Conv2d)]
+    watched = [
+        module for block in deep_modules(unet, depth) for module in block.modules() if isinstance(module, nn.Conv2d)
+    ]
     handles = [module.register_forward_hook(lambda _, args, output: seen.append(len(output))) for module in watched]
     try:
         sample(unet, rows, 4, depth)
     finally:
         for handle in handles:
             handle.remove()
-    assert seen[:len(watched)] == [2 * FRAMES] * len(watched)  # the first step
-    assert seen[len(watched):] == [2 * 3] * len(watched)  # frames 0, 3, 7
+    assert seen[: len(watched)] == [2 * FRAMES] * len(watched)  # the first step
+    assert seen[len(watched) :] == [2 * 3] * len(watched)  # frames 0, 3, 7
 
 
 @pytest.mark.parametrize(("stride", "frames"), [(1, 8), (4, 1)])
@@ -468,11 +536,14 @@ def test_anchor_without_its_predecessor(unet):
         keys.kept[0, 0] = torch.zeros(1)  # of a step before
         keys.restart(1)
         keys.begin(rows)
-        with pytest.raises(RuntimeError, match="frame 7 of guidance group 0 did not come after the anchor 4; .* switch it off"):
+        with pytest.raises(
+            RuntimeError, match="frame 7 of guidance group 0 did not come after the anchor 4; .* switch it off"
+        ):
             call(unet, *inputs(rows))
 
 
 # --- out of memory ------------------------------------------------------------------------------------------
+
 
 def run_with_memory_for(unet, frames: int, stride: int) -> tuple[torch.Tensor, list[int]]:
     """A second step in which memory runs out, after the deep blocks, in passes of more than so many frames; and the sizes of passes."""
@@ -495,9 +566,15 @@ def run_with_memory_for(unet, frames: int, stride: int) -> tuple[torch.Tensor, l
         return passes.run(forward, rows, *inputs(rows, seed=1)), sizes
 
 
-@pytest.mark.parametrize(("memory", "stride", "expected"), [
-    (9, 4, [10, 4, 6]), (6, 4, [10, 4, 6]), (3, 2, [10, 4, 2, 2, 2, 2, 2]), (4, 3, [10, 3, 3, 4]),
-])
+@pytest.mark.parametrize(
+    ("memory", "stride", "expected"),
+    [
+        (9, 4, [10, 4, 6]),
+        (6, 4, [10, 4, 6]),
+        (3, 2, [10, 4, 2, 2, 2, 2, 2]),
+        (4, 3, [10, 3, 3, 4]),
+    ],
+)
 def test_out_of_memory_goes_down_to_one_gap_with_the_same_result(unet, memory, stride, expected):
     result, sizes = run_with_memory_for(unet, memory, stride)
     assert sizes == expected
@@ -510,6 +587,7 @@ def test_memory_too_small_for_one_gap_names_the_remedy(unet):
 
 
 # --- ControlNet ---------------------------------------------------------------------------------------------
+
 
 @depths
 def test_control_model_runs_its_deep_blocks_on_key_frames(depth):
@@ -530,7 +608,9 @@ def test_control_model_runs_its_deep_blocks_on_key_frames(depth):
         assert all(map(torch.equal, residuals(), plain))
         keys.begin(rows)
         given = residuals()
-        output = unet(x, t, text, down_block_additional_residuals=given[:-1], mid_block_additional_residual=given[-1]).sample
+        output = unet(
+            x, t, text, down_block_additional_residuals=given[:-1], mid_block_additional_residual=given[-1]
+        ).sample
     index = [0, 4, 8, 10, 14, 18]
     for number, (mine, theirs) in enumerate(zip(given, plain, strict=True)):
         kept = index if number >= cut else slice(None)

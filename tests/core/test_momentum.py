@@ -10,12 +10,12 @@ import math
 import pytest
 import torch
 from torch import nn
-from unet_classes import diffusers_unet, hooked, ldm_unet, normals
 
+from unet_classes import diffusers_unet, hooked, ldm_unet, normals
 from zs2_lib.core.momentum import PROJECTIONS, TemporalMomentum, momentum_scan_
+from zs2_lib.core.passes import Passes
 from zs2_lib.core.rows import Rows
 from zs2_lib.settings.schedule import Schedule
-from zs2_lib.core.passes import Passes
 
 FRAMES = 6
 KEYFRAMES = [0.3, 0.98, 0.0, 0.5, 1.0, 0.7]
@@ -35,7 +35,9 @@ def equation_2(x: torch.Tensor, rows: Rows, momentum) -> torch.Tensor:
     """K̈¹ = K¹, K̈ⁱ = μᵢ K̈ⁱ⁻¹ + (1 - μᵢ) Kⁱ in every guidance group, in float64."""
     averages = {}
     for k, frame, group in zip(x.double(), rows.frames, rows.groups):
-        averages[frame, group] = k if frame == 0 else momentum[frame] * averages[frame - 1, group] + (1 - momentum[frame]) * k
+        averages[frame, group] = (
+            k if frame == 0 else momentum[frame] * averages[frame - 1, group] + (1 - momentum[frame]) * k
+        )
     return torch.stack([averages[key] for key in zip(rows.frames, rows.groups)])
 
 
@@ -51,6 +53,7 @@ def scan(x: torch.Tensor, rows: Rows, momentum, cuts=()) -> tuple[torch.Tensor, 
 
 # --- the average --------------------------------------------------------------------------------------
 
+
 @layouts
 @pytest.mark.parametrize("momentum", [[0.98] * FRAMES, [0.5] * FRAMES, KEYFRAMES], ids=["0.98", "0.5", "keyframes"])
 def test_scan_is_equation_2(rows, momentum):
@@ -58,7 +61,9 @@ def test_scan_is_equation_2(rows, momentum):
     result, carried = scan(x, rows, momentum)
     expected = equation_2(x, rows, momentum)
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-6)
-    last = {group: expected[row] for row, (frame, group) in enumerate(zip(rows.frames, rows.groups)) if frame == FRAMES - 1}
+    last = {
+        group: expected[row] for row, (frame, group) in enumerate(zip(rows.frames, rows.groups)) if frame == FRAMES - 1
+    }
     assert {group: frame for group, (frame, _) in carried.items()} == {group: FRAMES - 1 for group in last}
     assert all((average - last[group]).abs().max() < 1e-6 for group, (_, average) in carried.items())
 
@@ -93,7 +98,9 @@ def test_guidance_groups_may_come_in_any_order():
     rows = LAYOUTS["interleaved"]
     x = normals(len(rows), 7)
     whole, _ = scan(x, rows, KEYFRAMES)
-    order = sorted(range(len(rows)), key=lambda row: (rows.groups[row] != "negative", str(rows.groups[row]), rows.frames[row]))
+    order = sorted(
+        range(len(rows)), key=lambda row: (rows.groups[row] != "negative", str(rows.groups[row]), rows.frames[row])
+    )
     result, _ = scan(x[order], rows.take(order), KEYFRAMES, cuts=[4, 9])
     assert torch.equal(result, whole[order])
 
@@ -122,7 +129,9 @@ def test_limits_are_exact(momentum, shown, dtype):
 @pytest.mark.parametrize(("frames", "wrong"), [((1,), 1), ((0, 2), 2), ((0, 1, 3), 3), ((0, 1, 1), 1)])
 def test_frame_without_its_predecessor(frames, wrong):
     rows = Rows((0, *frames), ("other", *["group"] * len(frames)))
-    with pytest.raises(RuntimeError, match=f"frame {wrong} of guidance group group .* after frame {wrong - 1}; .* switch it off"):
+    with pytest.raises(
+        RuntimeError, match=f"frame {wrong} of guidance group group .* after frame {wrong - 1}; .* switch it off"
+    ):
         momentum_scan_(normals(len(rows), 3), rows, [0.5] * 4, {})
 
 
@@ -132,6 +141,7 @@ def test_rows_need_a_frame_and_a_group_each():
 
 
 # --- the hooks ----------------------------------------------------------------------------------------
+
 
 class Attention(nn.Module):
     def __init__(self):
@@ -304,6 +314,7 @@ def test_rows_that_do_not_fit_the_call():
 
 # --- in real UNets ------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module", params=[ldm_unet, diffusers_unet], ids=["ldm", "diffusers"])
 def unet(request) -> nn.Module:
     return request.param()
@@ -353,7 +364,9 @@ def test_every_layer_is_tma(unet, rows):
             handle.remove()
     assert len(seen) == len(layers) >= 7
     for name, (x, output) in seen.items():
-        torch.testing.assert_close(output.double(), explicit_tma(layers[name], x, rows, KEYFRAMES), rtol=0, atol=1e-5, msg=name)
+        torch.testing.assert_close(
+            output.double(), explicit_tma(layers[name], x, rows, KEYFRAMES), rtol=0, atol=1e-5, msg=name
+        )
 
 
 def test_without_momentum_the_unet_is_untouched(unet):
@@ -373,7 +386,9 @@ def test_full_momentum_is_cross_frame_attention(unet):
     rows, seen = LAYOUTS["blocks"], []
     with TemporalMomentum([1.0] * FRAMES) as attention:
         attention.attach(unet)
-        watching = [unet.get_submodule(name).register_forward_hook(lambda *args: seen.append(args[2])) for name in hooked(unet)]
+        watching = [
+            unet.get_submodule(name).register_forward_hook(lambda *args: seen.append(args[2])) for name in hooked(unet)
+        ]
         attention.rows = rows
         call(unet, *inputs(rows))
     for handle in watching:
@@ -396,10 +411,14 @@ def test_passes_equal_one_batch(unet, layout, frames_per_pass):
             attention.restart()
             x, *rest = inputs(rows)
             passes = Passes(attention, frames_per_pass)
-            return torch.cat([
-                passes.run(lambda *args: call(unet, *args), rows.take(part), x[part], *(value[part] for value in rest))
-                for part in torch.arange(len(rows)).tensor_split(cuts)
-            ])
+            return torch.cat(
+                [
+                    passes.run(
+                        lambda *args: call(unet, *args), rows.take(part), x[part], *(value[part] for value in rest)
+                    )
+                    for part in torch.arange(len(rows)).tensor_split(cuts)
+                ]
+            )
 
         whole = sample(FRAMES)
         difference = max(

@@ -11,7 +11,15 @@ import math
 import pytest
 import torch
 
-from zs2_lib.core.noise import MODELS, SEARCH_ITERATIONS, ClipNoise, dependency_noise, frame_seeds, kl_divergence, loop_matrix
+from zs2_lib.core.noise import (
+    MODELS,
+    SEARCH_ITERATIONS,
+    ClipNoise,
+    dependency_noise,
+    frame_seeds,
+    kl_divergence,
+    loop_matrix,
+)
 
 SQRT_E = math.sqrt(math.e)
 VARIANTS = {
@@ -27,7 +35,9 @@ VARIANTS = {
 variants = pytest.mark.parametrize("variant", VARIANTS)
 
 
-def clip(variant: str = "dependency", frames: int = 8, seed: int = 0, motion: float | list[float] = 0.05, **options) -> ClipNoise:
+def clip(
+    variant: str = "dependency", frames: int = 8, seed: int = 0, motion: float | list[float] = 0.05, **options
+) -> ClipNoise:
     options = {**VARIANTS[variant], **options}
     inertia = options.pop("inertia", None)
     return ClipNoise(
@@ -56,6 +66,7 @@ def correlation(frames: torch.Tensor) -> torch.Tensor:
 
 
 # --- dependency noise: the step -----------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("inertia", [0.0, 0.8])
@@ -106,9 +117,17 @@ def reference_walk(innovations, motion, inertia) -> torch.Tensor:
     return torch.stack(frames)
 
 
-WALKS = pytest.mark.parametrize("inertia", [
-    [0.0] * 7, [0.5] * 7, [0.9] * 7, [1.0] * 7, [0, 0.2, 0, 1, 0.7, 0, 0.4],
-], ids=["random walk", "half", "nine tenths", "great circle", "keyframes"])
+WALKS = pytest.mark.parametrize(
+    "inertia",
+    [
+        [0.0] * 7,
+        [0.5] * 7,
+        [0.9] * 7,
+        [1.0] * 7,
+        [0, 0.2, 0, 1, 0.7, 0, 0.4],
+    ],
+    ids=["random walk", "half", "nine tenths", "great circle", "keyframes"],
+)
 
 
 @WALKS
@@ -129,6 +148,7 @@ def test_full_inertia_stays_in_a_plane():
 
 
 # --- dependency noise: the two-stage search -----------------------------------------------------------
+
 
 @pytest.mark.parametrize("inertia", [0.0, 0.6])
 @pytest.mark.parametrize("motion", [0.05, 1.65])
@@ -185,6 +205,7 @@ def test_kl_divergence_is_the_listing():
 
 # --- matrices -----------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("frames", [2, 3, 4, 8, 13, 32])
 @pytest.mark.parametrize("motion", [0.0, 0.01, 0.05, 0.25, 1.0, 1.6, 3.0])
 def test_loop_has_equal_steps_all_around(motion, frames):
@@ -208,11 +229,14 @@ def test_slow_loop_is_one_harmonic(motion):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.9, 1.0])
-@pytest.mark.parametrize(("model", "covariance"), [
-    ("mixed", lambda alpha, lag: lag.eq(0).double() * (1 - alpha) + alpha),
-    ("progressive", lambda alpha, lag: math.sqrt(alpha) ** lag),
-    ("independent", lambda alpha, lag: lag.eq(0).double()),
-])
+@pytest.mark.parametrize(
+    ("model", "covariance"),
+    [
+        ("mixed", lambda alpha, lag: lag.eq(0).double() * (1 - alpha) + alpha),
+        ("progressive", lambda alpha, lag: math.sqrt(alpha) ** lag),
+        ("independent", lambda alpha, lag: lag.eq(0).double()),
+    ],
+)
 def test_covariance_of_the_compared_models(model, covariance, alpha):
     frame = torch.arange(6, dtype=torch.float64)
     mixing = clip(model, frames=6, alpha=alpha).mixing
@@ -236,7 +260,9 @@ def innovations(seed: int, shapes: list, candidates: int = 1) -> list[torch.Tens
     generators = [torch.Generator().manual_seed(s) for s in frame_seeds(seed, 8)]
     draws = []
     for draw, shape in enumerate(shapes):
-        rows = [[torch.randn(shape, generator=g) for _ in range(candidates if draw == 0 else 1)][-1] for g in generators]
+        rows = [
+            [torch.randn(shape, generator=g) for _ in range(candidates if draw == 0 else 1)][-1] for g in generators
+        ]
         draws.append(torch.stack([still(seed + draw, shape)[0], *rows[1:]]))
     return draws
 
@@ -257,6 +283,7 @@ def test_every_draw_is_mixed_by_the_same_matrix(variant, candidates):
 
 
 # --- marginals ----------------------------------------------------------------------------------------
+
 
 def deviations(frame: torch.Tensor) -> dict[str, float]:
     """How far a frame is from N(0, 1), each as a multiple of what is usual for its number of independent samples."""
@@ -288,6 +315,7 @@ def test_long_walks_stay_standard_normal():
 
 
 # --- seeds --------------------------------------------------------------------------------------------
+
 
 def test_frame_seeds():
     clips = [frame_seeds(seed, 64) for seed in range(50)]
@@ -329,6 +357,7 @@ def test_longer_clips_begin_alike(variant, short, long):
 
 # --- what a host sees ---------------------------------------------------------------------------------
 
+
 @variants
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_frame_1_is_the_still(variant, dtype):
@@ -348,10 +377,13 @@ def test_one_frame_is_the_still(variant):
         assert torch.equal(noise.draw(still(draw)), still(draw))
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    (dict(model="pyoco"), f"'pyoco' is none of {', '.join(MODELS)}"),
-    (dict(solver="newton"), "'newton' is none of exact, search"),
-])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(model="pyoco"), f"'pyoco' is none of {', '.join(MODELS)}"),
+        (dict(solver="newton"), "'newton' is none of exact, search"),
+    ],
+)
 def test_unknown_names_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         ClipNoise(0, [0.05] * 2, **options)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from zs2_lib.core.momentum import TemporalMomentum
-from zs2_lib.core.rows import Rows
 from zs2_lib.core.passes import Passes, automatic_frames_per_pass
+from zs2_lib.core.rows import Rows
 
 BLOCKS = Rows.blocks(8, 2)
 INTERLEAVED = Rows((0, 0, 1, 1, 2, 2, 3, 3, 0, 1, 2, 3), (0, 1) * 4 + (2,) * 4)
@@ -65,7 +65,10 @@ def run(unet: Unet, rows: Rows, frames_per_pass: int, **kwargs) -> tuple[torch.T
 
 # --- passes -------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("rows", [BLOCKS, INTERLEAVED, MIDDLE_OF_A_GROUP], ids=["blocks", "interleaved", "middle of a group"])
+
+@pytest.mark.parametrize(
+    "rows", [BLOCKS, INTERLEAVED, MIDDLE_OF_A_GROUP], ids=["blocks", "interleaved", "middle of a group"]
+)
 @pytest.mark.parametrize("frames_per_pass", [1, 2, 3, 5, 8, 100])
 def test_result_is_that_of_one_call(rows, frames_per_pass):
     whole, parts = Unet(), Unet()
@@ -74,7 +77,7 @@ def test_result_is_that_of_one_call(rows, frames_per_pass):
     assert torch.equal(result, expected)
     frames = sorted(set(rows.frames))
     assert whole.calls == [frames]
-    assert parts.calls == [frames[i:i + frames_per_pass] for i in range(0, len(frames), frames_per_pass)]
+    assert parts.calls == [frames[i : i + frames_per_pass] for i in range(0, len(frames), frames_per_pass)]
     assert passes.reduced_to is None
 
 
@@ -88,15 +91,26 @@ def test_every_argument_with_a_row_per_row_is_cut():
         calls.append((args, kwargs))
         return args[0] * 2
 
-    cond = {"c_crossattn": [text, fixed], "c_concat": (image,), "vector": vector, "text": "8 rows", "scale": 1.5, "none": None}
+    cond = {
+        "c_crossattn": [text, fixed],
+        "c_concat": (image,),
+        "vector": vector,
+        "text": "8 rows",
+        "scale": 1.5,
+        "none": None,
+    }
     passes = Passes(TemporalMomentum([0.0] * 4), 3)
     result = passes.run(unet, rows, x, sigma, cond, None, options={"uncond": [1, 0], "number": number, "sigma": sigma})
     assert torch.equal(result, x * 2)
     for (args, kwargs), index in zip(calls, ([0, 1, 2, 4, 5, 6], [3, 7]), strict=True):
         part, timesteps, given, none = args
         for value, original in [
-            (part, x), (timesteps, sigma), (given["c_crossattn"][0], text), (given["c_concat"][0], image),
-            (given["vector"], vector), (kwargs["options"]["sigma"], sigma),
+            (part, x),
+            (timesteps, sigma),
+            (given["c_crossattn"][0], text),
+            (given["c_concat"][0], image),
+            (given["vector"], vector),
+            (kwargs["options"]["sigma"], sigma),
         ]:
             assert torch.equal(value, original[index])
         assert isinstance(given["c_concat"], tuple) and given["c_crossattn"][1] is fixed
@@ -115,28 +129,44 @@ def test_a_call_that_fits_passes_through_untouched():
     assert Passes(TemporalMomentum([0.9] * 8), 8).run(unet, BLOCKS, x, cond, y=None) is output
 
 
-@pytest.mark.parametrize(("size", "frames"), [
-    ((64, 64), 8), ((64, 96), 5), ((128, 128), 2), ((96, 128), 2), ((256, 256), 1), ((32, 32), 32), ((8, 8), 64),
-])
+@pytest.mark.parametrize(
+    ("size", "frames"),
+    [
+        ((64, 64), 8),
+        ((64, 96), 5),
+        ((128, 128), 2),
+        ((96, 128), 2),
+        ((256, 256), 1),
+        ((32, 32), 32),
+        ((8, 8), 64),
+    ],
+)
 def test_automatic_frames_per_pass(size, frames):
     """The latent positions of 8 frames of 512×512 pixels, one frame at least, 64 at most."""
     assert automatic_frames_per_pass(*size) == frames
     batches = []
     rows = Rows.blocks(frames + 1, 1)
-    Passes(TemporalMomentum([0.0] * len(rows))).run(lambda x: batches.append(len(x)) or x, rows, torch.zeros(len(rows), 1, *size))
+    Passes(TemporalMomentum([0.0] * len(rows))).run(
+        lambda x: batches.append(len(x)) or x, rows, torch.zeros(len(rows), 1, *size)
+    )
     assert batches == [frames, 1]
 
 
-@pytest.mark.parametrize(("rows", "progress"), [
-    (BLOCKS, [((1, 3), 0), ((4, 6), 6 / 16), ((7, 8), 12 / 16)]),
-    (INTERLEAVED, [((1, 3), 0), ((4, 4), 9 / 12)]),
-    (Rows((3, 4, 0, 1), (0, 0, 1, 1)), [((1, 4), 0), ((5, 5), 3 / 4)]),
-])
+@pytest.mark.parametrize(
+    ("rows", "progress"),
+    [
+        (BLOCKS, [((1, 3), 0), ((4, 6), 6 / 16), ((7, 8), 12 / 16)]),
+        (INTERLEAVED, [((1, 3), 0), ((4, 4), 9 / 12)]),
+        (Rows((3, 4, 0, 1), (0, 0, 1, 1)), [((1, 4), 0), ((5, 5), 3 / 4)]),
+    ],
+)
 def test_progress_is_told_before_each_pass(rows, progress):
     told, passes = [], Passes(TemporalMomentum([0.0] * 8), 3)
     unet = lambda x: told.append(passes.attention.rows) or x
     passes.run(unet, rows, latents(rows), before_pass=told.append)
-    assert [(each.frames, each.done) for each in told[::2]] == [(frames, pytest.approx(done)) for frames, done in progress]
+    assert [(each.frames, each.done) for each in told[::2]] == [
+        (frames, pytest.approx(done)) for frames, done in progress
+    ]
     assert [each.rows for each in told[::2]] == told[1::2]
 
 
@@ -156,26 +186,35 @@ def test_a_clip_can_be_stopped_between_passes():
 
 @pytest.mark.parametrize("count", [15, 17, 8, 32])
 def test_unexpected_rows_are_refused_in_words(count):
-    with pytest.raises(RuntimeError, match=f"has {count} rows where 16 were expected; another extension .* switch it off"):
+    with pytest.raises(
+        RuntimeError, match=f"has {count} rows where 16 were expected; another extension .* switch it off"
+    ):
         Passes(TemporalMomentum([0.9] * 8)).run(lambda x: x, BLOCKS, torch.zeros(count, 4, 6, 5))
 
 
 # --- out of memory ------------------------------------------------------------------------------------
 
-OUT_OF_MEMORY = pytest.mark.parametrize("error", [
-    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"),
-    RuntimeError("HIP Out Of Memory"),
-], ids=["cuda", "mps", "hip"])
+OUT_OF_MEMORY = pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"),
+        RuntimeError("HIP Out Of Memory"),
+    ],
+    ids=["cuda", "mps", "hip"],
+)
 
 
 @OUT_OF_MEMORY
-@pytest.mark.parametrize(("memory", "frames_per_pass", "calls"), [
-    (4, 8, [8, 4, 4]),  # the whole call failed
-    (2, 5, [5, 2, 2, 2, 2]),
-    (1, 8, [8, 4, 2] + [1] * 8),
-    (3, 6, [6, 3, 3, 2]),
-])
+@pytest.mark.parametrize(
+    ("memory", "frames_per_pass", "calls"),
+    [
+        (4, 8, [8, 4, 4]),  # the whole call failed
+        (2, 5, [5, 2, 2, 2, 2]),
+        (1, 8, [8, 4, 2] + [1] * 8),
+        (3, 6, [6, 3, 3, 2]),
+    ],
+)
 def test_frames_per_pass_are_halved_with_the_same_result(error, memory, frames_per_pass, calls, caplog):
     unet = Unet(memory, error)
     result, passes = run(unet, BLOCKS, frames_per_pass)
@@ -188,6 +227,7 @@ def test_frames_per_pass_are_halved_with_the_same_result(error, memory, frames_p
 @OUT_OF_MEMORY
 def test_a_later_pass_goes_on_where_it_failed(error):
     """Frames 0 to 2 are not computed again, and those that follow build on their averages."""
+
     class Fragmented(Unet):
         def forward(self, x):
             self.broken = 4 if len(self.calls) == 1 else None
@@ -217,9 +257,14 @@ def test_memory_too_small_for_one_frame_is_an_error(error):
     assert unet.calls == [[0, 1, 2, 3], [0, 1], [0]]
 
 
-@pytest.mark.parametrize("error", [
-    RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("out of memory?"), KeyboardInterrupt(),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        ValueError("out of memory?"),
+        KeyboardInterrupt(),
+    ],
+)
 def test_other_errors_are_raised_at_once(error):
     unet = Unet(2, error)
     with pytest.raises(type(error)) as raised:

@@ -11,7 +11,7 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
 
-from diffusers import (  # noqa: E402
+from diffusers import (
     AutoencoderKL,
     CosineDPMSolverMultistepScheduler,
     DDIMScheduler,
@@ -30,12 +30,12 @@ from diffusers import (  # noqa: E402
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
-from safetensors.torch import load_file, save_file  # noqa: E402
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection  # noqa: E402
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from zs2_lib.hosts.diffusers import sampling as host  # noqa: E402
-from zs2_lib.core.noise import ClipNoise  # noqa: E402
-from zs2_lib.settings.table import Settings  # noqa: E402
+from zs2_lib.core.noise import ClipNoise
+from zs2_lib.hosts.diffusers import sampling as host
+from zs2_lib.settings.table import Settings
 
 PROMPT = "a red circle on a blue background"
 SEED = 5
@@ -83,23 +83,40 @@ def xl_pipe(loaded):
     """SDXL in small, with random weights."""
     torch.manual_seed(0)
     text = dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, vocab_size=49408,
-        bos_token_id=49406, eos_token_id=49407, projection_dim=48,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        vocab_size=49408,
+        bos_token_id=49406,
+        eos_token_id=49407,
+        projection_dim=48,
     )
     return StableDiffusionXLPipeline(
         vae=AutoencoderKL(
-            block_out_channels=[32, 64], down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
-            latent_channels=4, sample_size=64,
+            block_out_channels=[32, 64],
+            down_block_types=["DownEncoderBlock2D"] * 2,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+            latent_channels=4,
+            sample_size=64,
         ),
         text_encoder=CLIPTextModel(CLIPTextConfig(**text)).eval(),
         text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**text)).eval(),
         tokenizer=loaded.tokenizer,
         tokenizer_2=loaded.tokenizer,
         unet=UNet2DConditionModel(
-            block_out_channels=[32, 64], layers_per_block=1, sample_size=32, attention_head_dim=[2, 4],
-            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-            transformer_layers_per_block=[1, 2], cross_attention_dim=64, use_linear_projection=True,
-            addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 48,
+            block_out_channels=[32, 64],
+            layers_per_block=1,
+            sample_size=32,
+            attention_head_dim=[2, 4],
+            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+            up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+            transformer_layers_per_block=[1, 2],
+            cross_attention_dim=64,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 48,
         ).eval(),
         scheduler=DDIMScheduler.from_config(loaded.scheduler.config),
         add_watermarker=False,
@@ -123,14 +140,21 @@ def clip(pipe, settings, prompt=PROMPT, seed=SEED, steps=STEPS, **options):
 def plain(pipe, seed=SEED, steps=STEPS, guidance=5.0, size=SIZE, **options):
     """What the pipeline gives without ZS²."""
     return pipe(
-        PROMPT, num_inference_steps=steps, guidance_scale=guidance, width=size, height=size,
-        generator=torch.Generator().manual_seed(seed), **options,
+        PROMPT,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        width=size,
+        height=size,
+        generator=torch.Generator().manual_seed(seed),
+        **options,
     ).images
 
 
 def clip_noise(frames, motion=0.05, seed=SEED):
     """The initial noise of the clip (frames, *LATENTS)."""
-    return ClipNoise(seed, [motion] * frames).draw(torch.randn(1, *LATENTS, generator=torch.Generator().manual_seed(seed)))
+    return ClipNoise(seed, [motion] * frames).draw(
+        torch.randn(1, *LATENTS, generator=torch.Generator().manual_seed(seed))
+    )
 
 
 def pixels(image):
@@ -147,11 +171,14 @@ def assert_untouched(pipe):
 
 # --- frame 1 -------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_frame_1_is_the_still(pipe, name):
     options = use(pipe, name)
     still = plain(pipe, **options)[0]
-    frames = list(host.sample_clip(pipe, PROMPT, Settings(frames=2), SEED, steps=STEPS, width=SIZE, height=SIZE, **options))
+    frames = list(
+        host.sample_clip(pipe, PROMPT, Settings(frames=2), SEED, steps=STEPS, width=SIZE, height=SIZE, **options)
+    )
     assert len(frames) == 2
     assert abs(pixels(frames[0]) - pixels(still)).max() <= 2
 
@@ -204,8 +231,14 @@ def test_every_frame_has_its_own_prompt(pipe, guidance, options):
     for frame in range(5):
         blend = ((1 - frame / 4) * ends[0][0].double() + frame / 4 * ends[1][0].double()).float()
         still = pipe(
-            prompt_embeds=blend, negative_prompt_embeds=ends[0][1], num_inference_steps=STEPS, guidance_scale=guidance, width=SIZE,
-            height=SIZE, generator=torch.Generator().manual_seed(SEED), output_type="latent",
+            prompt_embeds=blend,
+            negative_prompt_embeds=ends[0][1],
+            num_inference_steps=STEPS,
+            guidance_scale=guidance,
+            width=SIZE,
+            height=SIZE,
+            generator=torch.Generator().manual_seed(SEED),
+            output_type="latent",
         ).images
         assert (latents[frame] - still[0]).abs().max() < 1e-4
     assert (latents[4] - latents[0]).abs().max() > 0.1
@@ -225,6 +258,7 @@ def test_prompts_in_passes_of_any_size(pipe):
 
 # --- momentum ------------------------------------------------------------------------------------------
 
+
 def reference(pipe, momentum, guidance):
     """A clip by hooks written from the paper's equation (2), all frames in one call, correlated initial latents."""
     frames, groups = len(momentum), 2 if guidance > 1 else 1
@@ -239,7 +273,9 @@ def reference(pipe, momentum, guidance):
     assert len(projections) == 20
     handles = [module.register_forward_hook(average) for module in projections]
     try:
-        return plain(pipe, guidance=guidance, latents=clip_noise(frames), num_images_per_prompt=frames, output_type="latent")
+        return plain(
+            pipe, guidance=guidance, latents=clip_noise(frames), num_images_per_prompt=frames, output_type="latent"
+        )
     finally:
         for handle in handles:
             handle.remove()
@@ -284,11 +320,15 @@ def test_anchors(pipe, stride, depth, guidance):
 
 def test_anchors_of_one_frame_or_stride_1_are_the_exact_method(pipe):
     for frames, stride in ((1, 4), (3, 1)):
-        exact, same = (clip(pipe, Settings(frames=frames, **more)) for more in ({}, {"anchor_stride": stride, "anchor_depth": "strong"}))
+        exact, same = (
+            clip(pipe, Settings(frames=frames, **more))
+            for more in ({}, {"anchor_stride": stride, "anchor_depth": "strong"})
+        )
         assert torch.equal(exact, same)
 
 
 # --- noise ---------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["DDIM", "Euler a", "DPM++ SDE"])
 def test_longer_clips_begin_like_shorter_ones(pipe, name):
@@ -315,7 +355,9 @@ def test_motion_0_is_a_still(pipe, name):
     assert (latents - latents[:1]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", [name for name in STOCHASTIC if name != "DPM2 a"])  # that one takes more steps to converge
+@pytest.mark.parametrize(
+    "name", [name for name in STOCHASTIC if name != "DPM2 a"]
+)  # that one takes more steps to converge
 def test_frames_change_less_than_with_later_noise_of_their_own(pipe, name):
     """Measured over these seeds: a tenth to a quarter as much, the initial latents being the same."""
     motion, seeds = 0.001, (5, 6, 7)
@@ -328,7 +370,9 @@ def test_frames_change_less_than_with_later_noise_of_their_own(pipe, name):
         if name == "DPM++ SDE":
             pipe.scheduler.noise_sampler_seed = [1, 2, 3]
         latents = clip_noise(3, motion, seed)
-        alone += change(plain(pipe, seed, steps=6, latents=latents, num_images_per_prompt=3, output_type="latent", **options))
+        alone += change(
+            plain(pipe, seed, steps=6, latents=latents, num_images_per_prompt=3, output_type="latent", **options)
+        )
     assert ours < 0.5 * alone
 
 
@@ -336,7 +380,9 @@ def change(latents):
     return (latents[1:] - latents[:-1]).abs().mean().item()
 
 
-@pytest.mark.parametrize("values", [{"loop": True}, {"noise_model": "mixed"}, {"noise_model": "independent"}, {"inertia": 1}])
+@pytest.mark.parametrize(
+    "values", [{"loop": True}, {"noise_model": "mixed"}, {"noise_model": "independent"}, {"inertia": 1}]
+)
 def test_noise_models(pipe, values):
     use(pipe, "Euler a")
     latents = clip(pipe, Settings(frames=3, **values))
@@ -354,6 +400,7 @@ def test_draws_that_cannot_be_correlated_are_refused():
 
 
 # --- no trace is left ----------------------------------------------------------------------------------
+
 
 def test_everything_is_undone(pipe):
     before = plain(pipe, output_type="latent")
@@ -381,7 +428,12 @@ def test_progress(pipe):
     seen = []
     clip(pipe, Settings(frames=5, frames_per_pass=2), steps=2, progress=seen.append)
     assert [(at.step, at.steps, at.frames) for at in seen] == [
-        (1, 2, (1, 2)), (1, 2, (3, 4)), (1, 2, (5, 5)), (2, 2, (1, 2)), (2, 2, (3, 4)), (2, 2, (5, 5))
+        (1, 2, (1, 2)),
+        (1, 2, (3, 4)),
+        (1, 2, (5, 5)),
+        (2, 2, (1, 2)),
+        (2, 2, (3, 4)),
+        (2, 2, (5, 5)),
     ]
     assert [at.done for at in seen] == pytest.approx([0, 0.2, 0.4, 0.5, 0.7, 0.9])
 
@@ -401,8 +453,14 @@ def test_out_of_memory_halves_the_passes(pipe, caplog):
     try:
         with host.ClipSampling(pipe, Settings(frames=6, frames_per_pass=3), SEED) as sampling:
             parts = pipe(
-                PROMPT, num_inference_steps=STEPS, guidance_scale=5.0, num_images_per_prompt=6,
-                width=SIZE, height=SIZE, generator=torch.Generator().manual_seed(SEED), output_type="latent",
+                PROMPT,
+                num_inference_steps=STEPS,
+                guidance_scale=5.0,
+                num_images_per_prompt=6,
+                width=SIZE,
+                height=SIZE,
+                generator=torch.Generator().manual_seed(SEED),
+                output_type="latent",
             ).images
         assert pipe.unet.forward is small_memory
     finally:
@@ -415,12 +473,15 @@ def test_out_of_memory_halves_the_passes(pipe, caplog):
 
 # --- SDXL ----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
 def test_sdxl(xl_pipe, guidance):
     xl_pipe.set_progress_bar_config(disable=True)
     still = plain(xl_pipe, steps=2, guidance=guidance)[0]
     settings = Settings(frames=4, motion=0.3)
-    frames = list(host.sample_clip(xl_pipe, PROMPT, settings, SEED, steps=2, guidance=guidance, width=SIZE, height=SIZE))
+    frames = list(
+        host.sample_clip(xl_pipe, PROMPT, settings, SEED, steps=2, guidance=guidance, width=SIZE, height=SIZE)
+    )
     assert abs(pixels(frames[0]) - pixels(still)).max() <= 2
     assert abs(pixels(frames[3]) - pixels(still)).max() > 10
 
@@ -434,7 +495,8 @@ def test_sdxl(xl_pipe, guidance):
 def test_anchors_in_sdxl(xl_pipe, depth):
     xl_pipe.set_progress_bar_config(disable=True)
     whole, parts = (
-        clip(xl_pipe, Settings(frames=6, frames_per_pass=size, anchor_stride=3, anchor_depth=depth), steps=2) for size in (6, 2)
+        clip(xl_pipe, Settings(frames=6, frames_per_pass=size, anchor_stride=3, anchor_depth=depth), steps=2)
+        for size in (6, 2)
     )
     assert (whole - parts).abs().max() < 1e-4
     assert_untouched(xl_pipe)
@@ -450,8 +512,13 @@ def test_prompts_by_frame_in_sdxl(xl_pipe):
         blend = [(1 - frame / 4) * a + frame / 4 * b for a, b in zip(*ends)]
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
         still = xl_pipe(
-            **dict(zip(names, blend)), num_inference_steps=2, guidance_scale=5.0, width=SIZE, height=SIZE,
-            generator=torch.Generator().manual_seed(SEED), output_type="latent",
+            **dict(zip(names, blend)),
+            num_inference_steps=2,
+            guidance_scale=5.0,
+            width=SIZE,
+            height=SIZE,
+            generator=torch.Generator().manual_seed(SEED),
+            output_type="latent",
         ).images
         assert (latents[frame] - still[0]).abs().max() < 1e-4
     assert (latents[4] - latents[0]).abs().max() > 1e-3
@@ -487,6 +554,7 @@ def test_half_precision_of_sdxl(xl_pipe):
 
 
 # --- what is refused -----------------------------------------------------------------------------------
+
 
 def test_other_pipelines_are_refused(pipe):
     with pytest.raises(ValueError, match="StableDiffusionImg2ImgPipeline; give a StableDiffusionPipeline or"):
@@ -525,11 +593,15 @@ def test_wrong_arguments_are_refused(pipe):
         clip(pipe, Settings(frames=2), prompt=[PROMPT, PROMPT])
     with pytest.raises(ValueError, match="latents: cannot be given"):
         clip(pipe, Settings(frames=2), latents=torch.zeros(2, 4, 16, 16))
-    with host.ClipSampling(pipe, Settings(frames=2), SEED), pytest.raises((ValueError, RuntimeError), match="3.*2 frames"):
+    with (
+        host.ClipSampling(pipe, Settings(frames=2), SEED),
+        pytest.raises((ValueError, RuntimeError), match="3.*2 frames"),
+    ):
         pipe(PROMPT, num_images_per_prompt=3, num_inference_steps=1)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def folder(loaded, tmp_path_factory):
@@ -560,11 +632,14 @@ def test_a_folder_with_pickled_weights_is_refused(folder, tmp_path):
         host.load_pipeline(copy, device="cpu")
 
 
-@pytest.mark.parametrize("name, message", [
-    ("model.ckpt", "no .safetensors file.*convert"),
-    ("pytorch_model.bin", "no .safetensors file.*convert"),
-    ("broken.safetensors", "cannot be loaded"),
-])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("model.ckpt", "no .safetensors file.*convert"),
+        ("pytorch_model.bin", "no .safetensors file.*convert"),
+        ("broken.safetensors", "cannot be loaded"),
+    ],
+)
 def test_other_files_are_refused(tmp_path, name, message):
     file = tmp_path / name
     file.write_bytes(b"\x80\x04")
@@ -601,7 +676,10 @@ def test_the_kind_of_a_single_file(tmp_path):
         save_file(tensors, tmp_path / "model.safetensors")
         return host.model_kind(tmp_path / "model.safetensors")
 
-    sd1, sd2 = "cond_stage_model.transformer.text_model.final_layer_norm.bias", "cond_stage_model.model.transformer.resblocks.0.ln_1.bias"
+    sd1, sd2 = (
+        "cond_stage_model.transformer.text_model.final_layer_norm.bias",
+        "cond_stage_model.model.transformer.resblocks.0.ln_1.bias",
+    )
     sdxl = "conditioner.embedders.1.model.transformer.resblocks.0.ln_1.bias"
     assert host.model_kind(host.TINY_SD / "tiny-sd.safetensors") == "sd1"
     assert (kind(sd1), kind(sd2), kind(sdxl)) == ("sd1", "sd2", "sdxl")
@@ -616,14 +694,17 @@ def test_the_kind_of_a_single_file(tmp_path):
         host.model_kind(tmp_path / "lora.safetensors")
 
 
-@pytest.mark.parametrize("kind, component, parameters", [
-    ("sd1", "unet", 859_520_964),
-    ("sd2", "unet", 865_910_724),
-    ("sdxl", "unet", 2_567_463_684),
-    ("sd1", "vae", 83_653_863),
-    ("sd1", "text_encoder", 123_060_480),
-    ("sdxl", "text_encoder_2", 694_659_840),
-])
+@pytest.mark.parametrize(
+    "kind, component, parameters",
+    [
+        ("sd1", "unet", 859_520_964),
+        ("sd2", "unet", 865_910_724),
+        ("sdxl", "unet", 2_567_463_684),
+        ("sd1", "vae", 83_653_863),
+        ("sd1", "text_encoder", 123_060_480),
+        ("sdxl", "text_encoder_2", 694_659_840),
+    ],
+)
 def test_configurations_have_the_released_models_shapes(kind, component, parameters):
     folder = host.CONFIGS / kind / component
     with torch.device("meta"):

@@ -1,4 +1,5 @@
 """Sources are made here, each frame with its number painted on, and read back: the right frame at the right time."""
+
 from __future__ import annotations
 
 import gc
@@ -50,7 +51,16 @@ def number_on(picture):
 
 
 def write_video(
-    path, count=24, codec="libx264", options=X264, fps=24, times=None, size=SIZE, pix_fmt="yuv420p", frame=None, setup=None,
+    path,
+    count=24,
+    codec="libx264",
+    options=X264,
+    fps=24,
+    times=None,
+    size=SIZE,
+    pix_fmt="yuv420p",
+    frame=None,
+    setup=None,
     index_first=False,
 ):
     """A video with the numbers 0, 1, ... on its frames.
@@ -394,7 +404,9 @@ def count_decoded(monkeypatch):
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm"])
 def test_a_late_start_does_not_decode_what_comes_before(tmp_path, monkeypatch, suffix):
-    codec, options = ("libvpx-vp9", {"g": "25", "deadline": "realtime"}) if suffix == "webm" else ("libx264", GROUPS["many"])
+    codec, options = (
+        ("libvpx-vp9", {"g": "25", "deadline": "realtime"}) if suffix == "webm" else ("libx264", GROUPS["many"])
+    )
     path = write_video(tmp_path / f"a.{suffix}", 250, codec=codec, options=options)
     decoded = count_decoded(monkeypatch)
     source = open_source(path)
@@ -428,7 +440,9 @@ def test_pictures_that_are_never_shown(tmp_path):
         target = new.add_stream_from_template(stream)
         for number, packet in enumerate(packet for packet in old.demux(stream) if packet.size):
             data = bytes(packet)
-            copies = [data] if number % 4 else [data, bytes([data[0] & ~0x10]) + data[1:]]  # without the flag that shows it
+            copies = (
+                [data] if number % 4 else [data, bytes([data[0] & ~0x10]) + data[1:]]
+            )  # without the flag that shows it
             for offset, content in enumerate(copies):
                 copy = av.Packet(content)
                 copy.pts = copy.dts = packet.pts + 20 * offset
@@ -444,7 +458,16 @@ def test_pictures_that_are_never_shown(tmp_path):
 
 # The right look -----------------------------------------------------------------------------------------------------
 
-COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (128, 128, 128), (230, 40, 60), (10, 200, 120)]
+COLOURS = [
+    (255, 0, 0),
+    (0, 255, 0),
+    (0, 0, 255),
+    (255, 255, 255),
+    (0, 0, 0),
+    (128, 128, 128),
+    (230, 40, 60),
+    (10, 200, 120),
+]
 
 
 def quarters(size=SIZE):
@@ -668,7 +691,7 @@ def test_interlaced(tmp_path, colours):
         luma = np.asarray(Image.fromarray(bar(4 * number)).convert("L"), int)
         assert np.abs(np.asarray(picture.convert("L"), int) - luma).mean() < 1
     for first in range(18):  # a frame is the same wherever reading begins
-        (_, picture), = source.frames(Selection(start=first / 25, frames=1))
+        ((_, picture),) = source.frames(Selection(start=first / 25, frames=1))
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(pictures[first]))
     picks = [picture for _, picture in source.frames(Selection(every=5))]
     np.testing.assert_array_equal(np.asarray(picks[3]), np.asarray(pictures[15]))
@@ -712,7 +735,9 @@ def write_colours(path, matrix, full, pix_fmt, bits, size=SIZE, tagged=True):
 
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
-@pytest.mark.parametrize("pix_fmt, bits", [("yuv420p", 8), ("yuv420p10le", 10), ("yuv422p10le", 10), ("yuv444p12le", 12)])
+@pytest.mark.parametrize(
+    "pix_fmt, bits", [("yuv420p", 8), ("yuv420p10le", 10), ("yuv422p10le", 10), ("yuv444p12le", 12)]
+)
 def test_colours(tmp_path, matrix, full, pix_fmt, bits):
     source = open_source(write_colours(tmp_path / "a.mkv", matrix, full, pix_fmt, bits))
     assert source.count() == len(COLOURS)
@@ -752,7 +777,16 @@ def test_hdr_is_said(tmp_path, transfer, hdr):
 
 
 def test_folder_order_is_natural(tmp_path):
-    names = ["frame10.png", "frame2.PNG", "Frame1.jpg", "frame02b.bmp", "frame100.tif", "a/ignored.png", "b9.webp", "B10.jpeg"]
+    names = [
+        "frame10.png",
+        "frame2.PNG",
+        "Frame1.jpg",
+        "frame02b.bmp",
+        "frame100.tif",
+        "a/ignored.png",
+        "b9.webp",
+        "B10.jpeg",
+    ]
     order = ["b9.webp", "B10.jpeg", "Frame1.jpg", "frame2.PNG", "frame02b.bmp", "frame10.png", "frame100.tif"]
     (tmp_path / "a").mkdir()
     for name in names:
@@ -849,16 +883,22 @@ def test_truncated_files_say_where_they_break_off(tmp_path, kind, share):
     if kind in ("gif", "apng"):
         path = video.write_clip(map(grainy, range(60)), tmp_path / "a", kind, 25)
     elif kind == "webm":
-        path = write_video(tmp_path / "a.webm", 60, "libvpx-vp9", {"deadline": "realtime", "crf": "10"}, 25, frame=grainy)
+        path = write_video(
+            tmp_path / "a.webm", 60, "libvpx-vp9", {"deadline": "realtime", "crf": "10"}, 25, frame=grainy
+        )
     else:
-        path = write_video(tmp_path / f"a.{kind}", 60, options=GROUPS["many"], fps=25, frame=grainy, index_first=kind == "mp4")
+        path = write_video(
+            tmp_path / f"a.{kind}", 60, options=GROUPS["many"], fps=25, frame=grainy, index_first=kind == "mp4"
+        )
     assert open_source(path).info.frames == 60 and not open_source(path).info.broken
 
     source = open_source(cut_file(path, share))
     info = source.info
     assert info.broken
     assert 5 < info.frames < 60 and info.duration == pytest.approx(info.frames / 25)
-    with pytest.raises(ValueError, match=rf"breaks off at {info.duration:.2f} s.* set the end to {info.duration:.2f} s"):
+    with pytest.raises(
+        ValueError, match=rf"breaks off at {info.duration:.2f} s.* set the end to {info.duration:.2f} s"
+    ):
         source.frames()
     with pytest.raises(ValueError, match="breaks off"):
         source.count(Selection(end=2.4))
@@ -878,7 +918,7 @@ def test_a_file_that_lacks_only_what_comes_after_the_frames_is_complete(tmp_path
     path.write_bytes(data[: data.rindex(b"\x1c\x53\xbb\x6b")])  # without the table for seeking
     source = open_source(path)
     assert (source.info.frames, source.info.broken) == (60, False)
-    (_, picture), = source.frames(Selection(start=2.2, frames=1))
+    ((_, picture),) = source.frames(Selection(start=2.2, frames=1))
     assert number_on(picture.point(lambda level: 255 * (level > 78))) == 55
 
 
@@ -924,7 +964,9 @@ def test_files_are_closed(kinds, kind):
         assert open_files(path) == 0
     one, other = source.frames(), source.frames(Selection(start=0.4))
     first = number_on(next(other)[1])
-    assert [(number_on(a[1]), number_on(b[1])) for a, b in zip(one, other)][:3] == [(n, first + n + 1) for n in range(3)]
+    assert [(number_on(a[1]), number_on(b[1])) for a, b in zip(one, other)][:3] == [
+        (n, first + n + 1) for n in range(3)
+    ]
     one.close()
     other.close()
     assert open_files(path) == 0
@@ -947,8 +989,13 @@ for _ in range(4):
 def test_a_decoder_that_reports_errors_while_it_is_freed(tmp_path):
     """FFmpeg's threads wait for Python's lock to report an error, and who frees them, with the lock, waits for the threads."""
     size = (960, 540)
-    path = write_video(tmp_path / "a.mkv", 12, size=size, options={"preset": "ultrafast", "bf": "0", "g": "90", "crf": "30"}, frame=(
-        lambda number: np.random.default_rng(number).integers(0, 256, (*reversed(size), 3), dtype=np.uint8)))
+    path = write_video(
+        tmp_path / "a.mkv",
+        12,
+        size=size,
+        options={"preset": "ultrafast", "bf": "0", "g": "90", "crf": "30"},
+        frame=(lambda number: np.random.default_rng(number).integers(0, 256, (*reversed(size), 3), dtype=np.uint8)),
+    )
     with av.open(str(path)) as container:
         packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     data = bytearray(path.read_bytes())
@@ -956,7 +1003,9 @@ def test_a_decoder_that_reports_errors_while_it_is_freed(tmp_path):
         for share in range(40, 60):
             data[position + length * share // 100] ^= 0xFF
     path.write_bytes(data)
-    subprocess.run([sys.executable, "-c", FREED_WHILE_IT_REPORTS, path], check=True, timeout=120, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", FREED_WHILE_IT_REPORTS, path], check=True, timeout=120, stderr=subprocess.DEVNULL
+    )
 
 
 def test_memory_does_not_grow_with_the_clip(tmp_path):
@@ -988,6 +1037,7 @@ def test_memory_does_not_grow_with_the_clip(tmp_path):
 
 def png(width, height):
     """The header of a PNG file of that size."""
+
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
@@ -1008,7 +1058,9 @@ def audio_only(path, cover=False):
             container.mux(sound.encode(frame))
         container.mux(sound.encode(None))
         if cover:
-            container.mux(picture.encode(av.VideoFrame.from_ndarray(paint(0), format="rgb24").reformat(format="yuvj420p")))
+            container.mux(
+                picture.encode(av.VideoFrame.from_ndarray(paint(0), format="rgb24").reformat(format="yuvj420p"))
+            )
             container.mux(picture.encode(None))
     return path
 

@@ -1,4 +1,5 @@
 """Clips are written, read back with independent readers, and compared: frames, colours, time and text."""
+
 from __future__ import annotations
 
 import io

@@ -9,15 +9,18 @@ from zs2_lib.settings.travel import PromptKeyframes, join
 A, B, C = "a red circle", "a blue square", "a green star"
 
 
-@pytest.mark.parametrize(("text", "keyframes"), [
-    ("0: a red circle", ((0, A),)),
-    ("0: a red circle\n12: a blue square", ((0, A), (12, B))),
-    ("\n 12 :a blue square  \r\n\n\t0:a red circle\n", ((0, A), (12, B))),
-    ("007: (a:1.2), [b:c:0.5] AND d :0.6, <lora:x:1>", ((7, "(a:1.2), [b:c:0.5] AND d :0.6, <lora:x:1>"),)),
-    ("0:\n4: a red circle", ((0, ""), (4, A))),
-    ("3: 4: a red circle", ((3, "4: a red circle"),)),
-    ("0: ein Bär, 赤い円, \"quoted\"", ((0, "ein Bär, 赤い円, \"quoted\""),)),
-])
+@pytest.mark.parametrize(
+    ("text", "keyframes"),
+    [
+        ("0: a red circle", ((0, A),)),
+        ("0: a red circle\n12: a blue square", ((0, A), (12, B))),
+        ("\n 12 :a blue square  \r\n\n\t0:a red circle\n", ((0, A), (12, B))),
+        ("007: (a:1.2), [b:c:0.5] AND d :0.6, <lora:x:1>", ((7, "(a:1.2), [b:c:0.5] AND d :0.6, <lora:x:1>"),)),
+        ("0:\n4: a red circle", ((0, ""), (4, A))),
+        ("3: 4: a red circle", ((3, "4: a red circle"),)),
+        ('0: ein Bär, 赤い円, "quoted"', ((0, 'ein Bär, 赤い円, "quoted"'),)),
+    ],
+)
 def test_keyframes_are_read_and_written(text, keyframes):
     prompts = PromptKeyframes.parse(text)
     assert prompts.keyframes == keyframes
@@ -25,29 +28,39 @@ def test_keyframes_are_read_and_written(text, keyframes):
     assert PromptKeyframes.parse(prompts) is prompts
 
 
-@pytest.mark.parametrize(("value", "words"), [
-    ("", "no prompt given"),
-    (" \n\t\n", "no prompt given"),
-    (A, "cannot read the line 'a red circle'.* a frame and a colon first"),
-    ("0: a\nb", "cannot read the line 'b'"),
-    ("0: a\n: b", "cannot read the line ': b'"),
-    ("-1: a", "cannot read the line '-1: a'"),
-    ("1.5: a", "cannot read the line '1.5: a'"),
-    ("²: a", "cannot read the line '²: a'"),
-    ("1" * 10 + ": a", "cannot read the line '1111111111: a'"),
-    ("3: a\n03: b", "frame 3 has two prompts"),
-    (None, "None is not a text of lines"),
-    (7, "7 is not a text of lines"),
-    (["0: a"], "is not a text of lines"),
-])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("", "no prompt given"),
+        (" \n\t\n", "no prompt given"),
+        (A, "cannot read the line 'a red circle'.* a frame and a colon first"),
+        ("0: a\nb", "cannot read the line 'b'"),
+        ("0: a\n: b", "cannot read the line ': b'"),
+        ("-1: a", "cannot read the line '-1: a'"),
+        ("1.5: a", "cannot read the line '1.5: a'"),
+        ("²: a", "cannot read the line '²: a'"),
+        ("1" * 10 + ": a", "cannot read the line '1111111111: a'"),
+        ("3: a\n03: b", "frame 3 has two prompts"),
+        (None, "None is not a text of lines"),
+        (7, "7 is not a text of lines"),
+        (["0: a"], "is not a text of lines"),
+    ],
+)
 def test_keyframes_that_cannot_be_read(value, words):
     with pytest.raises(ValueError, match=words):
         PromptKeyframes.parse(value)
 
 
-@pytest.mark.parametrize("keyframes", [
-    ((0, A), (8, B)), ((2, A), (5, B), (6, C), (9, A)), ((4, A),), ((0, A), (1, B)), ((20, A), (30, B)),
-])
+@pytest.mark.parametrize(
+    "keyframes",
+    [
+        ((0, A), (8, B)),
+        ((2, A), (5, B), (6, C), (9, A)),
+        ((4, A),),
+        ((0, A), (1, B)),
+        ((20, A), (30, B)),
+    ],
+)
 def test_each_frame_is_between_its_neighbouring_keyframes(keyframes):
     """Against the piecewise linear share of every keyframe, each a triangle with its top at the keyframe."""
     prompts = PromptKeyframes(keyframes)
@@ -88,14 +101,17 @@ def test_keyframes_beyond_the_clip(frames, beyond):
     assert PromptKeyframes(((0, A), (4, B), (8, C))).beyond(frames) == beyond
 
 
-@pytest.mark.parametrize(("common", "text", "whole"), [
-    ("a cat", "in snow", "a cat, in snow"),
-    ("a cat, ", " in snow ", "a cat, in snow"),
-    ("a cat,\n", "in snow", "a cat, in snow"),
-    ("", "in snow", "in snow"),
-    (" ,", "in snow", "in snow"),
-    ("a cat", "", "a cat"),
-    ("", "", ""),
-])
+@pytest.mark.parametrize(
+    ("common", "text", "whole"),
+    [
+        ("a cat", "in snow", "a cat, in snow"),
+        ("a cat, ", " in snow ", "a cat, in snow"),
+        ("a cat,\n", "in snow", "a cat, in snow"),
+        ("", "in snow", "in snow"),
+        (" ,", "in snow", "in snow"),
+        ("a cat", "", "a cat"),
+        ("", "", ""),
+    ],
+)
 def test_the_common_part_comes_first(common, text, whole):
     assert join(common, text) == whole

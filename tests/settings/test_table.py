@@ -8,24 +8,28 @@ import re
 
 import pytest
 
+from zs2_lib.media.read import Selection
 from zs2_lib.settings.schedule import Schedule
 from zs2_lib.settings.table import Settings, SettingsError
-from zs2_lib.media.read import Selection
 from zs2_lib.settings.travel import PromptKeyframes
 
 # --- schedules ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("text", "values"), [
-    (0.05, [0.05] * 7),
-    (3, [3] * 7),
-    ("0.05", [0.05] * 7),
-    (" 5e-2 ", [0.05] * 7),
-    ("0:0.01, 4:0.05", [0.01, 0.02, 0.03, 0.04, 0.05, 0.05, 0.05]),
-    ("4 : 0.05,0:0.01,", [0.01, 0.02, 0.03, 0.04, 0.05, 0.05, 0.05]),
-    ("2:1, 3:0, 5:1", [1, 1, 1, 0, 0.5, 1, 1]),
-    ("3:0.7", [0.7] * 7),
-    (Schedule(((0, 0.0), (6, 6.0))), [0, 1, 2, 3, 4, 5, 6]),
-])
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        (0.05, [0.05] * 7),
+        (3, [3] * 7),
+        ("0.05", [0.05] * 7),
+        (" 5e-2 ", [0.05] * 7),
+        ("0:0.01, 4:0.05", [0.01, 0.02, 0.03, 0.04, 0.05, 0.05, 0.05]),
+        ("4 : 0.05,0:0.01,", [0.01, 0.02, 0.03, 0.04, 0.05, 0.05, 0.05]),
+        ("2:1, 3:0, 5:1", [1, 1, 1, 0, 0.5, 1, 1]),
+        ("3:0.7", [0.7] * 7),
+        (Schedule(((0, 0.0), (6, 6.0))), [0, 1, 2, 3, 4, 5, 6]),
+    ],
+)
 def test_schedules_are_linear_between_keyframes_and_held_outside(text, values):
     schedule = Schedule.parse(text)
     assert schedule.values(7) == pytest.approx(values)
@@ -41,29 +45,32 @@ def test_schedules_are_written_exactly(value):
     assert Schedule.parse(str(Schedule.parse(f"0:{value!r}, 3:1"))).at(0) == value
 
 
-@pytest.mark.parametrize(("value", "words"), [
-    ("", "no value given"),
-    (" , ", "no value given"),
-    ("fast", "'fast' is not a number"),
-    ("0.1, 0.2", "cannot read '0.1'"),
-    ("0:0.1, 0.2", "cannot read '0.2'"),
-    ("a:0.1", "cannot read 'a:0.1'"),
-    ("-1:0.1", "cannot read '-1:0.1'"),
-    ("1.5:0.1", "cannot read '1.5:0.1'"),
-    (":0.1", "cannot read ':0.1'"),
-    ("0:", "'' is not a number"),
-    ("0:0.1:0.2", "'0.1:0.2' is not a number"),
-    ("3:0.1, 03:0.2", "frame 3 has two values"),
-    ("nan", "not a finite number"),
-    ("0:inf", "not a finite number"),
-    (math.nan, "not a finite number"),
-    (-math.inf, "not a finite number"),
-    pytest.param(10**400, "not a finite number", id="huge"),
-    (True, "neither a number nor keyframes"),
-    (None, "neither a number nor keyframes"),
-    ([0.1], "neither a number nor keyframes"),
-    ({"0": 0.1}, "neither a number nor keyframes"),
-])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("", "no value given"),
+        (" , ", "no value given"),
+        ("fast", "'fast' is not a number"),
+        ("0.1, 0.2", "cannot read '0.1'"),
+        ("0:0.1, 0.2", "cannot read '0.2'"),
+        ("a:0.1", "cannot read 'a:0.1'"),
+        ("-1:0.1", "cannot read '-1:0.1'"),
+        ("1.5:0.1", "cannot read '1.5:0.1'"),
+        (":0.1", "cannot read ':0.1'"),
+        ("0:", "'' is not a number"),
+        ("0:0.1:0.2", "'0.1:0.2' is not a number"),
+        ("3:0.1, 03:0.2", "frame 3 has two values"),
+        ("nan", "not a finite number"),
+        ("0:inf", "not a finite number"),
+        (math.nan, "not a finite number"),
+        (-math.inf, "not a finite number"),
+        pytest.param(10**400, "not a finite number", id="huge"),
+        (True, "neither a number nor keyframes"),
+        (None, "neither a number nor keyframes"),
+        ([0.1], "neither a number nor keyframes"),
+        ({"0": 0.1}, "neither a number nor keyframes"),
+    ],
+)
 def test_schedules_that_cannot_be_read(value, words):
     with pytest.raises(ValueError, match=words):
         Schedule.parse(value)
@@ -164,7 +171,11 @@ def test_refused_values(key, value):
     """The message begins with the key, says the value (or the list's item) and what would be right."""
     with pytest.raises(SettingsError) as refused:
         Settings.from_mapping({key: value})
-    wrong = next((item for item in value if item != "mp4"), value) if key == "formats" and isinstance(value, list) else value
+    wrong = (
+        next((item for item in value if item != "mp4"), value)
+        if key == "formats" and isinstance(value, list)
+        else value
+    )
     assert re.match(rf"{key}: {re.escape(repr(wrong))} is not allowed.*(give|may hold) ", str(refused.value))
 
 
@@ -173,28 +184,39 @@ def test_the_tables_above_have_every_setting():
     assert len(ALLOWED) == len(dataclasses.fields(Settings))
 
 
-@pytest.mark.parametrize(("key", "value", "words"), [
-    ("frames", 0, "a whole number from 1 to 1024"),
-    ("fps", 0, "a number from 0.1 to 120"),
-    ("motion", -1, "a number of 0 or more, or keyframes of such numbers such as '0:0.01, 8:0.05'"),
-    ("momentum", 2, "a number from 0 to 1, or keyframes"),
-    ("momentum", "0:1, 0:0", "frame 0 has two values"),
-    ("loop", 1, "true or false"),
-    ("solver", "exakt", 'one of "exact", "search"; did you mean "exact"?'),
-    ("noise_model", "progresive", 'did you mean "progressive"?'),
-    ("formats", ["mp4", "wepb"], 'did you mean "webp"?'),
-    ("formats", "mp4", 'a list of one or more of "mp4", "gif"'),
-    ("return", "videos", 'did you mean "video"?'),
-])
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("frames", 0, "a whole number from 1 to 1024"),
+        ("fps", 0, "a number from 0.1 to 120"),
+        ("motion", -1, "a number of 0 or more, or keyframes of such numbers such as '0:0.01, 8:0.05'"),
+        ("momentum", 2, "a number from 0 to 1, or keyframes"),
+        ("momentum", "0:1, 0:0", "frame 0 has two values"),
+        ("loop", 1, "true or false"),
+        ("solver", "exakt", 'one of "exact", "search"; did you mean "exact"?'),
+        ("noise_model", "progresive", 'did you mean "progressive"?'),
+        ("formats", ["mp4", "wepb"], 'did you mean "webp"?'),
+        ("formats", "mp4", 'a list of one or more of "mp4", "gif"'),
+        ("return", "videos", 'did you mean "video"?'),
+    ],
+)
 def test_what_is_allowed_is_said(key, value, words):
     with pytest.raises(SettingsError, match=re.escape(words)):
         Settings.from_mapping({key: value})
 
 
-@pytest.mark.parametrize(("key", "nearest"), [
-    ("momentun", "momentum"), ("Frames", "frames"), ("frame", "frames"), ("noise", "noise_model"), ("returns", "return"),
-    ("frames_per_batch", "frames_per_pass"), ("format", "formats"),
-])
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("momentun", "momentum"),
+        ("Frames", "frames"),
+        ("frame", "frames"),
+        ("noise", "noise_model"),
+        ("returns", "return"),
+        ("frames_per_batch", "frames_per_pass"),
+        ("format", "formats"),
+    ],
+)
 def test_unknown_keys_name_the_nearest(key, nearest):
     with pytest.raises(SettingsError, match=f"'{key}' is not a setting of ZS².*did you mean \"{nearest}\"") as refused:
         Settings.from_mapping({"frames": 8, key: 1})
@@ -226,12 +248,16 @@ def test_settings_do_not_change():
 
 # --- settings together --------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("values", "words"), [
-    (dict(formats=["mp4", "gif"], fps=60), "fps: 60 is not allowed with the format 'gif': "),
-    (dict(formats=["webp"], fps=100), "fps: 100 is not allowed with the format 'webp': "),
-    (dict(loop=True, noise_model="mixed"), 'loop: true is not allowed with noise_model "mixed"'),
-    (dict(loop=True, motion="0:0.1, 4:0.2"), "loop: true is not allowed with motion keyframes '0:0.1, 4:0.2'"),
-])
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (dict(formats=["mp4", "gif"], fps=60), "fps: 60 is not allowed with the format 'gif': "),
+        (dict(formats=["webp"], fps=100), "fps: 100 is not allowed with the format 'webp': "),
+        (dict(loop=True, noise_model="mixed"), 'loop: true is not allowed with noise_model "mixed"'),
+        (dict(loop=True, motion="0:0.1, 4:0.2"), "loop: true is not allowed with motion keyframes '0:0.1, 4:0.2'"),
+    ],
+)
 def test_values_that_exclude_each_other(values, words):
     with pytest.raises(SettingsError, match=f"^{re.escape(words)}"):
         Settings(**values)
@@ -239,12 +265,15 @@ def test_values_that_exclude_each_other(values, words):
         Settings(**{key: values[key]})
 
 
-@pytest.mark.parametrize(("values", "words"), [
-    (dict(mask="mask.png"), "mask: a mask video is not allowed without a source"),
-    (dict(source="clip.mp4", source_start=3, source_end=2), "source_end is 2"),
-    (dict(source="clip.mp4", formats=["gif"], fps=60), "fps: 60 is not allowed with the format 'gif': "),
-    (dict(source="clip.mp4", frames=1025), "frames: 1025 is not allowed"),
-])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (dict(mask="mask.png"), "mask: a mask video is not allowed without a source"),
+        (dict(source="clip.mp4", source_start=3, source_end=2), "source_end is 2"),
+        (dict(source="clip.mp4", formats=["gif"], fps=60), "fps: 60 is not allowed with the format 'gif': "),
+        (dict(source="clip.mp4", frames=1025), "frames: 1025 is not allowed"),
+    ],
+)
 def test_settings_of_a_source_that_do_not_go_together(values, words):
     with pytest.raises(SettingsError, match=f"^{re.escape(words)}"):
         Settings(**values)
@@ -254,22 +283,36 @@ def test_a_source_decides_what_is_left_open():
     settings = Settings.from_mapping({"source": "clip.mp4"})
     assert (settings.frames, settings.fps) == (0, 0)
     assert settings.selection == Selection()
-    settings = Settings.from_mapping({"source": "clip.mp4", "frames": 5, "fps": 6, "source_start": 1, "source_end": 2, "source_every": 2})
+    settings = Settings.from_mapping(
+        {"source": "clip.mp4", "frames": 5, "fps": 6, "source_start": 1, "source_end": 2, "source_every": 2}
+    )
     assert (settings.frames, settings.fps) == (5, 6)
     assert settings.selection == Selection(start=1, end=2, every=2, frames=5)
 
 
-@pytest.mark.parametrize(("values", "notes"), [
-    ({}, []),
-    (dict(inertia=0.5), []),
-    (dict(loop=True), []),
-    (dict(loop=True, inertia="0:0, 8:0.5"), ["Inertia 0:0, 8:0.5 has no effect on a loop"]),
-    (dict(prompts="0: a\n7: b"), []),
-    (dict(prompts="0: a\n8: b\n12: c"), ["Prompts at frame 8, 12 are not reached: the last of 8 frames is frame 7."]),
-    (dict(prompts="0: a\n4: b\n8: a", loop=True), []),
-    (dict(prompts="0: a\n7: b", loop=True), ["The loop jumps from its last prompt to its first; to lead back, end the prompts with '8: a'."]),
-    (dict(noise_model="progressive", inertia=0.5), ['Inertia 0.5 has no effect with the noise model "progressive"']),
-])
+@pytest.mark.parametrize(
+    ("values", "notes"),
+    [
+        ({}, []),
+        (dict(inertia=0.5), []),
+        (dict(loop=True), []),
+        (dict(loop=True, inertia="0:0, 8:0.5"), ["Inertia 0:0, 8:0.5 has no effect on a loop"]),
+        (dict(prompts="0: a\n7: b"), []),
+        (
+            dict(prompts="0: a\n8: b\n12: c"),
+            ["Prompts at frame 8, 12 are not reached: the last of 8 frames is frame 7."],
+        ),
+        (dict(prompts="0: a\n4: b\n8: a", loop=True), []),
+        (
+            dict(prompts="0: a\n7: b", loop=True),
+            ["The loop jumps from its last prompt to its first; to lead back, end the prompts with '8: a'."],
+        ),
+        (
+            dict(noise_model="progressive", inertia=0.5),
+            ['Inertia 0.5 has no effect with the noise model "progressive"'],
+        ),
+    ],
+)
 def test_notes(values, notes):
     said = Settings(**values).notes
     assert len(said) == len(notes) and all(map(str.startswith, said, notes))
@@ -277,10 +320,18 @@ def test_notes(values, notes):
 
 # --- infotext -----------------------------------------------------------------------------------------
 
+
 def test_infotext_has_one_key_for_each_setting_of_the_clip():
     settings = Settings(
-        enabled=True, frames=12, fps=29.97, motion="0:0.01, 8:0.05", inertia=0.5, momentum=0.9, alpha=1 / 3,
-        formats=["gif", "mp4"], returns="video",
+        enabled=True,
+        frames=12,
+        fps=29.97,
+        motion="0:0.01, 8:0.05",
+        inertia=0.5,
+        momentum=0.9,
+        alpha=1 / 3,
+        formats=["gif", "mp4"],
+        returns="video",
     )
     assert settings.infotext == {
         "ZS2 frames": "12",

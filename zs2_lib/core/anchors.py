@@ -36,6 +36,7 @@ PRESETS = {"exact": (1, "medium", 0.18), "balanced": (8, "medium", 0.18), "fast"
 
 # --- which blocks are deep --------------------------------------------------------------------------------
 
+
 def deep_modules(unet: torch.nn.Module, depth: str) -> list[torch.nn.Module]:
     """The modules of `unet` that are deep, in the order in which it calls them.
 
@@ -44,7 +45,7 @@ def deep_modules(unet: torch.nn.Module, depth: str) -> list[torch.nn.Module]:
     """
     down, middle, up = _blocks(unet)
     cut = _cut(down, depth)
-    return [module for block in down[cut:] + middle + up[:len(up) - cut] for module in block]
+    return [module for block in down[cut:] + middle + up[: len(up) - cut] for module in block]
 
 
 def deep_control_modules(control: torch.nn.Module, depth: str) -> list[torch.nn.Module]:
@@ -84,7 +85,11 @@ def _blocks(model: torch.nn.Module) -> tuple[list, list, list]:
 
 def _resnets(level: torch.nn.Module) -> list[list[torch.nn.Module]]:
     attentions = getattr(level, "attentions", None)
-    return [list(block) for block in zip(level.resnets, attentions)] if attentions else [[resnet] for resnet in level.resnets]
+    return (
+        [list(block) for block in zip(level.resnets, attentions)]
+        if attentions
+        else [[resnet] for resnet in level.resnets]
+    )
 
 
 def _cut(down: list, depth: str) -> int:
@@ -102,6 +107,7 @@ def _downsamples(block: torch.nn.Module) -> bool:
 
 # --- which rows are anchors ------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class AnchorRows:
     """The anchors of a call: the row numbers `index`, and the same as `rows`, each following on the anchor before.
@@ -116,7 +122,7 @@ class AnchorRows:
     weight: tuple[float, ...]
 
     @classmethod
-    def of(cls, rows: Rows, stride: int, phase: int = 0, clip_end: int | None = None) -> "AnchorRows":
+    def of(cls, rows: Rows, stride: int, phase: int = 0, clip_end: int | None = None) -> AnchorRows:
         """Frame 0, and each whose number leaves the remainder `phase` when divided by `stride`.
 
         So is each group's last frame in the call, unless it is `clip_end`, the clip's last frame, and comes after another key
@@ -126,7 +132,8 @@ class AnchorRows:
         regular = [is_anchor(frame, stride, phase) for frame in rows.frames]
         held = {group for group, key in zip(rows.groups, regular) if key and last[group] == clip_end}
         index = tuple(
-            row for row, (frame, group) in enumerate(zip(rows.frames, rows.groups))
+            row
+            for row, (frame, group) in enumerate(zip(rows.frames, rows.groups))
             if regular[row] or (frame == last[group] and group not in held)
         )
         keys, position = rows.thinned(index), {row: position for position, row in enumerate(index)}
@@ -147,7 +154,7 @@ def is_anchor(frame: int, stride: int, phase: int) -> bool:
 
 def phase_of(step: int, stride: int) -> int:
     """Which frames are anchors at a step: each remainder once in `stride` steps, far from that of the step before."""
-    golden = (5 ** 0.5 - 1) / 2 * stride
+    golden = (5**0.5 - 1) / 2 * stride
     apart = min((k for k in range(1, stride + 1) if math.gcd(k, stride) == 1), key=lambda k: abs(k - golden))
     return step * apart % stride
 
@@ -164,6 +171,7 @@ def take(value, index: torch.Tensor, rows: int):
 
 
 # --- the hooks ----------------------------------------------------------------------------------------------
+
 
 class Anchors:
     """Anchor passes over one clip: the hooks on a UNet's deep blocks and the state they carry.
@@ -262,7 +270,7 @@ class Anchors:
         ends = [*keys[:-1], len(frames)]
         return max((count for count in ends if count <= limit), default=ends[0])
 
-    def __enter__(self) -> "Anchors":
+    def __enter__(self) -> Anchors:
         return self
 
     def __exit__(self, *exception) -> None:

@@ -47,7 +47,7 @@ def momentum_scan_(x: torch.Tensor, rows: Rows, momentum: Sequence[float], carri
                     f"temporal momentum attention: frame {frame} of guidance group {group} did not come right after "
                     f"frame {previous}; another extension reorders the UNet's batch: switch it off for this clip"
                 )
-            average.lerp_(before, math.prod(momentum[previous + 1:frame + 1]))
+            average.lerp_(before, math.prod(momentum[previous + 1 : frame + 1]))
             if average is not row:
                 row.copy_(average)
         state[group] = frame, average
@@ -136,7 +136,7 @@ class TemporalMomentum:
         """Forgets what was carried: the next call begins with frame 0."""
         self.carried = {}
 
-    def __enter__(self) -> "TemporalMomentum":
+    def __enter__(self) -> TemporalMomentum:
         return self
 
     def __exit__(self, *exception) -> None:
@@ -165,7 +165,9 @@ class TemporalMomentum:
 def _projections(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The key and value projections of a model's self-attention layers."""
     return [
-        module for name, module in model.named_modules() if name.endswith(PROJECTIONS) and _is_self_attention(model, name)
+        module
+        for name, module in model.named_modules()
+        if name.endswith(PROJECTIONS) and _is_self_attention(model, name)
     ]
 
 

@@ -28,6 +28,7 @@ def frame_seeds(seed: int, frames: int) -> list[int]:
     The derived seeds (63 bit) depend on `seed` and the frame's number alone, and are unlike the seeds of
     neighbouring clips.
     """
+
     def derive(frame: int) -> int:
         digest = hashlib.sha256(f"zs2 {seed} {frame}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
@@ -50,6 +51,7 @@ class SearchTrace:
 
 
 # --- the dependency model (section 3.1) ---------------------------------------------------------------
+
 
 def exact_angle(a: float, b: float, motion: float) -> float:
     """The angle θ at which x = cos θ p + sin θ q has KL(x, p) = λ.
@@ -74,6 +76,7 @@ def searched_angle(a: float, b: float, motion: float, errors: list[float] | None
     divergence falls from above λ to below it, and the bracket is halved `SEARCH_ITERATIONS` times. Appends
     |KL - λ| after each iteration to `errors`.
     """
+
     def divergence(alpha: float) -> float:
         return a * (1 - math.sqrt(alpha)) - b * math.sqrt(1 - alpha)
 
@@ -160,6 +163,7 @@ def dependency_noise(
 
 # --- models that are a matrix from the start ----------------------------------------------------------
 
+
 def mixed_matrix(frames: int, alpha: float) -> torch.Tensor:
     """L of the mixed noise model (PYoCo; paper, section 3): any two frames share the correlation α."""
     shared = torch.full((frames, 1), math.sqrt(alpha), dtype=torch.float64)
@@ -187,7 +191,7 @@ def loop_matrix(frames: int, motion: float) -> torch.Tensor:
 
     def flat(harmonics: int) -> float:
         """1 - the neighbours' correlation with the power even over harmonics 1..harmonics."""
-        return sum(drops[1:harmonics + 1]) / harmonics if harmonics else 0.0
+        return sum(drops[1 : harmonics + 1]) / harmonics if harmonics else 0.0
 
     last = next((h for h in range(1, len(drops)) if flat(h) >= goal), len(drops) - 1)
     share = (goal - flat(last - 1)) / (flat(last) - flat(last - 1))
@@ -217,6 +221,7 @@ def _triangular(factor: torch.Tensor) -> torch.Tensor:
 
 
 # --- the noise of one clip ----------------------------------------------------------------------------
+
 
 class ClipNoise:
     """All noise that the sampling of one clip draws, correlated over its frames.

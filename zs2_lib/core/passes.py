@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .momentum import TemporalMomentum
 from .anchors import Anchors, take
+from .momentum import TemporalMomentum
 from .rows import Rows
 
 log = logging.getLogger(__name__)

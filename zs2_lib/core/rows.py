@@ -31,16 +31,16 @@ class Rows:
         return len(self.frames)
 
     @classmethod
-    def blocks(cls, frames: int, groups: int) -> "Rows":
+    def blocks(cls, frames: int, groups: int) -> Rows:
         """Whole blocks of `frames` rows, one block per guidance group."""
         return cls(tuple(range(frames)) * groups, tuple(group for group in range(groups) for _ in range(frames)))
 
-    def take(self, index) -> "Rows":
+    def take(self, index) -> Rows:
         """The rows at the positions `index` (an iterable of row numbers)."""
         index = list(index)
         return Rows(*(tuple(column[i] for i in index) for column in (self.frames, self.groups, self.previous)))
 
-    def thinned(self, index) -> "Rows":
+    def thinned(self, index) -> Rows:
         """The rows at the positions `index` as sequences of their own: a frame follows on the last that was taken of its group.
 
         The first of a group follows on the group's last frame before this call, which must have been taken.

@@ -20,6 +20,7 @@ What a source promises:
 Everything that can be said against a file or a selection is said in words: FileNotFoundError where nothing is there,
 otherwise ValueError, and RuntimeError if PyAV, which reads the videos, is missing.
 """
+
 from __future__ import annotations
 
 import heapq
@@ -31,11 +32,11 @@ import stat
 import struct
 import zlib
 from array import array
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Iterable, Iterator
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -266,7 +267,9 @@ class _Clock:
     broken: bool = False
 
     @classmethod
-    def of(cls, times: np.ndarray, end: float, tick: float, rate: Fraction | None = None, broken: bool = False) -> _Clock:
+    def of(
+        cls, times: np.ndarray, end: float, tick: float, rate: Fraction | None = None, broken: bool = False
+    ) -> _Clock:
         """rate: what the file says; it counts if the times confirm it.
         tick: how finely the file tells times, in seconds: two frames at 30 fps are 33 or 34 ms apart in Matroska, 30 or
             40 ms in GIF.
@@ -370,7 +373,12 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
+_SIDEWAYS = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
 
 
 def _is_picture(head: bytes) -> bool:
@@ -450,7 +458,9 @@ class _Animation(Source):
                     now += seconds if too_short and seconds >= too_short else 0.1
             except _PICTURE_ERRORS as error:
                 if not starts:
-                    raise ValueError(f"{path.name} is damaged, not even its first frame can be read: replace it") from error
+                    raise ValueError(
+                        f"{path.name} is damaged, not even its first frame can be read: replace it"
+                    ) from error
                 broken = True
             tick = 0.01 if image.format == "GIF" else 0.001
         self._clock = _Clock.of(np.array(starts), now, tick, broken=broken)
@@ -1012,7 +1022,9 @@ def _mux_audio(clip: Path, format: str, source: _Video, begin: float, seconds: f
                 if file_begin > _SEEK_MARGIN:
                     container.seek(int((file_begin - _SEEK_MARGIN) * av.time_base))
                 if old_sound.codec_context.codec.canonical_name in copied:
-                    sound = _copied_sound(container, old_sound, new.add_stream_from_template(old_sound), file_begin, seconds)
+                    sound = _copied_sound(
+                        container, old_sound, new.add_stream_from_template(old_sound), file_begin, seconds
+                    )
                 else:
                     layout = "mono" if old_sound.layout.nb_channels == 1 else "stereo"
                     new_sound = new.add_stream(encoder, rate=_AUDIO_RATE, layout=layout, bit_rate=_AUDIO_BIT_RATE)

@@ -13,6 +13,7 @@ frame. The animated images (GIF, WebP, APNG) store only the rectangle that chang
 hold all frames in memory: GIF because its palette is made from all of them, APNG because Pillow does. APNG stores a
 frame that equals the one before it whole, so a long still is large.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -24,11 +25,11 @@ import secrets
 import shutil
 import struct
 import zipfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Iterable, Iterator
 
 import numpy as np
 from PIL import GifImagePlugin, Image, ImageChops, PngImagePlugin

@@ -17,7 +17,7 @@ class Schedule:
     keyframes: tuple[tuple[int, float], ...]
 
     @classmethod
-    def parse(cls, value: "Schedule | float | str") -> "Schedule":
+    def parse(cls, value: Schedule | float | str) -> Schedule:
         """Reads a number (`0.05`, `"0.05"`) or keyframes (`"0:0.01, 8:0.05"`).
 
         Raises ValueError that says what could not be read.

@@ -26,7 +26,7 @@ class PromptKeyframes:
     keyframes: tuple[tuple[int, str], ...]
 
     @classmethod
-    def parse(cls, value: "PromptKeyframes | str") -> "PromptKeyframes":
+    def parse(cls, value: PromptKeyframes | str) -> PromptKeyframes:
         """Reads lines "frame: prompt", such as "0: a red circle" and "12: a blue square".
 
         The lines may be in any order, empty ones are passed over, and a prompt may be empty. Raises ValueError that
@@ -40,7 +40,9 @@ class PromptKeyframes:
         for line in filter(None, map(str.strip, value.splitlines())):
             match = re.fullmatch(r"([0-9]{1,9})\s*:\s*(.*)", line)
             if not match:
-                raise ValueError(f"cannot read the line {line!r}: it needs a frame and a colon first, such as '0: a red circle'")
+                raise ValueError(
+                    f"cannot read the line {line!r}: it needs a frame and a colon first, such as '0: a red circle'"
+                )
             frame = int(match[1])
             if frame in keyframes:
                 raise ValueError(f"frame {frame} has two prompts; give each frame once")

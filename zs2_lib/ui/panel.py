@@ -9,16 +9,18 @@ from dataclasses import fields
 import gradio as gr
 
 from zs2_lib.core.anchors import PRESETS
+from zs2_lib.media.read import Selection
 from zs2_lib.settings.schedule import Schedule
 from zs2_lib.settings.table import FROM_SOURCE, Settings, SettingsError, infotext_key
-from zs2_lib.media.read import Selection
 
 OPTIONS = {option.name: option for option in fields(Settings)}
 TITLE = OPTIONS["enabled"].metadata["label"]
 
 ROWS = (("frames", "fps"), ("motion", "inertia", "momentum"), ("loop",), ("prompts",))
 ADVANCED_ROWS = (
-    ("noise_model", "alpha"), ("candidates", "solver"), ("frames_per_pass", "formats"),
+    ("noise_model", "alpha"),
+    ("candidates", "solver"),
+    ("frames_per_pass", "formats"),
     ("anchor_stride", "anchor_depth", "anchor_start"),
 )
 SOURCE_ROWS = (("source_start", "source_end"), ("source_fps", "source_every"), ("source_audio",))
@@ -50,12 +52,18 @@ def unit_controls(number: int) -> tuple[str, str, str]:
     return f"control_{number}", f"control_{number}{FILE}", f"control_{number}_path"
 
 
-ARGUMENTS = SETTINGS + tuple(name + KEYFRAMES for name in SCHEDULES) + tuple(name for file in FILES for name in (file, file + FILE))
+ARGUMENTS = (
+    SETTINGS
+    + tuple(name + KEYFRAMES for name in SCHEDULES)
+    + tuple(name for file in FILES for name in (file, file + FILE))
+)
 """The names of the controls behind the enabling checkbox, in the order of the script's arguments; those of each ControlNet
 unit follow."""
 
 
-def build(elem_id: Callable[[str], str], is_img2img: bool, preview: Callable, units: int) -> dict[str, gr.components.Component]:
+def build(
+    elem_id: Callable[[str], str], is_img2img: bool, preview: Callable, units: int
+) -> dict[str, gr.components.Component]:
     """Makes the controls; `elem_id` names them. Call it inside the accordion. Returns them by name, in the order `read` takes.
 
     `preview(path, selection, fps)` gives a strip of the frames of the source and a line about them, or raises SettingsError.
@@ -75,7 +83,9 @@ def build(elem_id: Callable[[str], str], is_img2img: bool, preview: Callable, un
             controls.update({name + KEYFRAMES: _keyframes_control(name, elem_id) for name in SCHEDULES})
     with gr.Accordion(OPTIONS["source"].metadata["label"], open=False, elem_id=elem_id("source_part")):
         controls.update(_source_controls(elem_id, is_img2img))
-        strip = gr.Image(label="Frames that will be used", interactive=False, visible=False, elem_id=elem_id("source_strip"))
+        strip = gr.Image(
+            label="Frames that will be used", interactive=False, visible=False, elem_id=elem_id("source_strip")
+        )
         about = gr.HTML(elem_id=elem_id("source_about"))
     with gr.Accordion("ControlNet", open=False, elem_id=elem_id("control_part")):
         controls.update(_unit_controls(elem_id, units))
@@ -97,14 +107,26 @@ def _unit_controls(elem_id: Callable[[str], str], units: int) -> dict[str, gr.co
         label = f"Images of ControlNet unit {number}"
         with gr.Row():
             controls[origin] = gr.Dropdown(
-                label=label, choices=[OWN_IMAGE, SOURCE, OTHER], value=OWN_IMAGE, elem_id=elem_id(origin), tooltip=tooltip)
+                label=label,
+                choices=[OWN_IMAGE, SOURCE, OTHER],
+                value=OWN_IMAGE,
+                elem_id=elem_id(origin),
+                tooltip=tooltip,
+            )
             controls[file] = gr.File(label=label, elem_id=elem_id(file), tooltip=tooltip, visible=False)
             controls[path] = gr.Textbox(
-                label=f"{label}: file or folder on the machine of the WebUI", placeholder="/path/to/video.mp4 or a folder of frames",
-                elem_id=elem_id(path), tooltip=tooltip, visible=False)
+                label=f"{label}: file or folder on the machine of the WebUI",
+                placeholder="/path/to/video.mp4 or a folder of frames",
+                elem_id=elem_id(path),
+                tooltip=tooltip,
+                visible=False,
+            )
         controls[origin].change(
             lambda origin: (gr.update(visible=origin == OTHER), gr.update(visible=origin == OTHER)),
-            controls[origin], [controls[file], controls[path]], show_progress=False)
+            controls[origin],
+            [controls[file], controls[path]],
+            show_progress=False,
+        )
     return controls
 
 
@@ -124,8 +146,12 @@ def _source_controls(elem_id: Callable[[str], str], is_img2img: bool) -> dict[st
         with gr.Row():
             controls[name + FILE] = gr.File(label=label, elem_id=elem_id(name + FILE), tooltip=tooltip, visible=shown)
             controls[name] = gr.Textbox(
-                label=f"{label}: file or folder on the machine of the WebUI", placeholder="/path/to/video.mp4 or a folder of frames",
-                elem_id=elem_id(name), tooltip=tooltip, visible=shown)
+                label=f"{label}: file or folder on the machine of the WebUI",
+                placeholder="/path/to/video.mp4 or a folder of frames",
+                elem_id=elem_id(name),
+                tooltip=tooltip,
+                visible=shown,
+            )
     for row in SOURCE_ROWS:
         with gr.Row():
             controls.update({name: _control(name, elem_id) for name in row})
@@ -142,7 +168,9 @@ def _show_source(controls: Mapping, strip: gr.Image, about: gr.HTML, preview: Ca
             return gr.update(visible=False), ""
         try:
             frames, clip_fps, start, end, fps, every = values
-            picture, text = preview(source, Selection(start or 0, end or None, fps or None, every or 1, frames or None), clip_fps or 0)
+            picture, text = preview(
+                source, Selection(start or 0, end or None, fps or None, every or 1, frames or None), clip_fps or 0
+            )
         except (SettingsError, ValueError, TypeError) as error:
             return gr.update(visible=False), html.escape(str(error))
         return gr.update(value=picture, visible=True), html.escape(text)
@@ -185,8 +213,10 @@ def read(args: tuple) -> Settings:
     if not enabled:
         return Settings()
     by_name = {name: value for name, value in zip(ARGUMENTS, values) if value is not None}
-    of_units = values[len(ARGUMENTS):]
-    by_name["control"] = [_control_entry(number, *unit) for number, unit in enumerate(zip(of_units[::3], of_units[1::3], of_units[2::3]))]
+    of_units = values[len(ARGUMENTS) :]
+    by_name["control"] = [
+        _control_entry(number, *unit) for number, unit in enumerate(zip(of_units[::3], of_units[1::3], of_units[2::3]))
+    ]
     for name in FILES:
         by_name[name] = _path(by_name.pop(name + FILE, None)) or (by_name.get(name) or "").strip()
     for name in SCHEDULES:
@@ -202,11 +232,14 @@ def _control_entry(number: int, origin: str, file, path: str) -> str:
         return FROM_SOURCE if origin == SOURCE else ""
     entry = _path(file) or (path or "").strip()
     if not entry:
-        raise SettingsError(f"control: ControlNet unit {number} is to show another video; give a file or folder, or choose {OWN_IMAGE!r}")
+        raise SettingsError(
+            f"control: ControlNet unit {number} is to show another video; give a file or folder, or choose {OWN_IMAGE!r}"
+        )
     return entry
 
 
 # --- pasting: for each control a function from a parsed infotext to its value, None to leave it alone ------
+
 
 def _enabled(infotext: Mapping) -> bool:
     return "ZS2 frames" in infotext
@@ -226,6 +259,7 @@ def _from_infotext(name: str) -> Callable:
         if isinstance(default, tuple):
             return text.split()
         return text == "True" if isinstance(default, bool) else type(default)(text)
+
     return value
 
 
@@ -235,6 +269,7 @@ def _keyframes_from_infotext(name: str) -> Callable:
     def value(infotext: Mapping):
         text = infotext.get(key)
         return text if text is None or ":" in text else ""
+
     return value
 
 
@@ -269,4 +304,10 @@ def _keyframes_control(name: str, elem_id: Callable[[str], str]) -> gr.component
     label = OPTIONS[name].metadata["label"]
     low, high, _ = OPTIONS[name].metadata["slider"]
     tooltip = KEYFRAMES_TOOLTIP.format(label=label, low=low, high=high)
-    return gr.Textbox(label=f"{label} keyframes", value="", placeholder=f"0:{low}, 8:{high}", elem_id=elem_id(name + KEYFRAMES), tooltip=tooltip)
+    return gr.Textbox(
+        label=f"{label} keyframes",
+        value="",
+        placeholder=f"0:{low}, 8:{high}",
+        elem_id=elem_id(name + KEYFRAMES),
+        tooltip=tooltip,
+    )

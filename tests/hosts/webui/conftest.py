@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import models
 import pytest
+
+import models
 from host import started
 from report import Compatibility
 from webui import Installation
@@ -37,7 +38,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    skipped = [report for report in terminalreporter.stats.get("skipped", []) if report.nodeid in config.stash.get(OURS, ())]
+    skipped = [
+        report for report in terminalreporter.stats.get("skipped", []) if report.nodeid in config.stash.get(OURS, ())
+    ]
     if skipped:
         reasons = sorted({report.longrepr[2] for report in skipped})
         terminalreporter.section("host tests NOT RUN", red=True, bold=True)

@@ -14,7 +14,12 @@ from PIL import Image
 from webui import Background, Client, Installation, Result, Server
 
 STILL = {
-    "prompt": "a red circle on a blue background", "seed": 11, "steps": 7, "width": 128, "height": 128, "cfg_scale": 5,
+    "prompt": "a red circle on a blue background",
+    "seed": 11,
+    "steps": 7,
+    "width": 128,
+    "height": 128,
+    "cfg_scale": 5,
     "sampler_name": "Euler",
 }
 CLIP = {"frames": 6, "motion": 0.05, "momentum": 0.75, "frames_per_pass": 6, "return": "frames"}
@@ -39,7 +44,9 @@ class Host:
     def in_background(self, call, *args, **kwargs) -> Background:
         return Background(call, *args, **kwargs)
 
-    def arm(self, kind: str | None = None, at: int | None = None, rows_over: int | None = None, site: str = "unet") -> None:
+    def arm(
+        self, kind: str | None = None, at: int | None = None, rows_over: int | None = None, site: str = "unet"
+    ) -> None:
         """From now on UNet calls are recorded, and the fault strikes at the `at`-th, or at all of more rows than `rows_over`."""
         self.client.post("/zs2-probe/arm", {"kind": kind, "at": at, "rows_over": rows_over, "site": site})
 
@@ -56,7 +63,12 @@ class Host:
 
 @contextlib.contextmanager
 def started(
-    installation: Installation, models: Path, data: Path, *flags: str, extension: bool = True, controlnet: bool = False,
+    installation: Installation,
+    models: Path,
+    data: Path,
+    *flags: str,
+    extension: bool = True,
+    controlnet: bool = False,
 ) -> Iterator[Host]:
     """A WebUI started on the empty folder `data` with what `models.make` wrote, the probe and, unless told otherwise, ZS²;
     if told so, with sd-webui-controlnet.
@@ -85,9 +97,16 @@ def left_behind(before: dict, after: dict) -> list[str]:
     """What differs between two states of the probe: hooks, patched functions, callbacks, options."""
     found = []
     for kind in ("hooks", "instance attributes", "functions", "callbacks", "options", "job"):
-        names = before[kind].keys() & after[kind].keys() if kind == "functions" else before[kind].keys() | after[kind].keys()
-        found += [f"{kind}: {name} was {before[kind].get(name)}, is {after[kind].get(name)}"
-                  for name in sorted(names) if before[kind].get(name) != after[kind].get(name)]
+        names = (
+            before[kind].keys() & after[kind].keys()
+            if kind == "functions"
+            else before[kind].keys() | after[kind].keys()
+        )
+        found += [
+            f"{kind}: {name} was {before[kind].get(name)}, is {after[kind].get(name)}"
+            for name in sorted(names)
+            if before[kind].get(name) != after[kind].get(name)
+        ]
     return found
 
 
@@ -110,5 +129,7 @@ def save_sheet(rows, name: str, folder: Path) -> None:
     sheet = Image.new("RGB", (len(rows[0]) * (width + 4) - 4, len(rows) * (height + 4) - 4), "white")
     for row, pictures in enumerate(rows):
         for column, picture in enumerate(pictures):
-            sheet.paste(Image.fromarray(np.asarray(picture).astype(np.uint8)), (column * (width + 4), row * (height + 4)))
+            sheet.paste(
+                Image.fromarray(np.asarray(picture).astype(np.uint8)), (column * (width + 4), row * (height + 4))
+            )
     sheet.save(Path(os.environ.get("ZS2_SHEETS", folder), name), optimize=True)

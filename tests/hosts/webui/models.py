@@ -44,14 +44,19 @@ def make(folder: Path) -> Path:
         "sdxl": sdxl(weights, config),
         "sd15": sd15(weights, config),
     }.items():
-        save_file({key: value.clone().contiguous() for key, value in variant.items()}, checkpoints / f"{name}.safetensors")
+        save_file(
+            {key: value.clone().contiguous() for key, value in variant.items()}, checkpoints / f"{name}.safetensors"
+        )
         (checkpoints / f"{name}.yaml").write_text(yaml.safe_dump(variant_config))
     # The same config file for two checkpoints: the host loads the one into the modules of the other.
     _save_pickle({"state_dict": second(weights)}, checkpoints / "tiny.ckpt")
     blocks = sd15(weights, config)[0]
     for name, unit in {
-        "control_sd15_zs2": controlnet(blocks), "control_tiny_zs2": controlnet(weights), "controllora_sd15_zs2": control_lora(blocks),
-        "t2iadapter_sd15_zs2": t2i_adapter(blocks), "ip-adapter_sd15_zs2": ip_adapter(blocks),
+        "control_sd15_zs2": controlnet(blocks),
+        "control_tiny_zs2": controlnet(weights),
+        "controllora_sd15_zs2": control_lora(blocks),
+        "t2iadapter_sd15_zs2": t2i_adapter(blocks),
+        "ip-adapter_sd15_zs2": ip_adapter(blocks),
     }.items():
         save_file({key: value.clone().contiguous() for key, value in unit.items()}, control / f"{name}.safetensors")
     shutil.copyfile(CANNY, control / "canny_tiny_zs2.safetensors")
@@ -77,8 +82,12 @@ def tiny() -> tuple[dict, dict]:
 def second(weights: dict, strength: float = 0.15) -> dict:
     """Another SD 1.x checkpoint: the UNet's weights with noise on them."""
     noise = _noise(2)
-    return {key: value + strength * value.float().std().to(value.dtype) * noise(value) if _is_unet_matrix(key, value) else value
-            for key, value in weights.items()}
+    return {
+        key: value + strength * value.float().std().to(value.dtype) * noise(value)
+        if _is_unet_matrix(key, value)
+        else value
+        for key, value in weights.items()
+    }
 
 
 def inpainting(weights: dict, config: dict) -> tuple[dict, dict]:
@@ -118,28 +127,47 @@ def sdxl(weights: dict, config: dict) -> tuple[dict, dict]:
     sgm, unused = "sgm.modules.diffusionmodules.", {"target": "torch.nn.Identity"}
 
     def embedder(key: str, target: str, **params) -> dict:
-        return {"is_trainable": False, "input_key": key, "target": f"sgm.modules.encoders.modules.{target}", "params": params}
+        return {
+            "is_trainable": False,
+            "input_key": key,
+            "target": f"sgm.modules.encoders.modules.{target}",
+            "params": params,
+        }
 
     sizes = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
     params = {
         "scale_factor": config["model"]["params"]["scale_factor"],
         "disable_first_stage_autocast": True,
-        "denoiser_config": {"target": sgm + "denoiser.DiscreteDenoiser", "params": {
-            "num_idx": 1000,
-            "weighting_config": {"target": sgm + "denoiser_weighting.EpsWeighting"},
-            "scaling_config": {"target": sgm + "denoiser_scaling.EpsScaling"},
-            "discretization_config": {"target": sgm + "discretizer.LegacyDDPMDiscretization"},
-        }},
-        "network_config": {"target": sgm + "openaimodel.UNetModel", "params": {
-            **{key: value for key, value in unet.items() if key != "image_size"},
-            "use_linear_in_transformer": True, "num_classes": "sequential", "adm_in_channels": vector,
-            "context_dim": 2 * context, "spatial_transformer_attn_type": "softmax",
-        }},
-        "conditioner_config": {"target": "sgm.modules.GeneralConditioner", "params": {"emb_models": [
-            embedder("txt", "FrozenCLIPEmbedder", version=clip, layer="last"),
-            embedder("txt", "FrozenOpenCLIPEmbedder2", **OPEN_CLIP, always_return_pooled=True, legacy=False),
-            *(embedder(size, "ConcatTimestepEmbedderND", outdim=size_channels) for size in sizes),
-        ]}},
+        "denoiser_config": {
+            "target": sgm + "denoiser.DiscreteDenoiser",
+            "params": {
+                "num_idx": 1000,
+                "weighting_config": {"target": sgm + "denoiser_weighting.EpsWeighting"},
+                "scaling_config": {"target": sgm + "denoiser_scaling.EpsScaling"},
+                "discretization_config": {"target": sgm + "discretizer.LegacyDDPMDiscretization"},
+            },
+        },
+        "network_config": {
+            "target": sgm + "openaimodel.UNetModel",
+            "params": {
+                **{key: value for key, value in unet.items() if key != "image_size"},
+                "use_linear_in_transformer": True,
+                "num_classes": "sequential",
+                "adm_in_channels": vector,
+                "context_dim": 2 * context,
+                "spatial_transformer_attn_type": "softmax",
+            },
+        },
+        "conditioner_config": {
+            "target": "sgm.modules.GeneralConditioner",
+            "params": {
+                "emb_models": [
+                    embedder("txt", "FrozenCLIPEmbedder", version=clip, layer="last"),
+                    embedder("txt", "FrozenOpenCLIPEmbedder2", **OPEN_CLIP, always_return_pooled=True, legacy=False),
+                    *(embedder(size, "ConcatTimestepEmbedderND", outdim=size_channels) for size in sizes),
+                ]
+            },
+        },
         "first_stage_config": {
             "target": "sgm.models.autoencoder.AutoencoderKLInferenceWrapper",
             "params": {**config["model"]["params"]["first_stage_config"]["params"], "lossconfig": unused},
@@ -150,8 +178,11 @@ def sdxl(weights: dict, config: dict) -> tuple[dict, dict]:
     for key, value in result.items():
         if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
             result[key] = torch.cat([value, torch.zeros_like(value)], dim=1)
-    result |= {key.replace("cond_stage_model.", "conditioner.embedders.0."): value
-               for key, value in weights.items() if key.startswith(TEXT)}
+    result |= {
+        key.replace("cond_stage_model.", "conditioner.embedders.0."): value
+        for key, value in weights.items()
+        if key.startswith(TEXT)
+    }
     result |= _open_clip(weights, "conditioner.embedders.1.model.")
     label = UNET + "label_emb.0."
     for layer, shape in (("0", (time_channels, vector)), ("2", (time_channels, time_channels))):
@@ -169,7 +200,10 @@ def sd15(weights: dict, config: dict, channels: int = 32) -> tuple[dict, dict]:
         torch.manual_seed(9)
         unet = UNetModel(**params)
     noise = _noise(10)
-    random = {key: noise(value) / value[0].numel() ** 0.5 if value.ndim > 1 else value for key, value in unet.state_dict().items()}
+    random = {
+        key: noise(value) / value[0].numel() ** 0.5 if value.ndim > 1 else value
+        for key, value in unet.state_dict().items()
+    }
     others = {key: value for key, value in weights.items() if not key.startswith(UNET)}
     return others | {UNET + key: value for key, value in random.items()}, config
 
@@ -178,7 +212,7 @@ def lora(weights: dict, rank: int = 4, strength: float = 0.7) -> dict:
     """A LoRA on every attention projection of the UNet and on the text encoder's."""
     noise, result = _noise(4), {}
     for name, (rows, columns), scale in _attention_layers(weights, text=True):
-        result[f"{name}.lora_up.weight"] = noise(torch.empty(rows, rank)) * strength * scale / rank ** 0.5
+        result[f"{name}.lora_up.weight"] = noise(torch.empty(rows, rank)) * strength * scale / rank**0.5
         result[f"{name}.lora_down.weight"] = noise(torch.empty(rank, columns))
         result[f"{name}.alpha"] = torch.tensor(float(rank))
     return result
@@ -213,15 +247,24 @@ HINT_CHANNELS = (3, 16, 16, 32, 32, 96, 96, 256)
 def controlnet(weights: dict, strength: float = 3) -> dict:
     """A ControlNet with the UNet's own encoder and random connections to it."""
     noise = _noise(11)
-    unet = {key[len(UNET):]: value for key, value in weights.items() if key.startswith(UNET)}
-    result = {key: value.float() for key, value in unet.items() if key.startswith(("time_embed", "input_blocks", "middle_block"))}
+    unet = {key[len(UNET) :]: value for key, value in weights.items() if key.startswith(UNET)}
+    result = {
+        key: value.float()
+        for key, value in unet.items()
+        if key.startswith(("time_embed", "input_blocks", "middle_block"))
+    }
     channels = _output_channels(unet)
     sizes = [*HINT_CHANNELS, channels[0]]
     for number, (before, after) in enumerate(zip(sizes, sizes[1:])):
-        result[f"input_hint_block.{2 * number}.weight"] = noise(torch.empty(after, before, 3, 3)) * (4 / (9 * before)) ** 0.5
+        result[f"input_hint_block.{2 * number}.weight"] = (
+            noise(torch.empty(after, before, 3, 3)) * (4 / (9 * before)) ** 0.5
+        )
         result[f"input_hint_block.{2 * number}.bias"] = torch.zeros(after)
-    for name, count in {**{f"zero_convs.{number}.0": count for number, count in enumerate(channels)}, "middle_block_out.0": channels[-1]}.items():
-        result[f"{name}.weight"] = strength * noise(torch.empty(count, count, 1, 1)) / count ** 0.5
+    for name, count in {
+        **{f"zero_convs.{number}.0": count for number, count in enumerate(channels)},
+        "middle_block_out.0": channels[-1],
+    }.items():
+        result[f"{name}.weight"] = strength * noise(torch.empty(count, count, 1, 1)) / count**0.5
         result[f"{name}.bias"] = torch.zeros(count)
     return result
 
@@ -234,7 +277,7 @@ def control_lora(weights: dict, rank: int = 4, strength: float = 0.3) -> dict:
         if own or value.ndim < 2:
             result[key] = value
         else:
-            result[f"{layer}.up"] = strength * noise(torch.empty(value.shape[0], rank)) * value.std() / rank ** 0.5
+            result[f"{layer}.up"] = strength * noise(torch.empty(value.shape[0], rank)) * value.std() / rank**0.5
             result[f"{layer}.down"] = noise(torch.empty(rank, value[0].numel()))
     return result
 
@@ -263,17 +306,25 @@ def t2i_adapter(weights: dict, strength: float = 0.6) -> dict:
 def ip_adapter(weights: dict, embedding: int = 48, tokens: int = 4, strength: float = 0.3) -> dict:
     """An IP-Adapter for image embeddings of 48 values, which the probe extension makes."""
     noise = _noise(14)
-    unet = {key[len(UNET):]: value for key, value in weights.items() if key.startswith(UNET)}
+    unet = {key[len(UNET) :]: value for key, value in weights.items() if key.startswith(UNET)}
     context = unet["input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"].shape[1]
     result = {
-        "image_proj.proj.weight": noise(torch.empty(tokens * context, embedding)), "image_proj.proj.bias": torch.zeros(tokens * context),
-        "image_proj.norm.weight": torch.ones(context), "image_proj.norm.bias": torch.zeros(context),
+        "image_proj.proj.weight": noise(torch.empty(tokens * context, embedding)),
+        "image_proj.proj.bias": torch.zeros(tokens * context),
+        "image_proj.norm.weight": torch.ones(context),
+        "image_proj.norm.bias": torch.zeros(context),
     }
-    places = [*(f"input_blocks.{n}.1" for n in (1, 2, 4, 5, 7, 8)), *(f"output_blocks.{n}.1" for n in range(3, 12)), "middle_block.1"]
+    places = [
+        *(f"input_blocks.{n}.1" for n in (1, 2, 4, 5, 7, 8)),
+        *(f"output_blocks.{n}.1" for n in range(3, 12)),
+        "middle_block.1",
+    ]
     for number, place in enumerate(places):
         inner = unet[f"{place}.transformer_blocks.0.attn2.to_k.weight"].shape[0]
         for part in ("k", "v"):
-            result[f"ip_adapter.{2 * number + 1}.to_{part}_ip.weight"] = strength * noise(torch.empty(inner, context)) / context ** 0.5
+            result[f"ip_adapter.{2 * number + 1}.to_{part}_ip.weight"] = (
+                strength * noise(torch.empty(inner, context)) / context**0.5
+            )
     return result
 
 
@@ -281,7 +332,10 @@ def _output_channels(unet: dict) -> list[int]:
     """The channels that each of a UNet's input blocks gives."""
     count = 1 + max(int(key.split(".")[1]) for key in unet if key.startswith("input_blocks."))
     layers = ("0.out_layers.3.weight", "0.op.weight", "0.weight")
-    return [next(unet[f"input_blocks.{n}.{layer}"].shape[0] for layer in layers if f"input_blocks.{n}.{layer}" in unet) for n in range(count)]
+    return [
+        next(unet[f"input_blocks.{n}.{layer}"].shape[0] for layer in layers if f"input_blocks.{n}.{layer}" in unet)
+        for n in range(count)
+    ]
 
 
 def embedding(weights: dict, vectors: int = 2) -> torch.Tensor:
@@ -293,13 +347,29 @@ def hypernetwork(sizes=(64, 128, 192), strength: float = 0.3) -> dict:
     noise = _noise(8)
 
     def layers(size: int) -> dict:
-        return {"linear.0.weight": noise(torch.empty(2 * size, size)) * strength / size ** 0.5, "linear.0.bias": torch.zeros(2 * size),
-                "linear.1.weight": noise(torch.empty(size, 2 * size)) / size ** 0.5, "linear.1.bias": torch.zeros(size)}
+        return {
+            "linear.0.weight": noise(torch.empty(2 * size, size)) * strength / size**0.5,
+            "linear.0.bias": torch.zeros(2 * size),
+            "linear.1.weight": noise(torch.empty(size, 2 * size)) / size**0.5,
+            "linear.1.bias": torch.zeros(size),
+        }
 
-    return {**{size: (layers(size), layers(size)) for size in sizes}, "name": "zs2_hypernetwork", "step": 1,
-            "layer_structure": [1, 2, 1], "activation_func": "linear", "is_layer_norm": False, "weight_initialization": "Normal",
-            "sd_checkpoint": None, "sd_checkpoint_name": None, "activate_output": False, "use_dropout": False,
-            "dropout_structure": [0, 0, 0], "last_layer_dropout": False, "optional_info": None}
+    return {
+        **{size: (layers(size), layers(size)) for size in sizes},
+        "name": "zs2_hypernetwork",
+        "step": 1,
+        "layer_structure": [1, 2, 1],
+        "activation_func": "linear",
+        "is_layer_norm": False,
+        "weight_initialization": "Normal",
+        "sd_checkpoint": None,
+        "sd_checkpoint_name": None,
+        "activate_output": False,
+        "use_dropout": False,
+        "dropout_structure": [0, 0, 0],
+        "last_layer_dropout": False,
+        "optional_info": None,
+    }
 
 
 def _noise(seed: int):
@@ -321,8 +391,10 @@ def _with_input_channels(weights: dict, config: dict, extra: int) -> tuple[dict,
 
 def _with_linear_projections(weights: dict) -> dict:
     """Transformers' proj_in and proj_out as linear layers in place of 1×1 convolutions."""
-    return {key: value.flatten(1) if key.startswith(UNET) and key.endswith(("proj_in.weight", "proj_out.weight")) else value
-            for key, value in weights.items()}
+    return {
+        key: value.flatten(1) if key.startswith(UNET) and key.endswith(("proj_in.weight", "proj_out.weight")) else value
+        for key, value in weights.items()
+    }
 
 
 def _without_text(weights: dict) -> dict:
@@ -331,21 +403,30 @@ def _without_text(weights: dict) -> dict:
 
 def _open_clip(weights: dict, prefix: str) -> dict:
     """The CLIP text encoder of `weights` under OpenCLIP's names."""
-    text = {key[len(TEXT):]: value for key, value in weights.items() if key.startswith(TEXT)}
+    text = {key[len(TEXT) :]: value for key, value in weights.items() if key.startswith(TEXT)}
     width = text["final_layer_norm.weight"].shape[0]
     result = {
         "token_embedding.weight": text["embeddings.token_embedding.weight"],
         "positional_embedding": text["embeddings.position_embedding.weight"],
-        "ln_final.weight": text["final_layer_norm.weight"], "ln_final.bias": text["final_layer_norm.bias"],
-        "text_projection": torch.eye(width), "logit_scale": torch.tensor(1.0),
+        "ln_final.weight": text["final_layer_norm.weight"],
+        "ln_final.bias": text["final_layer_norm.bias"],
+        "text_projection": torch.eye(width),
+        "logit_scale": torch.tensor(1.0),
     }
     layers = {key.split(".")[2] for key in text if key.startswith("encoder.layers.")}
     for layer in layers:
         ours, theirs = f"encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
         for kind in ("weight", "bias"):
-            result[f"{theirs}attn.in_proj_{kind}"] = torch.cat([text[f"{ours}self_attn.{part}_proj.{kind}"] for part in "qkv"])
-            for here, there in (("self_attn.out_proj", "attn.out_proj"), ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"),
-                                ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj")):
+            result[f"{theirs}attn.in_proj_{kind}"] = torch.cat(
+                [text[f"{ours}self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            )
+            for here, there in (
+                ("self_attn.out_proj", "attn.out_proj"),
+                ("layer_norm1", "ln_1"),
+                ("layer_norm2", "ln_2"),
+                ("mlp.fc1", "mlp.c_fc"),
+                ("mlp.fc2", "mlp.c_proj"),
+            ):
                 result[f"{theirs}{there}.{kind}"] = text[f"{ours}{here}.{kind}"]
     return {prefix + key: value for key, value in result.items()}
 
@@ -355,9 +436,9 @@ def _attention_layers(weights: dict, text: bool = False):
     for key, value in weights.items():
         layer = key.removesuffix(".weight")
         if key.startswith(UNET) and layer.endswith(("to_q", "to_k", "to_v", "to_out.0")):
-            yield "lora_unet_" + layer[len(UNET):].replace(".", "_"), value.shape, value.float().std()
+            yield "lora_unet_" + layer[len(UNET) :].replace(".", "_"), value.shape, value.float().std()
         elif text and key.startswith(TEXT) and layer.endswith(("q_proj", "k_proj", "v_proj")):
-            yield "lora_te_text_model_" + layer[len(TEXT):].replace(".", "_"), value.shape, value.float().std()
+            yield "lora_te_text_model_" + layer[len(TEXT) :].replace(".", "_"), value.shape, value.float().std()
 
 
 def _save_pickle(data: dict, path: Path) -> None:

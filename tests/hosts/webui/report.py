@@ -65,9 +65,16 @@ class Row:
         return ", ".join(check.found for check in self.checks if check.what == what)
 
     def line(self) -> str:
-        columns = [self.found(what) or "–" for what in ("still", "passes", "rows per call", "change", "independent", "ratio", "after")]
+        columns = [
+            self.found(what) or "–"
+            for what in ("still", "passes", "rows per call", "change", "independent", "ratio", "after")
+        ]
         result = "pass" if not self.problems else "**FAIL**: " + "; ".join(self.problems)
-        return "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in (self.name, *columns, result)) + " |\n"
+        return (
+            "| "
+            + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in (self.name, *columns, result))
+            + " |\n"
+        )
 
 
 class Compatibility:
@@ -88,7 +95,9 @@ class Compatibility:
         if len(self.rows) < expected:
             self.note = f"{summary}; {DOCUMENT.name} is only written by a full run"
             return
-        text = PREFACE.format(date=datetime.date.today().isoformat(), passed=len(self.rows) - failed, failed=failed, **facts)
+        text = PREFACE.format(
+            date=datetime.date.today().isoformat(), passed=len(self.rows) - failed, failed=failed, **facts
+        )
         for group in dict.fromkeys(row.group for row in self.rows):
             text += HEADER.format(group=group) + "".join(row.line() for row in self.rows if row.group == group)
         DOCUMENT.parent.mkdir(exist_ok=True)

@@ -46,8 +46,19 @@ def folder(path: Path, draw=scene, count=FRAMES, **options) -> Path:
     return path
 
 
-def video(path: Path, count=FRAMES, fps=8, size=(128, 128), codec="libx264", pix_fmt="yuv420p", times=None, sound=False, draw=scene,
-          options=None, index_first=False) -> Path:
+def video(
+    path: Path,
+    count=FRAMES,
+    fps=8,
+    size=(128, 128),
+    codec="libx264",
+    pix_fmt="yuv420p",
+    times=None,
+    sound=False,
+    draw=scene,
+    options=None,
+    index_first=False,
+) -> Path:
     """A video file of what `draw` draws; `times` (seconds) for a variable rate; `sound`: a tone; `options` of the encoder;
     `index_first`: an MP4 begins with its index, so that a part of it can be read.
     """
@@ -61,13 +72,15 @@ def video(path: Path, count=FRAMES, fps=8, size=(128, 128), codec="libx264", pix
             image = draw(number, size=size)
             pixels = av.VideoFrame.from_ndarray(np.asarray(image), format="rgba" if image.mode == "RGBA" else "rgb24")
             frame = pixels.reformat(format=pix_fmt)
-            frame.pts, frame.time_base = (round(times[number] * 1000), Fraction(1, 1000)) if times else (number, Fraction(1, fps))
+            frame.pts, frame.time_base = (
+                (round(times[number] * 1000), Fraction(1, 1000)) if times else (number, Fraction(1, fps))
+            )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
         if tone:
             wave = np.sin(np.arange(44100 * count // fps) * 0.06).astype(np.float32)
             for start in range(0, len(wave) - 1023, 1024):
-                block = av.AudioFrame.from_ndarray(wave[None, start:start + 1024], format="fltp", layout="mono")
+                block = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], format="fltp", layout="mono")
                 block.sample_rate, block.pts = 44100, start
                 container.mux(tone.encode(block))
             container.mux(tone.encode())
@@ -86,11 +99,18 @@ def rotated(path: Path) -> Path:
     position = data.index(b"tkhd") + 4 + 40  # version 0: the matrix begins after 40 bytes
     one = 0x10000
     for number, value in enumerate((0, one, 0, -one, 0, 0, 0, 0, 0x40000000)):
-        data[position + 4 * number:position + 4 * number + 4] = value.to_bytes(4, "big", signed=True)
+        data[position + 4 * number : position + 4 * number + 4] = value.to_bytes(4, "big", signed=True)
     path.write_bytes(data)
     return path
 
 
 def edit(host, source, settings=None, **payload):
-    return host.generate(**{**EDIT, **payload, "alwayson_scripts": {"ZS2": {"args": [
-        {"enabled": True, "source": str(source), **SEPARATE, **(settings or {})}]}}})
+    return host.generate(
+        **{
+            **EDIT,
+            **payload,
+            "alwayson_scripts": {
+                "ZS2": {"args": [{"enabled": True, "source": str(source), **SEPARATE, **(settings or {})}]}
+            },
+        }
+    )

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import pytest
+
 from host import STILL, change, difference, left_behind
 from webui import HostError
 
 BAR = 2
 KEYS = {"frames": 8, "frames_per_pass": 8, "anchor_stride": 3, "anchor_depth": "medium", "anchor_start": 0.1}
-HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_second_pass_steps": 4, "hr_upscaler": "Latent"}
+HIRES = {
+    "enable_hr": True,
+    "hr_scale": 1.5,
+    "denoising_strength": 0.6,
+    "hr_second_pass_steps": 4,
+    "hr_upscaler": "Latent",
+}
 AND = {"prompt": STILL["prompt"] + " AND a yellow star on a green background :0.6"}
 LONG = {"prompt": STILL["prompt"] + ", photo, cute, simple, bright, flat style" * 12}
 HYPERTILE = {"hypertile_enable_unet": True, "hypertile_max_tile_unet": 128, "hypertile_swap_size_unet": 1}

@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+
 from host import difference, left_behind
 from sources import EDIT, folder, mask, scene, video
 from webui import HostError
@@ -66,6 +67,7 @@ def missing(words: list[str], message: str) -> list[str]:
 
 # --- files -----------------------------------------------------------------------------------------------------
 
+
 def written(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
@@ -91,22 +93,25 @@ def sound_only(path: Path) -> Path:
 
 def cut(path: Path, share: float) -> Path:
     content = path.read_bytes()
-    return written(path, content[:round(len(content) * share)])
+    return written(path, content[: round(len(content) * share)])
 
 
 def without_pictures(path: Path) -> Path:
     """An MP4 with a complete index and none of the pictures it lists."""
     content = video(path, count=48, index_first=True).read_bytes()
-    return written(path, content[:content.index(b"mdat") + 4])
+    return written(path, content[: content.index(b"mdat") + 4])
 
 
 def png(width: int, height: int) -> bytes:
     """A PNG of a few bytes that says it is that large."""
+
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
 
 
 def folder_with(path: Path, name: str, content: bytes) -> Path:
@@ -159,34 +164,79 @@ SOURCES = {
     "a link to itself": (lambda path: link(path, path), ["cannot be read"]),
     "a device": (lambda path: "/dev/zero", ALLOWED),
     "a pipe": (lambda path: pipe(path), ["a device or a pipe", "give a video file"]),
-    "an address": (lambda path: "http://example.com/film.mp4", ["'http://example.com/film.mp4'", "an address", "download"]),
+    "an address": (
+        lambda path: "http://example.com/film.mp4",
+        ["'http://example.com/film.mp4'", "an address", "download"],
+    ),
     "a path with a null byte": (lambda path: f"{path}\0.mp4", ["neither", "base64", "path"]),
-    "empty": (lambda path: written(path.with_suffix(".mp4"), b""), ["empty (0 bytes)", "copied or downloaded completely"]),
+    "empty": (
+        lambda path: written(path.with_suffix(".mp4"), b""),
+        ["empty (0 bytes)", "copied or downloaded completely"],
+    ),
     "text called .mp4": (lambda path: written(path.with_suffix(".mp4"), b"Dear diary, " * 99), NO_VIDEO),
     "zeros called .mov": (lambda path: written(path.with_suffix(".mov"), bytes(9999)), NO_VIDEO),
     "a page called .webm": (lambda path: written(path.with_suffix(".webm"), b"<!doctype html><p>404" * 9), NO_VIDEO),
-    "a playlist": (lambda path: written(path.with_suffix(".mp4"), b"#EXTM3U\n#EXTINF:5,\n/etc/passwd\n#EXT-X-ENDLIST\n"), NO_VIDEO),
-    "MP4 without its index": (lambda path: cut(video(path.with_suffix(".mp4"), count=48), 0.3), ["damaged or incomplete", "give an MP4"]),
-    "MP4 without its end": (lambda path: cut(video(path.with_suffix(".mp4"), count=48, index_first=True), 0.95), ["breaks off at", "set the end", "complete file"]),
-    "MP4 of no frames": (lambda path: without_pictures(path.with_suffix(".mp4")), ["no frame that can be decoded", "convert it to MP4"]),
+    "a playlist": (
+        lambda path: written(path.with_suffix(".mp4"), b"#EXTM3U\n#EXTINF:5,\n/etc/passwd\n#EXT-X-ENDLIST\n"),
+        NO_VIDEO,
+    ),
+    "MP4 without its index": (
+        lambda path: cut(video(path.with_suffix(".mp4"), count=48), 0.3),
+        ["damaged or incomplete", "give an MP4"],
+    ),
+    "MP4 without its end": (
+        lambda path: cut(video(path.with_suffix(".mp4"), count=48, index_first=True), 0.95),
+        ["breaks off at", "set the end", "complete file"],
+    ),
+    "MP4 of no frames": (
+        lambda path: without_pictures(path.with_suffix(".mp4")),
+        ["no frame that can be decoded", "convert it to MP4"],
+    ),
     "WAV": (lambda path: silent_wave(path.with_suffix(".wav")), ["no video", "wav"]),
-    "only sound": (lambda path: sound_only(path.with_suffix(".mp4")), ["sound but no video", "give a file with moving pictures"]),
-    "GIF of no frames": (lambda path: written(path.with_suffix(".gif"), b"GIF89a" + struct.pack("<HHBBB", 64, 64, 128, 0, 0) + bytes(6) + b";"),
-                         ["is damaged", "replace it"]),
-    "half a PNG": (lambda path: cut(folder(path, count=1) / "frame0.png", 0.5), ["frame0.png is damaged", "replace it"]),
-    "PNG bomb": (lambda path: written(path.with_suffix(".png"), png(50000, 50000)), ["too many pixels", "scale it down"]),
-    "too large a PNG": (lambda path: written(path.with_suffix(".png"), png(9000, 9000)), ["9000x9000", "67 million", "scale it down"]),
+    "only sound": (
+        lambda path: sound_only(path.with_suffix(".mp4")),
+        ["sound but no video", "give a file with moving pictures"],
+    ),
+    "GIF of no frames": (
+        lambda path: written(
+            path.with_suffix(".gif"), b"GIF89a" + struct.pack("<HHBBB", 64, 64, 128, 0, 0) + bytes(6) + b";"
+        ),
+        ["is damaged", "replace it"],
+    ),
+    "half a PNG": (
+        lambda path: cut(folder(path, count=1) / "frame0.png", 0.5),
+        ["frame0.png is damaged", "replace it"],
+    ),
+    "PNG bomb": (
+        lambda path: written(path.with_suffix(".png"), png(50000, 50000)),
+        ["too many pixels", "scale it down"],
+    ),
+    "too large a PNG": (
+        lambda path: written(path.with_suffix(".png"), png(9000, 9000)),
+        ["9000x9000", "67 million", "scale it down"],
+    ),
     "folder without images": (folder_without_images, ["holds no frames", ".png"]),
     "folder of different sizes": (folder_with_another_size, ["frame1.png is 64x64", "128x128", "one size"]),
-    "folder with text": (lambda path: folder_with(path, "frame3.png", b"no picture"), ["frame3.png", "no picture", "replace it"]),
-    "folder with a bomb": (lambda path: folder_with(path, "frame3.png", png(50000, 50000)), ["frame3.png has too many pixels", "scale it down"]),
-    "more frames than a clip has": (lambda path: folder(path, count=1025, size=(8, 8)),
-                                    ["1025 frames are selected", "1024", "source_end", "source_every"]),
+    "folder with text": (
+        lambda path: folder_with(path, "frame3.png", b"no picture"),
+        ["frame3.png", "no picture", "replace it"],
+    ),
+    "folder with a bomb": (
+        lambda path: folder_with(path, "frame3.png", png(50000, 50000)),
+        ["frame3.png has too many pixels", "scale it down"],
+    ),
+    "more frames than a clip has": (
+        lambda path: folder(path, count=1025, size=(8, 8)),
+        ["1025 frames are selected", "1024", "source_end", "source_every"],
+    ),
     "base64 of text": (lambda path: as_base64(b"no video at all " * 9), NO_VIDEO),
     "base64 of a bomb": (lambda path: as_base64(png(50000, 50000) + bytes(99)), ["too many pixels", "scale it down"]),
     "base64 cut off": (lambda path: as_base64(b"no video at all " * 9)[:101], ["base64", "all of the base64"]),
     "base64 with a wrong letter": (lambda path: "A" * 5000 + "*" + "A" * 5000, ["neither", "base64", "path"]),
-    "data URL with a wrong letter": (lambda path: "data:video/mp4;base64," + "A" * 99 + "*", ["no base64", "give a path"]),
+    "data URL with a wrong letter": (
+        lambda path: "data:video/mp4;base64," + "A" * 99 + "*",
+        ["no base64", "give a path"],
+    ),
     "data URL of a page": (lambda path: "data:text/html;base64," + as_base64(b"<!doctype html><p>404"), NO_VIDEO),
     "data URL in plain text": (lambda path: "data:text/html,<p>404", ["without base64", "data:video/mp4;base64,"]),
     "data URL of nothing": (lambda path: "data:video/mp4;base64,", ["empty (0 bytes)"]),
@@ -210,7 +260,10 @@ MASKS = {
     "base64 of text": (lambda path: as_base64(b"no mask at all " * 9), NO_VIDEO),
     "too few": (lambda path: folder(path, mask, 4), ["4 frames", "6", "give one mask, one for each frame"]),
     "too many": (lambda path: folder(path, mask, 7), ["7 frames", "6", "give one mask, one for each frame"]),
-    "of another shape": (lambda path: folder(path, mask, size=(96, 128)), ["96x128", "128x128", "masks of the source's shape"]),
+    "of another shape": (
+        lambda path: folder(path, mask, size=(96, 128)),
+        ["96x128", "128x128", "masks of the source's shape"],
+    ),
     "of different sizes": (folder_with_another_size, ["frame1.png is 64x64", "one size"]),
 }
 
@@ -246,7 +299,10 @@ SETTINGS = [
     ({"fps": 0.05}, ["fps", "0.05", "from 0.1 to 120"]),
     ({"fps": 60, "formats": ["gif"]}, ["fps", "60", "gif", "50", "use mp4"]),
     ({"source_audio": True}, ["source_audio", "no sound", "give false"]),
-    ({"source_begin": 1}, ["source_begin", "did you mean", '"source_'],),
+    (
+        {"source_begin": 1},
+        ["source_begin", "did you mean", '"source_'],
+    ),
     ({"Source": "film.mp4"}, ["'Source'", "did you mean", '"source"']),
     ({"sourc_fps": 8}, ["sourc_fps", '"source_fps"']),
     ({"prompts": "a red circle"}, ["prompts", "'a red circle'", "frame: prompt"]),
@@ -288,6 +344,7 @@ def test_neither_true_nor_false(host, frames, value):
 
 
 # --- afterwards ------------------------------------------------------------------------------------------------
+
 
 def test_the_host_is_as_before(host, place, before):
     """After all of these: the next still is the same bit for bit, nothing hangs on the host, and no file waits anywhere."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import time
 
-import clipfiles
 import numpy as np
 import pytest
+
+import clipfiles
 from host import CLIP, STILL, change, difference
 from webui import HostError, picture
 
@@ -15,9 +16,21 @@ BAR = 2
 FORMATS = {"mp4": "mp4", "gif": "gif", "webp": "webp", "apng": "apng", "webm": "webm", "png": "zip"}
 """Output formats, and what the returned file is."""
 SETTINGS = {
-    "frames": 5, "fps": 6, "motion": 0.07, "inertia": 0.4, "momentum": 0.6, "loop": False, "noise_model": "progressive", "alpha": 0.7,
+    "frames": 5,
+    "fps": 6,
+    "motion": 0.07,
+    "inertia": 0.4,
+    "momentum": 0.6,
+    "loop": False,
+    "noise_model": "progressive",
+    "alpha": 0.7,
     "prompts": "3: on a green background, dark",
-    "candidates": 3, "solver": "search", "frames_per_pass": 2, "anchor_stride": 2, "anchor_depth": "strong", "anchor_start": 0.5,
+    "candidates": 3,
+    "solver": "search",
+    "frames_per_pass": 2,
+    "anchor_stride": 2,
+    "anchor_depth": "strong",
+    "anchor_start": 0.5,
     "formats": ["gif", "webp"],
 }
 """A value other than the default for each key, where one is allowed."""
@@ -27,16 +40,33 @@ SDE = {"sampler_name": "DPM++ SDE", "steps": 4}
 
 # --- keys and defaults ---------------------------------------------------------------------------------------
 
+
 def test_listed_in_both_tabs(host):
     scripts = host.client.get("/sdapi/v1/scripts")
     assert "zs2" in scripts["txt2img"] and "zs2" in scripts["img2img"]
 
 
-@pytest.mark.parametrize("settings", [{key: value} for key, value in SETTINGS.items()] + [
-    {"return": "frames"}, {"return": "video"}, {"return": "both"}, {"noise_model": "independent"}, {"noise_model": "mixed", "alpha": 0.5},
-    {"noise_model": "dependency", "solver": "exact"}, {"motion": 0}, {"motion": "0.1"}, {"momentum": 1}, {"loop": True},
-    {"motion": "0:0.01, 2:0.05"}, {"inertia": "0:0, 2:1"}, {"momentum": "0:0.5,2:1"}, {"formats": list(FORMATS)},
-], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{key: value} for key, value in SETTINGS.items()]
+    + [
+        {"return": "frames"},
+        {"return": "video"},
+        {"return": "both"},
+        {"noise_model": "independent"},
+        {"noise_model": "mixed", "alpha": 0.5},
+        {"noise_model": "dependency", "solver": "exact"},
+        {"motion": 0},
+        {"motion": "0.1"},
+        {"momentum": 1},
+        {"loop": True},
+        {"motion": "0:0.01, 2:0.05"},
+        {"inertia": "0:0, 2:1"},
+        {"momentum": "0:0.5,2:1"},
+        {"formats": list(FORMATS)},
+    ],
+    ids=str,
+)
 def test_every_setting_is_accepted(host, settings):
     host.generate(**QUICK, alwayson_scripts={"ZS2": {"args": [{"enabled": True, "frames": 3, **settings}]}})
 
@@ -50,6 +80,7 @@ def test_defaults(host):
 
 
 # --- what is returned ----------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def both(host):
@@ -106,42 +137,50 @@ def test_clips_and_frames_are_saved(host):
 
 # --- wrong settings ------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("settings, words", [
-    ({"motoin": 0.1}, ["motoin", '"motion"']),
-    ({"Frames": 8}, ["Frames", '"frames"']),
-    ({"format": "mp4"}, ["format", '"formats"']),
-    ({"frames": 0}, ["frames", "0", "1024"]),
-    ({"frames": 1025}, ["frames", "1025", "1024"]),
-    ({"frames": 2.5}, ["frames", "2.5", "whole"]),
-    ({"frames": "8"}, ["frames", "'8'"]),
-    ({"frames": True}, ["frames", "True"]),
-    ({"frames": None}, ["frames", "None"]),
-    ({"fps": 0}, ["fps", "0"]),
-    ({"fps": "fast"}, ["fps", "fast"]),
-    ({"motion": -0.1}, ["motion", "-0.1"]),
-    ({"motion": "0:0.1, x"}, ["motion", "x", "0:0.01, 8:0.05"]),
-    ({"motion": "0:0.1, 0:0.2"}, ["motion", "0"]),
-    ({"motion": [0.1]}, ["motion", "0.1"]),
-    ({"inertia": 2}, ["inertia", "2", "0", "1"]),
-    ({"momentum": 1.5}, ["momentum", "1.5", "0", "1"]),
-    ({"momentum": "0:0.5, 4:1.5"}, ["momentum", "1.5"]),
-    ({"loop": "yes"}, ["loop", "yes", "true", "false"]),
-    ({"prompts": "0: a\n4 b"}, ["prompts", "4 b", "frame: prompt"]),
-    ({"prompts": {"0": "a"}}, ["prompts", "{'0': 'a'}", "frame: prompt"]),
-    ({"noise_model": "dependancy"}, ["noise_model", "dependancy", "mixed", "progressive", "independent", "did you mean", '"dependency"']),
-    ({"alpha": 2}, ["alpha", "2"]),
-    ({"candidates": 0}, ["candidates", "0"]),
-    ({"solver": "exakt"}, ["solver", "exakt", "search", '"exact"']),
-    ({"frames_per_pass": -1}, ["frames_per_pass", "-1"]),
-    ({"formats": []}, ["formats", "[]", "mp4", "webm"]),
-    ({"formats": "mp4"}, ["formats", "mp4", "list"]),
-    ({"formats": ["mp5"]}, ["formats", "mp5", '"mp4"']),
-    ({"return": "all"}, ["return", "all", "frames", "video", "both"]),
-    ({"control": "source"}, ["control", "source", "list"]),
-    ({"control": ["source"]}, ["control", "source", "sd-webui-controlnet is not installed", "Extensions"]),
-    ({"control_fit": "cut"}, ["control_fit", "cut", '"hold"', '"loop"', '"stretch"']),
-    ({"enabled": "yes"}, ["enabled", "yes"]),
-], ids=str)
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"motoin": 0.1}, ["motoin", '"motion"']),
+        ({"Frames": 8}, ["Frames", '"frames"']),
+        ({"format": "mp4"}, ["format", '"formats"']),
+        ({"frames": 0}, ["frames", "0", "1024"]),
+        ({"frames": 1025}, ["frames", "1025", "1024"]),
+        ({"frames": 2.5}, ["frames", "2.5", "whole"]),
+        ({"frames": "8"}, ["frames", "'8'"]),
+        ({"frames": True}, ["frames", "True"]),
+        ({"frames": None}, ["frames", "None"]),
+        ({"fps": 0}, ["fps", "0"]),
+        ({"fps": "fast"}, ["fps", "fast"]),
+        ({"motion": -0.1}, ["motion", "-0.1"]),
+        ({"motion": "0:0.1, x"}, ["motion", "x", "0:0.01, 8:0.05"]),
+        ({"motion": "0:0.1, 0:0.2"}, ["motion", "0"]),
+        ({"motion": [0.1]}, ["motion", "0.1"]),
+        ({"inertia": 2}, ["inertia", "2", "0", "1"]),
+        ({"momentum": 1.5}, ["momentum", "1.5", "0", "1"]),
+        ({"momentum": "0:0.5, 4:1.5"}, ["momentum", "1.5"]),
+        ({"loop": "yes"}, ["loop", "yes", "true", "false"]),
+        ({"prompts": "0: a\n4 b"}, ["prompts", "4 b", "frame: prompt"]),
+        ({"prompts": {"0": "a"}}, ["prompts", "{'0': 'a'}", "frame: prompt"]),
+        (
+            {"noise_model": "dependancy"},
+            ["noise_model", "dependancy", "mixed", "progressive", "independent", "did you mean", '"dependency"'],
+        ),
+        ({"alpha": 2}, ["alpha", "2"]),
+        ({"candidates": 0}, ["candidates", "0"]),
+        ({"solver": "exakt"}, ["solver", "exakt", "search", '"exact"']),
+        ({"frames_per_pass": -1}, ["frames_per_pass", "-1"]),
+        ({"formats": []}, ["formats", "[]", "mp4", "webm"]),
+        ({"formats": "mp4"}, ["formats", "mp4", "list"]),
+        ({"formats": ["mp5"]}, ["formats", "mp5", '"mp4"']),
+        ({"return": "all"}, ["return", "all", "frames", "video", "both"]),
+        ({"control": "source"}, ["control", "source", "list"]),
+        ({"control": ["source"]}, ["control", "source", "sd-webui-controlnet is not installed", "Extensions"]),
+        ({"control_fit": "cut"}, ["control_fit", "cut", '"hold"', '"loop"', '"stretch"']),
+        ({"enabled": "yes"}, ["enabled", "yes"]),
+    ],
+    ids=str,
+)
 def test_wrong_settings_stop_the_job(host, settings, words):
     """The answer says the key, the value, what is allowed and the nearest key; the UNet has not been called."""
     host.arm()
@@ -171,6 +210,7 @@ def test_alternative_unet_is_refused_in_words(host):
 
 # --- seeds and determinism -----------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("payload", [{}, SDE], ids=["Euler", "DPM++ SDE"])
 def test_batch_count_makes_clips_of_the_next_seeds(host, payload):
     seed, frames = STILL["seed"], CLIP["frames"]
@@ -199,6 +239,7 @@ def test_more_frames_leave_those_before_as_they_were(host, payload):
 
 # --- off and one frame ---------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def host_without(start):
     """A WebUI that does not have the extension."""
@@ -207,11 +248,24 @@ def host_without(start):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("payload", [
-    {}, SDE, {"sampler_name": "Euler a", "n_iter": 2, "batch_size": 2},
-    {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.6, "sampler_name": "DPM++ 2M SDE"},
-    {"init": True, "denoising_strength": 0.6}, {"override_settings": {"token_merging_ratio": 0.5}},
-], ids=["Euler", "DPM++ SDE", "batches", "hires.fix", "img2img", "ToMe"])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {},
+        SDE,
+        {"sampler_name": "Euler a", "n_iter": 2, "batch_size": 2},
+        {
+            "enable_hr": True,
+            "hr_scale": 1.5,
+            "hr_upscaler": "Latent",
+            "denoising_strength": 0.6,
+            "sampler_name": "DPM++ 2M SDE",
+        },
+        {"init": True, "denoising_strength": 0.6},
+        {"override_settings": {"token_merging_ratio": 0.5}},
+    ],
+    ids=["Euler", "DPM++ SDE", "batches", "hires.fix", "img2img", "ToMe"],
+)
 def test_off_is_the_host_without_it(host, host_without, payload):
     if payload.pop("init", False):
         payload["init_images"] = [host.generate(seed=3).frames[0]]
@@ -229,6 +283,7 @@ def test_off_is_the_host_without_it(host, host_without, payload):
 
 # --- what the settings do ------------------------------------------------------------------------------------
 
+
 def test_motion_zero_is_the_still(host):
     frames = host.clip({"motion": 0}, sampler_name="Euler a").frames
     assert difference(frames, np.repeat(host.generate(sampler_name="Euler a").frames, len(frames), axis=0)) <= BAR
@@ -243,7 +298,7 @@ def test_more_motion_moves_more(host):
 def test_every_noise_model_begins_with_the_still(host, model):
     frames = host.clip({"noise_model": model}).frames
     assert difference(frames[:1], host.generate().frames) <= BAR
-    assert all(difference(frames[i:i + 1], frames[i + 1:i + 2]) > BAR for i in range(len(frames) - 1))
+    assert all(difference(frames[i : i + 1], frames[i + 1 : i + 2]) > BAR for i in range(len(frames) - 1))
 
 
 def test_keyframes_of_motion(host):
@@ -259,9 +314,17 @@ def test_a_single_keyframe_is_the_number(host):
     assert difference(host.clip(numbers).frames, host.clip(strings).frames) == 0
 
 
-@pytest.mark.parametrize("settings", [
-    {"inertia": 0.9}, {"momentum": 0.2}, {"candidates": 10}, {"solver": "search"}, {"noise_model": "mixed", "alpha": 0.5},
-], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"inertia": 0.9},
+        {"momentum": 0.2},
+        {"candidates": 10},
+        {"solver": "search"},
+        {"noise_model": "mixed", "alpha": 0.5},
+    ],
+    ids=str,
+)
 def test_every_setting_changes_the_clip_but_not_frame_1(host, settings):
     frames, other = host.clip().frames, host.clip(settings).frames
     assert difference(frames[0], other[0]) <= BAR
@@ -270,8 +333,10 @@ def test_every_setting_changes_the_clip_but_not_frame_1(host, settings):
 
 def test_loop_closes(host):
     """The step from the last frame to the first is like the others; without `loop` it is not."""
-    open_clip, loop = (host.clip({"frames": 8, "frames_per_pass": 8, "motion": 0.15, "momentum": 0, "loop": loop}).frames
-                       for loop in (False, True))
+    open_clip, loop = (
+        host.clip({"frames": 8, "frames_per_pass": 8, "motion": 0.15, "momentum": 0, "loop": loop}).frames
+        for loop in (False, True)
+    )
 
     def gap(frames):
         return np.abs(frames[-1] - frames[0]).mean() / change(frames)
@@ -282,6 +347,7 @@ def test_loop_closes(host):
 
 
 # --- infotext ------------------------------------------------------------------------------------------------
+
 
 def test_one_infotext_key_per_setting(host):
     """AnchorRows begin with "ZS2", and every setting that makes the clip what it is has one of its own."""
@@ -295,17 +361,28 @@ def test_one_infotext_key_per_setting(host):
         assert found[name].strip('"') == text
 
 
-@pytest.mark.parametrize("settings", [
-    SETTINGS, {**SETTINGS, "motion": "0:0.01, 3:0.2", "momentum": "0:0.2, 4:0.9", "inertia": "0:0, 2:0.5", "prompts": "0: a, b\n3: \"c\""},
-    {"frames": 4, "loop": True, "noise_model": "dependency"},
-], ids=["numbers", "keyframes", "loop"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SETTINGS,
+        {
+            **SETTINGS,
+            "motion": "0:0.01, 3:0.2",
+            "momentum": "0:0.2, 4:0.9",
+            "inertia": "0:0, 2:0.5",
+            "prompts": '0: a, b\n3: "c"',
+        },
+        {"frames": 4, "loop": True, "noise_model": "dependency"},
+    ],
+    ids=["numbers", "keyframes", "loop"],
+)
 def test_infotext_makes_the_clip_again(host, settings):
     """The settings survive the infotext: what the host pastes from it makes the same frames."""
     first = host.clip(settings, **QUICK)
     again = host.generate(**QUICK, infotext=first.infotext)
-    frames = again.files[-len(first.files):]
+    frames = again.files[-len(first.files) :]
     assert difference(np.stack([picture(file) for file in frames]), first.frames) == 0
-    assert [clipfiles.kind(file) for file in again.files[:-len(frames)]] == settings.get("formats", ["mp4"])
+    assert [clipfiles.kind(file) for file in again.files[: -len(frames)]] == settings.get("formats", ["mp4"])
 
 
 @pytest.mark.parametrize("number, format", [(i, f) for i, f in enumerate(FORMATS) if f in ("gif", "webp", "apng")])
@@ -324,6 +401,7 @@ def test_videos_carry_the_infotext(both, number, format):
 
 
 # --- while it runs -------------------------------------------------------------------------------------------
+
 
 def test_progress_per_pass(host):
     """Within a step of the sampler the progress goes on from pass to pass, and its text names the frames."""

@@ -7,18 +7,33 @@ import io
 
 import numpy as np
 import pytest
-from host import difference, left_behind, save_sheet, zs2
 from PIL import Image, ImageDraw
+
+from host import difference, left_behind, save_sheet, zs2
 from webui import HostError
 
 BAR = 2
 FRAMES = 5
-STILL = {"prompt": "a red circle on a blue background", "seed": 11, "steps": 4, "width": 128, "height": 128, "cfg_scale": 4,
-         "sampler_name": "Euler", "override_settings": {"sd_model_checkpoint": "sd15.safetensors"}}
+STILL = {
+    "prompt": "a red circle on a blue background",
+    "seed": 11,
+    "steps": 4,
+    "width": 128,
+    "height": 128,
+    "cfg_scale": 4,
+    "sampler_name": "Euler",
+    "override_settings": {"sd_model_checkpoint": "sd15.safetensors"},
+}
 SEPARATE = {"motion": 0, "momentum": 0, "frames": FRAMES, "return": "frames"}
 AND = STILL["prompt"] + " AND a yellow star on a green background :0.6"
 LONG = STILL["prompt"] + ", a picture of a red circle on blue" * 10
-HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_second_pass_steps": 3, "hr_upscaler": "Latent"}
+HIRES = {
+    "enable_hr": True,
+    "hr_scale": 1.5,
+    "denoising_strength": 0.6,
+    "hr_second_pass_steps": 3,
+    "hr_upscaler": "Latent",
+}
 
 NET = {"module": "none", "model": "control_sd15_zs2"}
 UNITS = {
@@ -34,7 +49,11 @@ UNITS = {
     "ControlNet, tile with colour fix": {**NET, "module": "tile_colorfix"},
     "ControlNet, shuffle": {**NET, "module": "shuffle"},
     "T2I-Adapter": {"module": "none", "model": "t2iadapter_sd15_zs2"},
-    "T2I-Adapter, control more important": {"module": "none", "model": "t2iadapter_sd15_zs2", "control_mode": "ControlNet is more important"},
+    "T2I-Adapter, control more important": {
+        "module": "none",
+        "model": "t2iadapter_sd15_zs2",
+        "control_mode": "ControlNet is more important",
+    },
     "Control-LoRA": {"module": "none", "model": "controllora_sd15_zs2"},
     "IP-Adapter": {"module": "ip-adapter_zs2", "model": "ip-adapter_sd15_zs2"},
     "reference only": {"module": "reference_only", "threshold_a": 0.5},
@@ -43,9 +62,13 @@ UNITS = {
 }
 MASKED = ("ControlNet, inpaint", "ControlNet, inpaint only")
 LAYOUTS = {
-    "AND": {"prompt": AND}, "unequal lengths": {"prompt": LONG}, "unequal lengths, AND": {"prompt": LONG + " AND a yellow star"},
+    "AND": {"prompt": AND},
+    "unequal lengths": {"prompt": LONG},
+    "unequal lengths, AND": {"prompt": LONG + " AND a yellow star"},
     "batch_cond_uncond off": {"override_settings": {**STILL["override_settings"], "batch_cond_uncond": False}},
-    "NGMS": {"s_min_uncond": 30}, "CFG 1": {"cfg_scale": 1}, "DPM++ SDE": {"sampler_name": "DPM++ SDE"},
+    "NGMS": {"s_min_uncond": 30},
+    "CFG 1": {"cfg_scale": 1},
+    "DPM++ SDE": {"sampler_name": "DPM++ SDE"},
 }
 
 
@@ -53,7 +76,9 @@ def scene(number: int, size=(128, 128)) -> Image.Image:
     """A shape that moves to the right and changes its colour."""
     image = Image.new("RGB", size, (60 * number, 40, 240 - 60 * number))
     x = size[0] * (0.1 + 0.1 * number)
-    ImageDraw.Draw(image).ellipse((x, size[1] * 0.3, x + size[0] * 0.4, size[1] * 0.7), fill=(240 - 60 * number, 60 * number, 40))
+    ImageDraw.Draw(image).ellipse(
+        (x, size[1] * 0.3, x + size[0] * 0.4, size[1] * 0.7), fill=(240 - 60 * number, 60 * number, 40)
+    )
     return image
 
 
@@ -94,13 +119,19 @@ def still(host, units: list[dict], **payload) -> np.ndarray:
 
 
 def clip(host, units: list[dict], settings: dict, **payload):
-    return host.generate(**{**STILL, **payload}, alwayson_scripts={"ControlNet": {"args": units}, **zs2({**SEPARATE, **settings})})
+    return host.generate(
+        **{**STILL, **payload}, alwayson_scripts={"ControlNet": {"args": units}, **zs2({**SEPARATE, **settings})}
+    )
 
 
 def compare(host, folder, units: list[dict], payload: dict, per_pass=(0, 2), bar=BAR, effect=1.5 * BAR) -> None:
     """Every frame against the still with its control images; each unit takes them from the folder."""
-    with_images = [{**unit, "mask": encoded(mask())} if unit["module"].startswith("inpaint") else unit for unit in units]
-    stills = np.stack([still(host, [enabled(unit, scene(number)) for unit in with_images], **payload) for number in range(FRAMES)])
+    with_images = [
+        {**unit, "mask": encoded(mask())} if unit["module"].startswith("inpaint") else unit for unit in units
+    ]
+    stills = np.stack(
+        [still(host, [enabled(unit, scene(number)) for unit in with_images], **payload) for number in range(FRAMES)]
+    )
     assert difference(stills[0], stills[-1]) > effect, "the control images make no difference: the unit is not at work"
     given = [enabled(unit, scene(0)) if "mask" in unit else enabled(unit) for unit in with_images]
     for frames_per_pass in per_pass:
@@ -124,23 +155,32 @@ NO_STILL = {
 or the reference's rows of a call for one of other rows; and at CFG 1 the small checkpoint hardly sees a reference."""
 
 
-@pytest.mark.parametrize("unit, layout", [
-    pytest.param(unit, layout, id=f"{unit}-{layout}")
-    for unit in ("ControlNet, canny", "T2I-Adapter", "IP-Adapter", "reference only") for layout in LAYOUTS
-    if layout not in NO_STILL.get(unit, ())
-])
+@pytest.mark.parametrize(
+    "unit, layout",
+    [
+        pytest.param(unit, layout, id=f"{unit}-{layout}")
+        for unit in ("ControlNet, canny", "T2I-Adapter", "IP-Adapter", "reference only")
+        for layout in LAYOUTS
+        if layout not in NO_STILL.get(unit, ())
+    ],
+)
 def test_every_layout_of_the_unets_rows(host, folder, unit, layout):
     compare(host, folder, [UNITS[unit]], LAYOUTS[layout], per_pass=(2,))
 
 
-@pytest.mark.parametrize("unit", ["ControlNet, canny", "ControlNet, inpaint only", "T2I-Adapter", "IP-Adapter", "reference only"])
+@pytest.mark.parametrize(
+    "unit", ["ControlNet, canny", "ControlNet, inpaint only", "T2I-Adapter", "IP-Adapter", "reference only"]
+)
 @pytest.mark.parametrize("option", ["Both", "Low res only", "High res only"])
 def test_hires_fix(host, folder, unit, option):
-    effect = 0 if option == "High res only" else 1.5 * BAR  # three steps from a picture that is there show little of a unit
+    effect = (
+        0 if option == "High res only" else 1.5 * BAR
+    )  # three steps from a picture that is there show little of a unit
     compare(host, folder, [{**UNITS[unit], "hr_option": option}], HIRES, per_pass=(2,), effect=effect)
 
 
 # --- where the images come from ----------------------------------------------------------------------------
+
 
 def test_units_each_with_a_choice_of_its_own(host, folder):
     """One from a folder, one with its single image, one from the source."""
@@ -149,9 +189,12 @@ def test_units_each_with_a_choice_of_its_own(host, folder):
     for number in range(FRAMES):
         scene(FRAMES - 1 - number).save(reverse / f"{number}.png")
     units = [NET, UNITS["T2I-Adapter"], UNITS["IP-Adapter"]]
-    stills = np.stack([
-        still(host, [enabled(unit, scene(shown)) for unit, shown in zip(units, (number, 2, FRAMES - 1 - number))]) for number in range(FRAMES)
-    ])
+    stills = np.stack(
+        [
+            still(host, [enabled(unit, scene(shown)) for unit, shown in zip(units, (number, 2, FRAMES - 1 - number))])
+            for number in range(FRAMES)
+        ]
+    )
     given = [enabled(units[0]), enabled(units[1], scene(2)), enabled(units[2])]
     settings = {"control": ["source", "", str(reverse)], "source": str(folder), "frames_per_pass": 2}
     assert difference(clip(host, given, {**settings, "frames": 0}).frames, stills) <= BAR
@@ -207,7 +250,12 @@ def test_several_images_of_an_ip_adapter(host, folder):
 
 
 def test_one_image_for_all_frames(host):
-    for unit in ("ControlNet, canny", "T2I-Adapter, control more important", "reference only", "ControlNet, tile with colour fix"):
+    for unit in (
+        "ControlNet, canny",
+        "T2I-Adapter, control more important",
+        "reference only",
+        "ControlNet, tile with colour fix",
+    ):
         given = [enabled(UNITS[unit], scene(1))]
         expected = still(host, given)
         assert difference(clip(host, given, {"frames_per_pass": 2}).frames, np.stack([expected] * FRAMES)) <= BAR, unit
@@ -230,7 +278,9 @@ def test_passes_of_a_moving_clip_are_the_whole(host, folder, unit):
         assert difference(whole, clip(host, given, {**settings, "control_momentum": False}).frames) > BAR
 
 
-@pytest.mark.parametrize("units", [["ControlNet, canny"], ["Control-LoRA"], ["ControlNet", "ControlNet, canny"], ["T2I-Adapter"]], ids=str)
+@pytest.mark.parametrize(
+    "units", [["ControlNet, canny"], ["Control-LoRA"], ["ControlNet", "ControlNet, canny"], ["T2I-Adapter"]], ids=str
+)
 def test_anchors(host, folder, units):
     """Control models run their deep blocks on anchors as well: passes of any size, and the first frame, stay what they are."""
     given = [enabled(UNITS[unit]) for unit in units]
@@ -255,13 +305,23 @@ def test_the_answer_holds_the_clip_alone(host, folder):
     assert len(clip(host, [unit], {"control": [str(folder)]}).files) == FRAMES
     result = clip(host, [unit], {"control": [str(folder)], "return": "video", "formats": ["gif"]})
     assert [file[:3] for file in result.files] == [b"GIF"]
-    assert len(host.generate(**STILL, alwayson_scripts={"ControlNet": {"args": [{**unit, "image": encoded(scene(0))}]}}).files) == 2
+    assert (
+        len(
+            host.generate(
+                **STILL, alwayson_scripts={"ControlNet": {"args": [{**unit, "image": encoded(scene(0))}]}}
+            ).files
+        )
+        == 2
+    )
 
 
 def test_batch_count(host, folder):
     two = clip(host, [enabled(NET)], {"control": [str(folder)]}, n_iter=2).frames
     assert difference(two[:FRAMES], clip(host, [enabled(NET)], {"control": [str(folder)]}).frames) <= BAR
-    assert difference(two[FRAMES:], clip(host, [enabled(NET)], {"control": [str(folder)]}, seed=STILL["seed"] + 1).frames) <= BAR
+    assert (
+        difference(two[FRAMES:], clip(host, [enabled(NET)], {"control": [str(folder)]}, seed=STILL["seed"] + 1).frames)
+        <= BAR
+    )
 
 
 # --- a control model that is trained --------------------------------------------------------------------------
@@ -292,13 +352,24 @@ def test_contact_sheet(host, tmp_path):
     source = [star(number) for number in range(8)]
     for number, picture in enumerate(source):
         picture.save(folder / f"{number}.png")
-    payload = {"prompt": "a red star on a blue background", "steps": 20, "cfg_scale": 5, "seed": 3, "override_settings": tiny}
+    payload = {
+        "prompt": "a red star on a blue background",
+        "steps": 20,
+        "cfg_scale": 5,
+        "seed": 3,
+        "override_settings": tiny,
+    }
     settings = {"frames": 8, "motion": 0.05, "momentum": 0.75, "control": [str(folder)]}
     result = clip(host, [enabled(CANNY)], settings, **payload).frames
-    edges = np.stack([
-        host.generate(**STILL | payload | {"steps": 1}, alwayson_scripts={"ControlNet": {"args": [
-            {**CANNY, "enabled": True, "image": encoded(picture)}]}}).frames[1] for picture in source
-    ])
+    edges = np.stack(
+        [
+            host.generate(
+                **STILL | payload | {"steps": 1},
+                alwayson_scripts={"ControlNet": {"args": [{**CANNY, "enabled": True, "image": encoded(picture)}]}},
+            ).frames[1]
+            for picture in source
+        ]
+    )
     save_sheet((source, edges, result), "source_control_result.png", tmp_path)
     away = np.abs(centre(result, (222, 40, 40)) - centre(source, (240, 240, 240)))
     assert away.max() < 10
@@ -333,11 +404,15 @@ def test_refused(host, folder, name):
     assert left_behind(clean, host.state()) == []
 
 
-@pytest.mark.parametrize("unit, words", [
-    ({**NET, "model": "control_sd15_missing"}, "ControlNet: .*not found"),
-    ({**NET, "module": "inpaint_only+lama"}, "choose 'inpaint_only'"),
-    (NET, "ControlNet: .*no input image"),
-], ids=["unknown model", "lama", "no image"])
+@pytest.mark.parametrize(
+    "unit, words",
+    [
+        ({**NET, "model": "control_sd15_missing"}, "ControlNet: .*not found"),
+        ({**NET, "module": "inpaint_only+lama"}, "choose 'inpaint_only'"),
+        (NET, "ControlNet: .*no input image"),
+    ],
+    ids=["unknown model", "lama", "no image"],
+)
 def test_what_the_extension_would_only_print_stops_the_clip(host, unit, words):
     image = None if unit is NET else scene(0)
     with pytest.raises(HostError, match=words):
@@ -351,7 +426,10 @@ def test_without_an_enabled_unit(host, folder):
     assert "unit 0 is not enabled" in str(result.info["extra_generation_params"])
 
 
-@pytest.mark.parametrize("kind, site", [("exception", "unet block"), ("interrupt", "unet block"), ("exception", "vae"), ("oom", "unet block")])
+@pytest.mark.parametrize(
+    "kind, site",
+    [("exception", "unet block"), ("interrupt", "unet block"), ("exception", "vae"), ("oom", "unet block")],
+)
 @pytest.mark.parametrize("unit", ["ControlNet, canny", "IP-Adapter", "reference only"])
 def test_faults_leave_no_trace(host, folder, unit, kind, site):
     own = [enabled(UNITS[unit], scene(0))]

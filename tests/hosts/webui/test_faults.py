@@ -7,9 +7,10 @@ import json
 import os
 from pathlib import Path
 
-import clipfiles
 import numpy as np
 import pytest
+
+import clipfiles
 from host import CLIP, STILL, difference, left_behind
 from webui import HostError
 
@@ -17,13 +18,24 @@ BAR = 2
 PASSES = {"frames_per_pass": 2}
 """Three passes for each step of the sampler."""
 FRAMES, STEPS = CLIP["frames"], STILL["steps"]
-HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_second_pass_steps": 4, "hr_upscaler": "Latent"}
+HIRES = {
+    "enable_hr": True,
+    "hr_scale": 1.5,
+    "denoising_strength": 0.6,
+    "hr_second_pass_steps": 4,
+    "hr_upscaler": "Latent",
+}
 REFINER = {"refiner_checkpoint": "second.safetensors", "refiner_switch_at": 0.5}
 AND = {"prompt": STILL["prompt"] + " AND a yellow star on a green background :0.6"}
 
 PAYLOADS = {
-    "Euler": {}, "DPM++ SDE": {"sampler_name": "DPM++ SDE"}, "hires.fix": HIRES, "refiner": REFINER, "AND": AND,
-    "batch_cond_uncond off": {"override_settings": {"batch_cond_uncond": False}}, "ToMe": {"override_settings": {"token_merging_ratio": 0.5}},
+    "Euler": {},
+    "DPM++ SDE": {"sampler_name": "DPM++ SDE"},
+    "hires.fix": HIRES,
+    "refiner": REFINER,
+    "AND": AND,
+    "batch_cond_uncond off": {"override_settings": {"batch_cond_uncond": False}},
+    "ToMe": {"override_settings": {"token_merging_ratio": 0.5}},
 }
 
 
@@ -126,12 +138,15 @@ def test_interrupt_by_the_api(host):
         assert len(host.disarm()) < 24 * 20 / 2
 
 
-@pytest.mark.parametrize("payload, settings, at", [
-    *(pytest.param(payload, PASSES, 5, id=f"{name}, second of three passes") for name, payload in PAYLOADS.items()),
-    pytest.param({}, {}, 1, id="first call"),
-    pytest.param({}, {}, 4, id="one pass"),
-    pytest.param({}, {"frames_per_pass": 4}, 2, id="last of two passes"),
-])
+@pytest.mark.parametrize(
+    "payload, settings, at",
+    [
+        *(pytest.param(payload, PASSES, 5, id=f"{name}, second of three passes") for name, payload in PAYLOADS.items()),
+        pytest.param({}, {}, 1, id="first call"),
+        pytest.param({}, {}, 4, id="one pass"),
+        pytest.param({}, {"frames_per_pass": 4}, 2, id="last of two passes"),
+    ],
+)
 def test_out_of_memory_once(host, payload, settings, at):
     """Goes on with half the frames per pass, from the pass that failed: the clip is the same."""
     whole = host.clip(settings, **payload).frames
@@ -192,6 +207,7 @@ def test_clip_that_cannot_be_written(host, returns):
 
 
 # --- beside other extensions ---------------------------------------------------------------------------------
+
 
 def test_apply_model_that_another_extension_keeps(host):
     """It puts back after the clip what it found during it: to the generations that follow that is the host's own."""

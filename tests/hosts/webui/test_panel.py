@@ -12,8 +12,9 @@ import time
 import urllib.request
 from pathlib import Path
 
-import clipfiles
 import pytest
+
+import clipfiles
 from host import STILL
 from test_source_video import video
 
@@ -24,17 +25,37 @@ except ImportError:
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
-MISSING = [name for name, found in (("selenium", webdriver), ("Chromium", BROWSER), ("chromedriver", DRIVER)) if not found]
+MISSING = [
+    name for name, found in (("selenium", webdriver), ("Chromium", BROWSER), ("chromedriver", DRIVER)) if not found
+]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the panel's tests need {' and '.join(MISSING)}")
 
 TITLE = "ZS² Video"
-CONTROLS = ("frames", "per second", "motion λ", "inertia β", "momentum μ", "loop", "noise model", "α", "candidates", "solver",
-            "keyframes", "unet pass", "anchor stride", "anchor depth", "anchor start", "formats", "prompts by frame")
+CONTROLS = (
+    "frames",
+    "per second",
+    "motion λ",
+    "inertia β",
+    "momentum μ",
+    "loop",
+    "noise model",
+    "α",
+    "candidates",
+    "solver",
+    "keyframes",
+    "unet pass",
+    "anchor stride",
+    "anchor depth",
+    "anchor start",
+    "formats",
+    "prompts by frame",
+)
 """What the labels of the controls speak of."""
 TABS = ("txt2img", "img2img")
 PROMPTS = '0: on a blue background\n4: on a "green" background, dark: very'
 
-HELPERS = """
+HELPERS = (
+    """
 window.zs2 = {
   panel: tab => [...document.querySelectorAll(`#tab_${tab} .input-accordion`)].find(e => e.textContent.includes('%s')),
   labels: panel => [...panel.querySelectorAll('label, fieldset')].map(e => e.closest('.block') || e)
@@ -49,7 +70,9 @@ window.zs2 = {
     element.dispatchEvent(new Event('change', {bubbles: true}));
   },
 };
-""" % TITLE
+"""
+    % TITLE
+)
 
 
 class Page:
@@ -59,9 +82,19 @@ class Page:
         options = webdriver.ChromeOptions()
         options.binary_location = BROWSER
         options.page_load_strategy = "eager"
-        for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-                     "--disable-component-update", "--disable-sync", "--window-size=1400,1600", f"--user-data-dir={profile}",
-                     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"):
+        for flag in (
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--window-size=1400,1600",
+            f"--user-data-dir={profile}",
+            "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+        ):
             options.add_argument(flag)
         self.url = url
         self.browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
@@ -69,7 +102,10 @@ class Page:
 
     def load(self) -> None:
         self.browser.get(self.url)
-        self.wait("return !!document.querySelector('#txt2img_generate') && !!window.opts && Object.keys(window.opts).length > 0", 90)
+        self.wait(
+            "return !!document.querySelector('#txt2img_generate') && !!window.opts && Object.keys(window.opts).length > 0",
+            90,
+        )
         time.sleep(2)  # the page's own scripts run when it has loaded
         self.run(HELPERS)
 
@@ -94,7 +130,10 @@ class Page:
 
     def show_tab(self, tab: str) -> None:
         label = {"pnginfo": "PNG Info"}.get(tab, tab)
-        self.run("[...document.querySelectorAll('#tabs > .tab-nav > button')].find(b => b.textContent.trim() === arguments[0]).click()", label)
+        self.run(
+            "[...document.querySelectorAll('#tabs > .tab-nav > button')].find(b => b.textContent.trim() === arguments[0]).click()",
+            label,
+        )
         self.wait("return document.querySelector('#tab_' + arguments[0]).offsetParent !== null", 20, tab)
 
     def panel(self, tab: str):
@@ -107,16 +146,27 @@ class Page:
         """By a click on the accordion's head, which opens or closes it as well."""
         if self.enabled(tab) != on:
             self.run("zs2.panel(arguments[0]).querySelector('.label-wrap').click()", tab)
-        self.wait("return zs2.panel(arguments[0]).querySelector('.input-accordion-checkbox').checked === arguments[1]", 20, tab, on)
+        self.wait(
+            "return zs2.panel(arguments[0]).querySelector('.input-accordion-checkbox').checked === arguments[1]",
+            20,
+            tab,
+            on,
+        )
 
     def open_advanced(self, tab: str) -> None:
-        self.run("""const inner = [...zs2.panel(arguments[0]).querySelectorAll('.label-wrap')].find(e => e.textContent.trim().startsWith('Advanced'));
-                    if (inner && !inner.classList.contains('open')) inner.click();""", tab)
+        self.run(
+            """const inner = [...zs2.panel(arguments[0]).querySelectorAll('.label-wrap')].find(e => e.textContent.trim().startsWith('Advanced'));
+                    if (inner && !inner.classList.contains('open')) inner.click();""",
+            tab,
+        )
         time.sleep(0.5)
 
     def open_source(self, tab: str) -> None:
-        self.run("""const inner = [...zs2.panel(arguments[0]).querySelectorAll('.label-wrap')].find(e => e.textContent.trim().startsWith('Source'));
-                    if (inner && !inner.classList.contains('open')) inner.click();""", tab)
+        self.run(
+            """const inner = [...zs2.panel(arguments[0]).querySelectorAll('.label-wrap')].find(e => e.textContent.trim().startsWith('Source'));
+                    if (inner && !inner.classList.contains('open')) inner.click();""",
+            tab,
+        )
         time.sleep(0.5)
 
     def value(self, tab: str, label: str):
@@ -160,8 +210,13 @@ def clip(page):
     page.show_tab(tab)
     page.enable(tab)
     page.open_advanced(tab)
-    for selector, value in {"prompt textarea": STILL["prompt"], "steps input[type=number]": 8, "width input[type=number]": 128,
-                            "height input[type=number]": 128, "seed input": STILL["seed"]}.items():
+    for selector, value in {
+        "prompt textarea": STILL["prompt"],
+        "steps input[type=number]": 8,
+        "width input[type=number]": 128,
+        "height input[type=number]": 128,
+        "seed input": STILL["seed"],
+    }.items():
         page.set_field(f"#{tab}_{selector}", value)
     page.set_value(tab, "Frames", 5)
     page.set_value(tab, "Motion λ", 0.07)
@@ -175,7 +230,9 @@ def clip(page):
     page.screenshot("gallery", page.run(f"return document.querySelector('#{tab}_gallery')"))
     infotext = page.run(f"return document.querySelector('#html_info_{tab}').innerText")
     # the gallery draws an item up to three times: large, in the grid and as a thumbnail
-    sources = page.run(f"return [...new Set([...document.querySelectorAll('#{tab}_gallery img')].map(i => i.src.split('?')[0]))]")
+    sources = page.run(
+        f"return [...new Set([...document.querySelectorAll('#{tab}_gallery img')].map(i => i.src.split('?')[0]))]"
+    )
     with urllib.request.urlopen(sources[0]) as response:
         return infotext, sources, response.read()
 
@@ -188,7 +245,9 @@ def test_first_item_of_the_gallery_plays(clip):
 
 
 def test_what_the_gallery_shows_is_decoded_by_the_browser(page, clip):
-    loaded = page.run("return [...document.querySelectorAll('#txt2img_gallery img')].map(i => i.complete && i.naturalWidth)")
+    loaded = page.run(
+        "return [...document.querySelectorAll('#txt2img_gallery img')].map(i => i.complete && i.naturalWidth)"
+    )
     assert set(loaded) == {128}
 
 
@@ -196,13 +255,21 @@ def assert_settings_of_the_clip(page, tab):
     page.wait("return zs2.panel(arguments[0]).querySelector('.input-accordion-checkbox').checked", 20, tab)
     page.open_advanced(tab)
     page.wait("return zs2.input(arguments[0], 'Frames').value === '5'", 20, tab)
-    found = {label: page.value(tab, label) for label in ("Frames", "Motion λ", "Momentum μ keyframes", "Prompts by frame")}
-    assert found == {"Frames": "5", "Motion λ": "0.07", "Momentum μ keyframes": "0:0.5, 4:0.9", "Prompts by frame": PROMPTS}
+    found = {
+        label: page.value(tab, label) for label in ("Frames", "Motion λ", "Momentum μ keyframes", "Prompts by frame")
+    }
+    assert found == {
+        "Frames": "5",
+        "Motion λ": "0.07",
+        "Momentum μ keyframes": "0:0.5, 4:0.9",
+        "Prompts by frame": PROMPTS,
+    }
 
 
 @pytest.fixture
 def reset(page, clip):
     """The panel switched off, with other values."""
+
     def reset_tab(tab):
         page.show_tab(tab)
         page.enable(tab)
@@ -212,6 +279,7 @@ def reset(page, clip):
         page.set_value(tab, "Prompts by frame", "2: something else")
         page.enable(tab, False)
         time.sleep(0.5)
+
     return reset_tab
 
 
@@ -257,18 +325,32 @@ def test_source_video(page, clip, tmp_path):
     about = "[...zs2.panel('img2img').querySelectorAll('[id$=source_about]')].map(e => e.innerText).join('')"
     page.browser.find_element("css selector", "#tab_img2img [id$=source_file] input[type=file]").send_keys(str(file))
     page.wait(f"return {about}.includes('6 frames of 128x128, 12 per second')", 30)
-    page.wait("return zs2.input('img2img', 'Frames').value === '0' && zs2.input('img2img', 'Frames per second').value === '0'", 20)
-    page.wait("return [...document.querySelectorAll('#tab_img2img [id$=source_strip] img')].some(i => i.naturalWidth > 500)", 20)
+    page.wait(
+        "return zs2.input('img2img', 'Frames').value === '0' && zs2.input('img2img', 'Frames per second').value === '0'",
+        20,
+    )
+    page.wait(
+        "return [...document.querySelectorAll('#tab_img2img [id$=source_strip] img')].some(i => i.naturalWidth > 500)",
+        20,
+    )
     page.set_value(tab, "Every n-th frame", 2)
     page.wait(f"return {about}.includes('3 frames of 128x128, 6 per second')", 30)
     page.screenshot("source", page.run("return document.querySelector('#tab_img2img [id$=source_strip]')"))
-    for selector, value in {"prompt textarea": "a yellow star on a green background", "steps input[type=number]": 6,
-                            "width input[type=number]": 128, "height input[type=number]": 128, "seed input": 5}.items():
+    for selector, value in {
+        "prompt textarea": "a yellow star on a green background",
+        "steps input[type=number]": 6,
+        "width input[type=number]": 128,
+        "height input[type=number]": 128,
+        "seed input": 5,
+    }.items():
         page.set_field(f"#{tab}_{selector}", value)
     time.sleep(1)
     page.click(f"#{tab}_generate")
     page.wait(f"return document.querySelector('#html_info_{tab}').textContent.includes('ZS2 frames: 3')", 120)
-    page.wait(f"return new Set([...document.querySelectorAll('#{tab}_gallery img')].map(i => i.src.split('?')[0])).size === 4", 20)
+    page.wait(
+        f"return new Set([...document.querySelectorAll('#{tab}_gallery img')].map(i => i.src.split('?')[0])).size === 4",
+        20,
+    )
     saved = page.run(f"return document.querySelector('#html_log_{tab}').innerText")
     assert "ZS²: saved" in saved and ".mp4" in saved
     page.set_value(tab, "Start", 9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+
 from host import STILL, change, difference, left_behind
 from webui import HostError
 
@@ -16,7 +17,13 @@ KEYFRAMES = f"0: {A}\n4: {B}"
 ALONE = {"frames": 5, "motion": 0, "momentum": 0}
 """Every frame has the noise of frame 1 and looks at itself only: it is the still of its own conditioning."""
 QUICK = {"steps": 4, "prompt": ""}
-HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_second_pass_steps": 4, "hr_upscaler": "Latent"}
+HIRES = {
+    "enable_hr": True,
+    "hr_scale": 1.5,
+    "denoising_strength": 0.6,
+    "hr_second_pass_steps": 4,
+    "hr_upscaler": "Latent",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -92,8 +99,11 @@ def test_every_frame_is_the_still_of_its_own_conditioning(host, case):
     assert difference(clip[4], clip[0]) > 10 * BAR
 
 
-@pytest.mark.parametrize("keyframes", [f"0: {A}\n4: {LONG}", f"0: {LONG}\n4: {A}", f"0: {LONG}, {LONG}\n2: {A}\n4: {LONG}"],
-                         ids=["1 to 2 chunks", "2 to 1", "4, 1 and 2"])
+@pytest.mark.parametrize(
+    "keyframes",
+    [f"0: {A}\n4: {LONG}", f"0: {LONG}\n4: {A}", f"0: {LONG}, {LONG}\n2: {A}\n4: {LONG}"],
+    ids=["1 to 2 chunks", "2 to 1", "4, 1 and 2"],
+)
 @pytest.mark.parametrize("override", [{}, {"batch_cond_uncond": False}], ids=["", "batch_cond_uncond off"])
 def test_unequal_lengths(host, keyframes, override):
     """A keyframe has the conditioning of its prompt alone, also beside one of more tokens."""
@@ -120,7 +130,9 @@ def test_weights_of_parts_are_blended(host):
         assert difference(clip[frame], still) <= BAR
 
 
-@pytest.mark.parametrize("prompt", ["a small", "a small, ", "a small <lora:zs2_lora:0.5>", "a small # here is a comment"])
+@pytest.mark.parametrize(
+    "prompt", ["a small", "a small, ", "a small <lora:zs2_lora:0.5>", "a small # here is a comment"]
+)
 def test_the_prompt_of_the_tab_comes_first(host, prompt):
     lora = " <lora:zs2_lora:0.5>" * ("lora" in prompt)
     clip = host.clip({**ALONE, "prompts": f"1: {A}\n3: {B}"}, **{**QUICK, "prompt": prompt}).frames
@@ -134,9 +146,13 @@ def test_an_empty_keyframe_is_the_prompt_of_the_tab(host):
 
 
 def test_hires_prompt_of_its_own_comes_first_as_well(host):
-    clip = host.clip({**ALONE, "prompts": KEYFRAMES}, **{**QUICK, "prompt": "a small"}, **HIRES, hr_prompt="a large").frames
+    clip = host.clip(
+        {**ALONE, "prompts": KEYFRAMES}, **{**QUICK, "prompt": "a small"}, **HIRES, hr_prompt="a large"
+    ).frames
     for frame, text in ((0, A), (2, f"zs2blend 0.5 ~ %s, {A} ~ %s, {B}"), (4, B)):
-        small, large = (text.replace("%s", word) if "%s" in text else f"{word}, {text}" for word in ("a small", "a large"))
+        small, large = (
+            text.replace("%s", word) if "%s" in text else f"{word}, {text}" for word in ("a small", "a large")
+        )
         still = host.generate(**{**QUICK, "prompt": small}, **HIRES, hr_prompt=large).frames[0]
         assert difference(clip[frame], still) <= BAR
 
@@ -152,12 +168,17 @@ def test_one_keyframe_is_a_prompt(host):
     assert difference(clip, host.clip(prompt="a red circle, on a blue background", steps=4).frames) <= BAR
 
 
-@pytest.mark.parametrize("payload", [{}, {"sampler_name": "DPM++ SDE"}, {"prompt": "a small AND a large"}, HIRES],
-                         ids=["Euler", "DPM++ SDE", "AND", "hires.fix"])
+@pytest.mark.parametrize(
+    "payload",
+    [{}, {"sampler_name": "DPM++ SDE"}, {"prompt": "a small AND a large"}, HIRES],
+    ids=["Euler", "DPM++ SDE", "AND", "hires.fix"],
+)
 def test_micro_batches(host, payload):
     """With motion and momentum: the same clip in passes of 2 frames and in one."""
-    whole, pieces = (host.clip({"frames": 6, "frames_per_pass": size, "prompts": KEYFRAMES}, **{**QUICK, **payload}).frames
-                     for size in (6, 2))
+    whole, pieces = (
+        host.clip({"frames": 6, "frames_per_pass": size, "prompts": KEYFRAMES}, **{**QUICK, **payload}).frames
+        for size in (6, 2)
+    )
     assert difference(whole, pieces) <= BAR
     assert change(whole) > 0
 
@@ -166,7 +187,9 @@ def test_img2img(host):
     """Each init image goes with the prompt of its own frame."""
     images = [host.generate(seed=seed, steps=4).frames[0] for seed in (3, 4, 5)]
     payload = {**QUICK, "denoising_strength": 0.7, "steps": 6}
-    clip = host.clip({"frames": 3, "motion": 0, "momentum": 0, "prompts": f"0: {A}\n2: {B}"}, **payload, init_images=images).frames
+    clip = host.clip(
+        {"frames": 3, "motion": 0, "momentum": 0, "prompts": f"0: {A}\n2: {B}"}, **payload, init_images=images
+    ).frames
     for frame in range(3):
         still = host.generate(**{**payload, "prompt": blend(frame / 2, A, B)}, init_images=[images[frame]]).frames[0]
         assert difference(clip[frame], still) <= BAR
@@ -191,22 +214,32 @@ def test_stills_between_travelling_clips_are_not_those_of_a_keyframe(host):
 
 # --- LoRA weights that change --------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("override", [{}, {"lora_functional": True}], ids=["merged", "functional"])
 def test_lora_weights_change_over_the_frames(host, override):
     """Between keyframes as well: the text encoder's weight is the same in both."""
     keyframes = f"0: {A} <lora:zs2_lora:te=0.5:unet=0.2>\n4: {A} <lora:zs2_lora:te=0.5:unet=1>"
     result = host.clip({**ALONE, "prompts": keyframes}, **QUICK, override_settings=override)
     for frame in range(5):
-        still = host.generate(**{**QUICK, "prompt": f"{A} <lora:zs2_lora:te=0.5:unet={0.2 + 0.2 * frame}>"}, override_settings=override)
+        still = host.generate(
+            **{**QUICK, "prompt": f"{A} <lora:zs2_lora:te=0.5:unet={0.2 + 0.2 * frame}>"}, override_settings=override
+        )
         assert difference(result.frames[frame], still.frames[0]) <= BAR
     assert difference(result.frames[0], result.frames[4]) > 5 * BAR
     assert "LoRA weights change" in str(result.info)
 
 
-@pytest.mark.parametrize("keyframes", [
-    (f"{A} <lora:zs2_lora:0.2>", f"{B} <lora:zs2_lora:1>"), (f"{A} <lora:zs2_lora:1>", B), (A, f"{A} <lora:zs2_lora:1>"),
-    (f"{A} <lora:zs2_lora:1>", f"{A} <lora:zs2_loha:0.5:1>"), (f"<lyco:zs2_lokr:0.5>{A}", f"{B}, <lora:zs2_lora:-0.5> <lora:zs2_lokr:1>"),
-], ids=["weights", "ends", "begins", "another", "three tags"])
+@pytest.mark.parametrize(
+    "keyframes",
+    [
+        (f"{A} <lora:zs2_lora:0.2>", f"{B} <lora:zs2_lora:1>"),
+        (f"{A} <lora:zs2_lora:1>", B),
+        (A, f"{A} <lora:zs2_lora:1>"),
+        (f"{A} <lora:zs2_lora:1>", f"{A} <lora:zs2_loha:0.5:1>"),
+        (f"<lyco:zs2_lokr:0.5>{A}", f"{B}, <lora:zs2_lora:-0.5> <lora:zs2_lokr:1>"),
+    ],
+    ids=["weights", "ends", "begins", "another", "three tags"],
+)
 def test_a_keyframe_has_its_own_loras(host, keyframes):
     """The text is encoded, the negative prompt as well, with the LoRAs of the keyframe."""
     payload = {**QUICK, "negative_prompt": "dark"}
@@ -219,7 +252,9 @@ def test_a_keyframe_has_its_own_loras(host, keyframes):
 def test_lora_weights_in_the_hires_pass(host, hr_prompt):
     keyframes = (f"{A} <lora:zs2_lora:0.2>", f"{A} <lora:zs2_lora:1>")
     payload = {**QUICK, **HIRES, "n_iter": 2}
-    clip = host.clip({**ALONE, "prompts": f"0: {keyframes[0]}\n4: {keyframes[1]}"}, **payload, hr_prompt=hr_prompt).frames
+    clip = host.clip(
+        {**ALONE, "prompts": f"0: {keyframes[0]}\n4: {keyframes[1]}"}, **payload, hr_prompt=hr_prompt
+    ).frames
     for frame, prompt in zip((0, 4), keyframes):
         hires = {"hr_prompt": f"{hr_prompt}, {prompt}"} if hr_prompt else {}
         stills = host.generate(**{**payload, "prompt": prompt}, **hires).frames
@@ -239,19 +274,28 @@ def test_lowvram(start):
 
 # --- what cannot be done -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("prompts, payload, words", [
-    ("a red circle", {}, ["'a red circle'", "frame: prompt"]),
-    ("0: a\n0: b", {}, ["frame 0", "two prompts"]),
-    (["0: a"], {}, ["0: a", "frame: prompt"]),
-    (f"0: {A} AND {C}\n4: {B}", {}, ["frame 0 has 2 part", "frame 4 has 1", "AND"]),
-    (f"0: {A}\n4: {B}", {"prompt": "a cat AND a dog :0.6"}, ["a cat AND a dog :0.6", "0.6"]),
-    (f"0: {A}\n4: {B}", {"prompt": "a cat :0.6 <lora:zs2_lora:1>"}, ["a cat :0.6", "0.6"]),
-    (f"0: {A}\n4: {B}", {**HIRES, "hr_prompt": "a cat AND a dog :0.6"}, ["a cat AND a dog :0.6", "0.6"]),
-    (f"0: {A} <hypernet:zs2_hypernetwork:1>\n4: {B}", {}, ["<hypernet:", "frame 0", "frame 4"]),
-    (f"0: {A} <lora:zs2_lora:1>\n4: {B} <lora:zs2_lora:0.5>", {"prompt": "<lora:zs2_lora:1>"}, ["<lora:zs2_lora:1>", "twice"]),
-    (f"0: {A} <lora:zs2_lora:1>\n4: {B} <lora:zs2_lora:much>", {}, ["<lora:zs2_lora:much>", "number"]),
-    (f"0: {A} <lora:zs2_lora:1:dyn=2>\n4: {B} <lora:zs2_lora:1:dyn=4>", {}, ["zs2_lora", "dyn"]),
-], ids=str)
+
+@pytest.mark.parametrize(
+    "prompts, payload, words",
+    [
+        ("a red circle", {}, ["'a red circle'", "frame: prompt"]),
+        ("0: a\n0: b", {}, ["frame 0", "two prompts"]),
+        (["0: a"], {}, ["0: a", "frame: prompt"]),
+        (f"0: {A} AND {C}\n4: {B}", {}, ["frame 0 has 2 part", "frame 4 has 1", "AND"]),
+        (f"0: {A}\n4: {B}", {"prompt": "a cat AND a dog :0.6"}, ["a cat AND a dog :0.6", "0.6"]),
+        (f"0: {A}\n4: {B}", {"prompt": "a cat :0.6 <lora:zs2_lora:1>"}, ["a cat :0.6", "0.6"]),
+        (f"0: {A}\n4: {B}", {**HIRES, "hr_prompt": "a cat AND a dog :0.6"}, ["a cat AND a dog :0.6", "0.6"]),
+        (f"0: {A} <hypernet:zs2_hypernetwork:1>\n4: {B}", {}, ["<hypernet:", "frame 0", "frame 4"]),
+        (
+            f"0: {A} <lora:zs2_lora:1>\n4: {B} <lora:zs2_lora:0.5>",
+            {"prompt": "<lora:zs2_lora:1>"},
+            ["<lora:zs2_lora:1>", "twice"],
+        ),
+        (f"0: {A} <lora:zs2_lora:1>\n4: {B} <lora:zs2_lora:much>", {}, ["<lora:zs2_lora:much>", "number"]),
+        (f"0: {A} <lora:zs2_lora:1:dyn=2>\n4: {B} <lora:zs2_lora:1:dyn=4>", {}, ["zs2_lora", "dyn"]),
+    ],
+    ids=str,
+)
 def test_refused_before_sampling(host, prompts, payload, words):
     host.arm()
     with pytest.raises(HostError) as error:
@@ -269,9 +313,15 @@ def test_keyframes_beyond_the_clip_are_noted(host):
 
 # --- what is written -----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("prompts", [
-    KEYFRAMES, '0: a "red" circle, on a (blue:1.2) background # so\n3: [a|b] \\(c\\) AND d: 0.5, 赤 <lora:zs2_lora:0.3>',
-], ids=["plain", "all kinds of marks"])
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        KEYFRAMES,
+        '0: a "red" circle, on a (blue:1.2) background # so\n3: [a|b] \\(c\\) AND d: 0.5, 赤 <lora:zs2_lora:0.3>',
+    ],
+    ids=["plain", "all kinds of marks"],
+)
 def test_infotext_makes_the_clip_again(host, prompts):
     if "AND" in prompts:
         prompts = prompts.replace("circle,", "circle AND c,")

@@ -7,14 +7,14 @@ import io
 from pathlib import Path
 
 import av
-import clipfiles
 import numpy as np
 import pytest
-from host import change, difference, left_behind, save_sheet
 from PIL import Image, ImageDraw
+
+import clipfiles
+from host import change, difference, left_behind, save_sheet
 from sources import EDIT, FRAMES, SEPARATE, animation, edit, faded, folder, mask, rotated, scene, video
 from webui import HostError
-
 from zs2_lib.media.read import open_source
 
 BAR = 2
@@ -63,6 +63,7 @@ def stills(host, frames, masks=None, **payload) -> np.ndarray:
 
 # --- the frames -------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("kind", SOURCES)
 def test_every_frame_is_the_still_of_its_source_frame(host, sources, kind):
     path = SOURCES[kind](sources / kind)
@@ -82,8 +83,11 @@ def frames(sources):
     return folder(sources / "frames")
 
 
-@pytest.mark.parametrize("payload", [{"sampler_name": "Euler a"}, {"sampler_name": "DPM++ SDE"}, {"prompt": "a red circle <lora:zs2_lora:1>"}],
-                         ids=["Euler a", "DPM++ SDE", "LoRA"])
+@pytest.mark.parametrize(
+    "payload",
+    [{"sampler_name": "Euler a"}, {"sampler_name": "DPM++ SDE"}, {"prompt": "a red circle <lora:zs2_lora:1>"}],
+    ids=["Euler a", "DPM++ SDE", "LoRA"],
+)
 def test_with_other_settings_of_the_tab(host, frames, payload):
     result = edit(host, frames, **payload).frames
     assert difference(result, stills(host, map(scene, range(FRAMES)), **payload)) <= BAR
@@ -111,7 +115,7 @@ def test_prompts_by_frame(host, frames):
     result = edit(host, frames, {"prompts": f"0: {shapes[0]}\n5: {shapes[1]}"}, **payload).frames
     for number, prompt in zip((0, 5), shapes):
         expected = stills(host, [scene(number)], **{**payload, "prompt": prompt})
-        assert difference(result[number:number + 1], expected) <= BAR
+        assert difference(result[number : number + 1], expected) <= BAR
 
 
 def test_colour_correction(host, frames):
@@ -138,10 +142,19 @@ def test_base64(host, sources, frames):
         assert difference(edit(host, text).frames, by_path) == 0
 
 
-@pytest.mark.parametrize("settings, numbers", [
-    ({"source_start": 0.25}, [2, 3, 4, 5]), ({"source_end": 0.5}, [0, 1, 2, 3]), ({"source_every": 2}, [0, 2, 4]), ({"frames": 3}, [0, 1, 2]),
-    ({"source_fps": 4}, [0, 2, 4]), ({"source_fps": 12, "frames": 4}, [0, 0, 1, 2]), ({"source_start": 0.25, "source_end": 0.5}, [2, 3]),
-], ids=str)
+@pytest.mark.parametrize(
+    "settings, numbers",
+    [
+        ({"source_start": 0.25}, [2, 3, 4, 5]),
+        ({"source_end": 0.5}, [0, 1, 2, 3]),
+        ({"source_every": 2}, [0, 2, 4]),
+        ({"frames": 3}, [0, 1, 2]),
+        ({"source_fps": 4}, [0, 2, 4]),
+        ({"source_fps": 12, "frames": 4}, [0, 0, 1, 2]),
+        ({"source_start": 0.25, "source_end": 0.5}, [2, 3]),
+    ],
+    ids=str,
+)
 def test_selection(host, frames, settings, numbers):
     result = edit(host, frames, settings, steps=2)
     assert difference(result.frames, stills(host, map(scene, numbers), steps=2)) <= BAR
@@ -151,7 +164,7 @@ def test_selection(host, frames, settings, numbers):
 def test_rate_of_the_clip(host, sources, frames):
     """As fast as the source, unless `fps` says otherwise."""
     for settings, seconds in (({}, 6 / 8), ({"source_every": 2}, 6 / 8), ({"fps": 12}, 6 / 12)):
-        file, = edit(host, frames, {"return": "video", **settings}, steps=2).files
+        (file,) = edit(host, frames, {"return": "video", **settings}, steps=2).files
         assert clipfiles.seconds(file) == pytest.approx(seconds, abs=0.02)
 
 
@@ -174,7 +187,10 @@ def test_infotext_names_the_source_without_its_folder(host, frames):
 
 
 def test_leaves_no_trace(host, frames):
-    init = {"init_images": [np.asarray(scene(0))], **{key: value for key, value in EDIT.items() if key != "init_images"}}
+    init = {
+        "init_images": [np.asarray(scene(0))],
+        **{key: value for key, value in EDIT.items() if key != "init_images"},
+    }
     before, clean = host.generate(**init).frames, host.state()
     edit(host, frames, {"motion": 0.05, "momentum": 0.9})
     assert difference(host.generate(**init).frames, before) == 0
@@ -219,15 +235,20 @@ def masks(sources):
     return folder(sources / "masks", mask)
 
 
-@pytest.mark.parametrize("payload", [{}, {"inpaint_full_res": True}, {"inpainting_fill": 2}, {"inpainting_mask_invert": 1}],
-                         ids=["whole picture", "only masked", "latent noise", "inverted"])
+@pytest.mark.parametrize(
+    "payload",
+    [{}, {"inpaint_full_res": True}, {"inpainting_fill": 2}, {"inpainting_mask_invert": 1}],
+    ids=["whole picture", "only masked", "latent noise", "inverted"],
+)
 def test_one_mask_for_all_frames(host, frames, payload):
     payload = {**INPAINT, **payload}
     result = edit(host, frames, mask=np.asarray(mask(2).convert("RGB")), **payload).frames
     assert difference(result, stills(host, map(scene, range(FRAMES)), [mask(2)] * FRAMES, **payload)) <= BAR
 
 
-@pytest.mark.parametrize("payload", [{}, {"inpainting_fill": 0}, {"inpainting_mask_invert": 1}], ids=["original", "fill", "inverted"])
+@pytest.mark.parametrize(
+    "payload", [{}, {"inpainting_fill": 0}, {"inpainting_mask_invert": 1}], ids=["original", "fill", "inverted"]
+)
 def test_mask_video(host, frames, masks, payload):
     payload = {**INPAINT, **payload}
     result = edit(host, frames, {"mask": str(masks)}, **payload).frames
@@ -239,8 +260,16 @@ def test_soft_inpainting(host, frames, masks):
     soft = {**SOFT["alwayson_scripts"]}
     expected = stills(host, map(scene, range(FRAMES)), list(map(mask, range(FRAMES))), **payload, alwayson_scripts=soft)
     hard = stills(host, [scene(0)], [mask(0)], **payload)
-    clip = host.generate(**{**EDIT, **payload, "alwayson_scripts": {**soft, "ZS2": {"args": [
-        {"enabled": True, "source": str(frames), "mask": str(masks), **SEPARATE}]}}}).frames
+    clip = host.generate(
+        **{
+            **EDIT,
+            **payload,
+            "alwayson_scripts": {
+                **soft,
+                "ZS2": {"args": [{"enabled": True, "source": str(frames), "mask": str(masks), **SEPARATE}]},
+            },
+        }
+    ).frames
     assert difference(clip, expected) <= BAR
     assert difference(expected[:1], hard) > BAR
 
@@ -267,7 +296,10 @@ def test_only_masked(host, sources, frames, padding):
     payload = {**INPAINT, "inpaint_full_res": True, "inpaint_full_res_padding": padding}
     masks = folder(sources / f"cornered masks {padding}", cornered_mask)
     result = edit(host, frames, {"mask": str(masks)}, **payload).frames
-    assert difference(result, stills(host, map(scene, range(FRAMES)), list(map(cornered_mask, range(FRAMES))), **payload)) <= BAR
+    assert (
+        difference(result, stills(host, map(scene, range(FRAMES)), list(map(cornered_mask, range(FRAMES))), **payload))
+        <= BAR
+    )
 
 
 def test_only_masked_stays_put(host, frames, masks):
@@ -310,10 +342,14 @@ def test_mask_video_in_passes_of_any_size(host, frames, masks, per_pass):
     payload = {**INPAINT, "override_settings": {"sd_model_checkpoint": "inpainting.safetensors"}}
     with host.client.options_set(sd_model_checkpoint="inpainting.safetensors"):
         result = edit(host, frames, {"mask": str(masks), "frames_per_pass": per_pass}, **payload).frames
-        assert difference(result, stills(host, map(scene, range(FRAMES)), list(map(mask, range(FRAMES))), **payload)) <= BAR
+        assert (
+            difference(result, stills(host, map(scene, range(FRAMES)), list(map(mask, range(FRAMES))), **payload))
+            <= BAR
+        )
 
 
 # --- Instruct-Pix2Pix -------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("scale", [1.5, 3, 1])
 @pytest.mark.parametrize("per_pass", [FRAMES, 2])
@@ -327,12 +363,15 @@ def test_instruct_pix2pix(host, frames, per_pass, scale):
 
 # --- sound ------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("settings, seconds", [({}, 0.75), ({"source_start": 0.25}, 0.5)], ids=str)
 def test_sound(host, sources, settings, seconds):
     path = sources / "sound.mp4"
     if not path.exists():
         video(path, sound=True)
-    result = edit(host, path, {"source_audio": True, "return": "video", "formats": ["mp4", "webm", "gif"], **settings}, steps=2)
+    result = edit(
+        host, path, {"source_audio": True, "return": "video", "formats": ["mp4", "webm", "gif"], **settings}, steps=2
+    )
     for file in result.files[:2]:
         with av.open(io.BytesIO(file)) as container:
             samples = np.concatenate([frame.to_ndarray().ravel() for frame in container.decode(audio=0)])
@@ -353,6 +392,7 @@ def test_sound_that_would_drift_away(host, sources):
 
 # --- faults ---------------------------------------------------------------------------------------------------
 
+
 def test_a_frame_that_is_damaged_stops_the_job_in_words(host, sources):
     path = folder(sources / "one damaged")
     file = path / "frame3.png"
@@ -365,6 +405,7 @@ def test_a_frame_that_is_damaged_stops_the_job_in_words(host, sources):
 
 
 # --- long sources -----------------------------------------------------------------------------------------------
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"mask": True}], ids=["edit", "mask video"])

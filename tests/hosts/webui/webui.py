@@ -21,8 +21,16 @@ import numpy as np
 from PIL import Image
 
 FLAGS = (
-    "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-python-version-check", "--no-half", "--precision=full",
-    "--use-cpu=all", "--no-download-sd-model", "--do-not-download-clip", "--opt-sdp-attention", "--api",
+    "--skip-prepare-environment",
+    "--skip-torch-cuda-test",
+    "--skip-python-version-check",
+    "--no-half",
+    "--precision=full",
+    "--use-cpu=all",
+    "--no-download-sd-model",
+    "--do-not-download-clip",
+    "--opt-sdp-attention",
+    "--api",
 )
 """Everything in float32 on the CPU, nothing downloaded."""
 
@@ -98,7 +106,9 @@ class Client:
         """`init_images` and `mask` are arrays (height, width, rgb)."""
         if "mask" in payload:
             payload["mask"] = png_base64(payload["mask"])
-        return self._generate("/sdapi/v1/img2img", {"init_images": [png_base64(image) for image in init_images], **payload})
+        return self._generate(
+            "/sdapi/v1/img2img", {"init_images": [png_base64(image) for image in init_images], **payload}
+        )
 
     def _generate(self, path: str, payload: dict) -> Result:
         answer = self.post(path, payload)
@@ -115,7 +125,9 @@ class Client:
 
     def infotext(self, file: bytes) -> str:
         """What the host's PNG Info reads from an image file."""
-        return self.post("/sdapi/v1/png-info", {"image": "data:image/png;base64," + base64.b64encode(file).decode()})["info"]
+        return self.post("/sdapi/v1/png-info", {"image": "data:image/png;base64," + base64.b64encode(file).decode()})[
+            "info"
+        ]
 
     def options(self) -> dict:
         return self.get("/sdapi/v1/options")
@@ -141,7 +153,7 @@ class Installation:
     python: Path
 
     @classmethod
-    def from_environment(cls) -> "Installation | None":
+    def from_environment(cls) -> Installation | None:
         root = os.environ.get("ZS2_WEBUI")
         if not root:
             return None
@@ -172,7 +184,9 @@ class Installation:
 
 
 def _version(repository: Path) -> str:
-    git = subprocess.run(["git", "-C", str(repository), "describe", "--tags", "--always"], capture_output=True, text=True)
+    git = subprocess.run(
+        ["git", "-C", str(repository), "describe", "--tags", "--always"], capture_output=True, text=True
+    )
     return git.stdout.strip() or "unknown version"
 
 
@@ -187,12 +201,26 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [self.installation.python, "launch.py", *FLAGS, *self.flags, f"--data-dir={self.data}", f"--port={port}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False",
-                       "PYTHONUNBUFFERED": "1", "COMMANDLINE_ARGS": ""}
+        command = [
+            self.installation.python,
+            "launch.py",
+            *FLAGS,
+            *self.flags,
+            f"--data-dir={self.data}",
+            f"--port={port}",
+        ]
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "PYTHONUNBUFFERED": "1",
+            "COMMANDLINE_ARGS": "",
+        }
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(command, cwd=self.installation.root, env=environment, stdout=log, stderr=log,
-                                            start_new_session=True)
+            self.process = subprocess.Popen(
+                command, cwd=self.installation.root, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
         try:
             self._wait_until_ready()
         except BaseException:
@@ -204,7 +232,9 @@ class Server:
         deadline = time.monotonic() + self.start_timeout
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise RuntimeError(f"the WebUI ended while starting, exit code {self.process.returncode}:\n{self.tail()}")
+                raise RuntimeError(
+                    f"the WebUI ended while starting, exit code {self.process.returncode}:\n{self.tail()}"
+                )
             if READY in self.log.read_text(errors="replace"):
                 return
             time.sleep(0.5)

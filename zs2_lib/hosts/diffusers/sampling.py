@@ -25,15 +25,15 @@ from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 from transformers import CLIPTokenizer
 
-from zs2_lib.core.momentum import TemporalMomentum
 from zs2_lib.core.anchors import Anchors
-from zs2_lib.core.rows import Rows
+from zs2_lib.core.momentum import TemporalMomentum
 from zs2_lib.core.noise import ClipNoise, frame_seeds
-from zs2_lib.settings.table import Settings
 from zs2_lib.core.passes import Passes
 from zs2_lib.core.passes import Progress as PassProgress
-from zs2_lib.settings.travel import Blend, PromptKeyframes, join
+from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.undo import override, restore_afterwards
+from zs2_lib.settings.table import Settings
+from zs2_lib.settings.travel import Blend, PromptKeyframes, join
 
 TINY_SD = Path(__file__).parents[2] / "tiny-sd"
 """The project's own checkpoint."""
@@ -48,6 +48,7 @@ class ModelError(ValueError):
 
 
 # --- sampling ------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -85,8 +86,17 @@ def sample_clip(
     Raises ValueError for a pipeline that cannot make a clip, or wrong arguments.
     """
     latents = sample_latents(
-        pipe, prompt, settings, seed, negative_prompt=negative_prompt, steps=steps, guidance=guidance,
-        width=width, height=height, progress=progress, **options,
+        pipe,
+        prompt,
+        settings,
+        seed,
+        negative_prompt=negative_prompt,
+        steps=steps,
+        guidance=guidance,
+        width=width,
+        height=height,
+        progress=progress,
+        **options,
     )
     return decode_frames(pipe, latents)
 
@@ -109,7 +119,9 @@ def sample_latents(
     if not isinstance(prompt, str):
         raise ValueError(f"prompt: {prompt!r} is not allowed; a clip has one prompt, a string")
     if "latents" in options:
-        raise ValueError("latents: cannot be given; a clip draws its own noise, correlated over the frames: choose it by seed")
+        raise ValueError(
+            "latents: cannot be given; a clip draws its own noise, correlated over the frames: choose it by seed"
+        )
     with ClipSampling(pipe, settings, seed, progress):
         return pipe(
             prompt,
@@ -125,7 +137,9 @@ def sample_latents(
         ).images
 
 
-def decode_frames(pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, latents: torch.Tensor) -> Iterator[Image.Image]:
+def decode_frames(
+    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, latents: torch.Tensor
+) -> Iterator[Image.Image]:
     """The images of `latents` (frames, channels, height, width), each decoded by itself, as the pipeline would."""
     try:
         for frame in latents.split(1):
@@ -186,7 +200,7 @@ class ClipSampling:
         self.calls = 0
         self._undo = ExitStack()
 
-    def __enter__(self) -> "ClipSampling":
+    def __enter__(self) -> ClipSampling:
         pipe, scheduler = self.pipe, self.pipe.scheduler
         check_pipeline(pipe)
         with ExitStack() as undo:
@@ -245,10 +259,12 @@ class ClipSampling:
 
     def _with_correlated_draws(self, function: Callable) -> Callable:
         """`function` with each noise that it draws for the frames of the clip correlated."""
+
         @functools.wraps(function)
         def correlated(*args, **kwargs):
             with CorrelatedDraws(self.noise):
                 return function(*args, **kwargs)
+
         return correlated
 
     def _with_brownian_motion(self, scheduler: DPMSolverSDEScheduler) -> Callable:
@@ -270,6 +286,7 @@ class ClipSampling:
                 brownian = BrownianTreeNoiseSampler(sample, sigmas[sigmas > 0].min().item(), sigmas.max().item(), seeds)
                 scheduler.noise_sampler = lambda sigma, sigma_next: self.noise.mix(brownian(sigma, sigma_next))
             return original(model_output, timestep, sample, *args, **kwargs)
+
         return step
 
 
@@ -278,10 +295,13 @@ def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes) -> Callable:
 
     It returns tensors (frames, …): those of the prompt and the negative prompt, in SDXL the pooled ones as well.
     """
+
     @functools.wraps(encode_prompt)
     def encode(prompt, *args, **kwargs):
         if not isinstance(prompt, str):
-            raise ValueError(f"prompt: {prompt!r} is not allowed with prompts by frame; give the part all have in common, a string")
+            raise ValueError(
+                f"prompt: {prompt!r} is not allowed with prompts by frame; give the part all have in common, a string"
+            )
         encoded = {text: encode_prompt(join(prompt, text), *args, **kwargs) for text in prompts.texts}
 
         def embeddings(i: int) -> torch.Tensor | None:
@@ -290,8 +310,14 @@ def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes) -> Callable:
                 return before + (after - before) * blend.weight
 
             any_text = encoded[prompts.texts[0]][i]
-            return None if any_text is None else torch.stack([row(frame, prompts.at(frame)) for frame in range(len(any_text))])
+            return (
+                None
+                if any_text is None
+                else torch.stack([row(frame, prompts.at(frame)) for frame in range(len(any_text))])
+            )
+
         return tuple(embeddings(i) for i in range(len(encoded[prompts.texts[0]])))
+
     return encode
 
 
@@ -302,11 +328,24 @@ class CorrelatedDraws(TorchFunctionMode):
     of it needs to be replaced. Raises RuntimeError for other random numbers, which could not be correlated.
     """
 
-    OTHERS = frozenset({
-        torch.normal, torch.rand, torch.rand_like, torch.randint, torch.randint_like, torch.randperm, torch.bernoulli,
-        torch.multinomial, torch.poisson, torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.bernoulli_,
-        torch.Tensor.exponential_, torch.Tensor.random_,
-    })
+    OTHERS = frozenset(
+        {
+            torch.normal,
+            torch.rand,
+            torch.rand_like,
+            torch.randint,
+            torch.randint_like,
+            torch.randperm,
+            torch.bernoulli,
+            torch.multinomial,
+            torch.poisson,
+            torch.Tensor.normal_,
+            torch.Tensor.uniform_,
+            torch.Tensor.bernoulli_,
+            torch.Tensor.exponential_,
+            torch.Tensor.random_,
+        }
+    )
 
     def __init__(self, noise: ClipNoise):
         super().__init__()
@@ -317,7 +356,7 @@ class CorrelatedDraws(TorchFunctionMode):
         if function in (torch.randn, torch.randn_like):
             if function is torch.randn:
                 shape = tuple(kwargs.pop("size", None) or (args if isinstance(args[0], int) else args[0]))
-                still = (1, *shape[1:]),
+                still = ((1, *shape[1:]),)
             else:
                 shape, still = tuple(args[0].shape), (args[0][:1],)
             if len(shape) != 4 or shape[0] != self.noise.frames:
@@ -371,6 +410,7 @@ def check_pipeline(pipe) -> None:
 
 # --- checkpoints ---------------------------------------------------------------------------------------
 
+
 def load_pipeline(
     model: str | Path | None = None,
     config: str | Path | None = None,
@@ -398,20 +438,31 @@ def load_pipeline(
             "this machine (nothing is downloaded)"
         )
     if config is not None and (model.is_dir() or not Path(config).is_dir()):
-        problem = f"{str(model)!r} is a folder with a configuration of its own" if model.is_dir() else f"{str(config)!r} is no folder"
-        raise ModelError(f"config: {problem}; it is for single .safetensors files and names a folder with a model_index.json")
+        problem = (
+            f"{str(model)!r} is a folder with a configuration of its own"
+            if model.is_dir()
+            else f"{str(config)!r} is no folder"
+        )
+        raise ModelError(
+            f"config: {problem}; it is for single .safetensors files and names a folder with a model_index.json"
+        )
     try:
         pipe = _load_folder(model, dtype) if model.is_dir() else _load_file(model, config, dtype)
     except ModelError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, SafetensorError) as error:
         remedy = (
-            "all its weights have to be complete .safetensors files" if model.is_dir() else
-            "if its shape is not that of SD 1.x, SD 2.x or SDXL, give a folder in the format of diffusers with its configuration "
-            "(--config)" if config is None else f"its shape may not be that of the configuration {str(config)!r}"
+            "all its weights have to be complete .safetensors files"
+            if model.is_dir()
+            else "if its shape is not that of SD 1.x, SD 2.x or SDXL, give a folder in the format of diffusers with its configuration "
+            "(--config)"
+            if config is None
+            else f"its shape may not be that of the configuration {str(config)!r}"
         )
         reason = " ".join(str(error).split())
-        raise ModelError(f"model: {str(model)!r} cannot be loaded ({type(error).__name__}: {reason[:300]}); {remedy}") from error
+        raise ModelError(
+            f"model: {str(model)!r} cannot be loaded ({type(error).__name__}: {reason[:300]}); {remedy}"
+        ) from error
     pipe.to(device)
     if model.is_file() and config is None:
         _find_prediction_type(pipe, model)
@@ -427,7 +478,10 @@ def _load_folder(folder: Path, dtype: torch.dtype):
             raise ModelError(
                 f"model: {str(pickled[0])!r} can run code when it is opened; get the folder with .safetensors files, or convert it to them"
             )
-    half_only = any(folder.glob("unet/*.fp16*.safetensors")) and not (folder / "unet/diffusion_pytorch_model.safetensors").exists()
+    half_only = (
+        any(folder.glob("unet/*.fp16*.safetensors"))
+        and not (folder / "unet/diffusion_pytorch_model.safetensors").exists()
+    )
     return cls.from_pretrained(
         folder, torch_dtype=dtype, use_safetensors=True, variant="fp16" if half_only else None, local_files_only=True
     )
@@ -443,8 +497,12 @@ def _load_file(file: Path, config: str | Path | None, dtype: torch.dtype):
     tokenizers = {}
     if config is None:
         config = CONFIGS / model_kind(file)
-        vocabulary = TINY_SD / "diffusers-config" / "tokenizer"  # all of them use CLIP's; they differ in what pads a prompt
-        tokenizers["tokenizer"] = CLIPTokenizer.from_pretrained(vocabulary, **({"pad_token": "!"} if config.name == "sd2" else {}))
+        vocabulary = (
+            TINY_SD / "diffusers-config" / "tokenizer"
+        )  # all of them use CLIP's; they differ in what pads a prompt
+        tokenizers["tokenizer"] = CLIPTokenizer.from_pretrained(
+            vocabulary, **({"pad_token": "!"} if config.name == "sd2" else {})
+        )
         if config.name == "sdxl":
             tokenizers["tokenizer_2"] = CLIPTokenizer.from_pretrained(vocabulary, pad_token="!")
     return _pipeline_class(Path(config)).from_single_file(
@@ -455,7 +513,9 @@ def _load_file(file: Path, config: str | Path | None, dtype: torch.dtype):
 def _pipeline_class(folder: Path):
     """The pipeline that a folder's `model_index.json` names."""
     if not (folder / "model_index.json").is_file():
-        raise ModelError(f"model: the folder {str(folder)!r} has no model_index.json; give a folder in the format of diffusers")
+        raise ModelError(
+            f"model: the folder {str(folder)!r} has no model_index.json; give a folder in the format of diffusers"
+        )
     name = StableDiffusionPipeline.load_config(folder).get("_class_name")
     if name not in PIPELINES:
         raise ModelError(f"model: {str(folder)!r} is a {name}; ZS² works with {' and '.join(PIPELINES)}")
@@ -463,7 +523,7 @@ def _pipeline_class(folder: Path):
 
 
 def model_kind(file: Path) -> str:
-    """"sd1", "sd2" or "sdxl": whose shape a single file has, by its header. Raises ModelError for another one."""
+    """ "sd1", "sd2" or "sdxl": whose shape a single file has, by its header. Raises ModelError for another one."""
     with safe_open(file, framework="pt") as tensors:
         names = set(tensors.keys())
         first = "model.diffusion_model.input_blocks.0.0.weight"
@@ -505,7 +565,9 @@ def predicts_noise(pipe) -> bool:
     """
     unet = pipe.unet
     size = unet.config.sample_size // 2
-    x = torch.randn(1, unet.config.in_channels, size, size, generator=torch.Generator().manual_seed(0)).to(unet.device, unet.dtype)
+    x = torch.randn(1, unet.config.in_channels, size, size, generator=torch.Generator().manual_seed(0)).to(
+        unet.device, unet.dtype
+    )
     kwargs = {"encoder_hidden_states": x.new_zeros(1, 77, unet.config.cross_attention_dim)}
     if unet.config.addition_embed_type == "text_time":  # SDXL: pooled text, and the size of the image
         pixels = float(size * pipe.vae_scale_factor)

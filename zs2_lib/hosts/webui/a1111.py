@@ -13,23 +13,23 @@ from types import SimpleNamespace
 
 import k_diffusion.sampling
 import torch
-
 from modules import sd_samplers_common, sd_unet, shared
 
-from zs2_lib.core.momentum import TemporalMomentum
 from zs2_lib.core.anchors import Anchors
-from zs2_lib.core.rows import Rows
+from zs2_lib.core.momentum import TemporalMomentum
 from zs2_lib.core.noise import frame_seeds
-from zs2_lib.settings.table import Settings
 from zs2_lib.core.passes import Passes, Progress
-from .prompts import PromptTravel
-from .a1111_controlnet import ControlUnits
+from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.undo import override, restore_afterwards, wrap
+from zs2_lib.settings.table import Settings
+
+from .a1111_controlnet import ControlUnits
+from .prompts import PromptTravel
 
 UNCONDITIONAL = -1
 """The guidance group of the negative prompt; prompts joined by AND are groups 0, 1, …"""
 
-_current: "ClipSampling | None" = None
+_current: ClipSampling | None = None
 
 
 class ClipSampling:
@@ -58,7 +58,7 @@ class ClipSampling:
         self._model = None
         self._undo_model = ExitStack()
 
-    def __enter__(self) -> "ClipSampling":
+    def __enter__(self) -> ClipSampling:
         global _current
         if sd_unet.current_unet is not None:
             raise RuntimeError(
@@ -73,7 +73,9 @@ class ClipSampling:
                 self.control.begin(undo, self.attention)
             self._follow_model()
             _share_init_image(self.p)
-            override(undo, self.p, "txt2img_image_conditioning", _same_for_all_frames(self.p.txt2img_image_conditioning))
+            override(
+                undo, self.p, "txt2img_image_conditioning", _same_for_all_frames(self.p.txt2img_image_conditioning)
+            )
             restore_afterwards(undo, self.p, "rng")
             previous, _current = _current, self
             undo.callback(_set_current, previous)
@@ -130,7 +132,9 @@ class ClipSampling:
                 raise sd_samplers_common.InterruptedException
             _set_hypertile_state(tiling)
             start, length = self.part_of_step
-            shared.state.sampling_step = step + start + length * (call.start + progress.done * len(call)) / len(self.rows)
+            shared.state.sampling_step = (
+                step + start + length * (call.start + progress.done * len(call)) / len(self.rows)
+            )
             first, last = progress.frames
             if self.travel:
                 self.travel.set_weights(first - 1)
@@ -165,14 +169,18 @@ class ClipSampling:
 
     def _brownian(self, create_noise_sampler):
         """The host's noise sampler for SDE samplers with each frame's own Brownian motion, correlated."""
+
         def create(x, sigmas, p):
             seeds = frame_seeds(self.seed, self.frames)
             batch = SimpleNamespace(all_seeds=seeds, iteration=0, batch_size=self.frames)
             brownian = create_noise_sampler(x, sigmas, batch)
             if brownian is None:  # the option "Do not make DPM++ SDE deterministic": k-diffusion draws the still's seed
                 seeds[0] = torch.randint(0, 2**63 - 1, []).item()
-                brownian = k_diffusion.sampling.BrownianTreeNoiseSampler(x, sigmas[sigmas > 0].min(), sigmas.max(), seed=seeds)
+                brownian = k_diffusion.sampling.BrownianTreeNoiseSampler(
+                    x, sigmas[sigmas > 0].min(), sigmas.max(), seed=seeds
+                )
             return lambda sigma, sigma_next: self.noise.mix(brownian(sigma, sigma_next))
+
         return create
 
 
@@ -219,14 +227,17 @@ def _set_current(sampling: ClipSampling | None) -> None:
 
 def _same_for_all_frames(image_conditioning):
     """Frames share the image condition of frame 1: the VAE draws noise of its own for each."""
+
     def conditioning(x, *args, **kwargs):
         first = image_conditioning(x[:1], *args, **kwargs)
         return first.expand(x.shape[0], *first.shape[1:]).clone()
+
     return conditioning
 
 
 def _steps_for_first_frame(sample_dpm_adaptive):
     """DPM adaptive with its step sizes chosen by frame 1, as for the still, not by the error of the whole batch."""
+
     @functools.wraps(sample_dpm_adaptive)
     def sample(model, x, *args, **kwargs):
         hijacked_torch = k_diffusion.sampling.torch  # the host's, made anew for each sampling
@@ -236,6 +247,7 @@ def _steps_for_first_frame(sample_dpm_adaptive):
             return sample_dpm_adaptive(model, x, *args, **kwargs)
         finally:
             del hijacked_torch.linalg
+
     return sample
 
 

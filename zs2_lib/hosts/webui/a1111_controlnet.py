@@ -15,18 +15,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-
 from modules import devices, scripts, shared
+from PIL import Image
 
 from zs2_lib.core.momentum import TemporalMomentum
 from zs2_lib.core.rows import Rows
-from zs2_lib.settings.table import FROM_SOURCE, Settings, SettingsError
-from zs2_lib.media.read import Source
-from .edit import SourceVideo, file_of, in_words, opened, same_draws
 from zs2_lib.hosts.undo import override, override_item
+from zs2_lib.media.read import Source
+from zs2_lib.settings.table import FROM_SOURCE, Settings, SettingsError
 
-PER_FRAME = ("ControlNet", "ControlLoRA", "ControlNetUnion", "InstantID", "T2I_Adapter", "IPAdapter", "AttentionInjection")
+from .edit import SourceVideo, file_of, in_words, opened, same_draws
+
+PER_FRAME = (
+    "ControlNet",
+    "ControlLoRA",
+    "ControlNetUnion",
+    "InstantID",
+    "T2I_Adapter",
+    "IPAdapter",
+    "AttentionInjection",
+)
 """The extension's kinds of unit (its ControlModelType) that can have an image for each frame."""
 NETWORKS = ("ControlNet", "ControlLoRA", "ControlNetUnion", "InstantID")
 """Those with a model like the UNet's way down."""
@@ -40,7 +48,9 @@ def script_of(p):
     always_on = p.scripts.alwayson_scripts if p.scripts else []
     script = next((script for script in always_on if script.title().lower() == "controlnet"), None)
     if script is not None and "get_control" not in _globals(script):
-        raise SettingsError("ControlNet: this version of the extension is not known to ZS²; install sd-webui-controlnet v1.1.455")
+        raise SettingsError(
+            "ControlNet: this version of the extension is not known to ZS²; install sd-webui-controlnet v1.1.455"
+        )
     return script
 
 
@@ -57,6 +67,7 @@ def _globals(script) -> dict:
 
 # --- the frames of a unit ----------------------------------------------------------------------------------
 
+
 class Pictures:
     """The control images of a clip: `index[frame]` says which of the pictures, read one by one, is that of the frame."""
 
@@ -70,6 +81,7 @@ class Pictures:
     @contextmanager
     def units(self, p, unit) -> Iterator[Iterator]:
         """The unit with each picture in turn as its image; a mask that it has stays."""
+
         def with_pictures():
             mask = _mask_of(unit)
             for _, picture in self.source.read(self.numbers):
@@ -106,6 +118,7 @@ class InitImages:
                     if masks:
                         p.image_mask = next(masks)
                     yield unit.copy()
+
             yield with_images()
 
 
@@ -135,6 +148,7 @@ def fitted(count: int, frames: int, fit: str) -> np.ndarray:
 
 # --- the units of a job --------------------------------------------------------------------------------------
 
+
 @dataclass
 class Unit:
     """An enabled unit: its number in the tab, the pictures it takes per frame (None: its one image), and what the extension
@@ -161,7 +175,9 @@ class ControlUnits:
         self.rows: Rows | None = None
 
     @classmethod
-    def of(cls, p, settings: Settings, source: SourceVideo | None, undo: ExitStack, note, with_maps: bool) -> "ControlUnits | None":
+    def of(
+        cls, p, settings: Settings, source: SourceVideo | None, undo: ExitStack, note, with_maps: bool
+    ) -> ControlUnits | None:
         """The units of `p`, or None if it has none; changes to the extension are undone with `undo`.
 
         Raises SettingsError if `settings` ask for what the units cannot do.
@@ -180,7 +196,9 @@ class ControlUnits:
         except (ValueError, AssertionError) as error:
             raise SettingsError(f"ControlNet: {error}") from error
         if len(settings.control) > len(given):
-            raise SettingsError(f"control: {len(settings.control)} entries for {len(given)} ControlNet units; give one for each")
+            raise SettingsError(
+                f"control: {len(settings.control)} entries for {len(given)} ControlNet units; give one for each"
+            )
         for number in asked:
             if not given[number][0].enabled:
                 note(f"control: ControlNet unit {number} is not enabled: its frames are not used.")
@@ -207,6 +225,7 @@ class ControlUnits:
 
     def _per_frame(self, get_control: Callable) -> Callable:
         """The extension's `get_control`, which preprocesses a unit's image, for each picture of the unit."""
+
         def get_controls(p, unit, idx, control_model_type, preprocessor):
             ours = self.units[idx] if p is self.p and idx < len(self.units) else None
             if ours is not None and "lama" in unit.module:
@@ -240,12 +259,17 @@ class ControlUnits:
             ours.hires_hints = torch.cat(hires_controls) if hires_controls[0] is not None else None
             # the extension lays these over the finished frames, by their number
             finished = "inpaint_only" in unit.module or "recolor" in unit.module
-            low, high = (hints[pictures.index] if finished and hints is not None else hints for hints in (ours.hints, ours.hires_hints))
+            low, high = (
+                hints[pictures.index] if finished and hints is not None else hints
+                for hints in (ours.hints, ours.hires_hints)
+            )
             return [low], [high], maps if self.with_maps else []
+
         return get_controls
 
     def _keeping_errors(self, main_entry: Callable) -> Callable:
         """The extension's `controlnet_main_entry`; the host prints and forgets what it raises, so it is raised by what comes next."""
+
         def entry(p):
             if p is not self.p:
                 return main_entry(p)
@@ -255,6 +279,7 @@ class ControlUnits:
                 self.error = error
                 p.init = lambda *args, **kwargs: self.check()
                 raise
+
         return entry
 
     # --- sampling ------------------------------------------------------------------------------------------
@@ -269,7 +294,9 @@ class ControlUnits:
         if isinstance(self.error, SettingsError):
             raise self.error
         if self.error is not None or self.network is None:
-            refusal = SettingsError(f"ControlNet: {self.error or 'its units could not be set up; see the log of the WebUI'}")
+            refusal = SettingsError(
+                f"ControlNet: {self.error or 'its units could not be set up; see the log of the WebUI'}"
+            )
             refusal.status_code, refusal.detail = 422, str(refusal)
             raise refusal from self.error
 
@@ -299,7 +326,10 @@ class ControlUnits:
     @property
     def need_all_frames(self) -> bool:
         """Whether a unit looks into the deep blocks of the UNet, where anchor passes would leave frames out."""
-        return any(param.control_model_type.name in ("AttentionInjection", "IPAdapter") for param in self.network.control_params)
+        return any(
+            param.control_model_type.name in ("AttentionInjection", "IPAdapter")
+            for param in self.network.control_params
+        )
 
     def begin_call(self) -> None:
         """A UNet call of the host begins; its passes follow."""
@@ -340,7 +370,9 @@ class ControlUnits:
         latents = []
         for number in reversed(range(len(hints))):
             with same_draws() if number else ExitStack():
-                latents.insert(0, self.network.call_vae_using_process(self.p, hints[number:number + 1].to(devices.device)).cpu())
+                latents.insert(
+                    0, self.network.call_vae_using_process(self.p, hints[number : number + 1].to(devices.device)).cpu()
+                )
         return torch.cat(latents)
 
     def _set_embeds(self, model, unit: Unit) -> None:
@@ -354,13 +386,16 @@ class ControlUnits:
 
     def _without_momentum(self, forward: Callable, attention: TemporalMomentum) -> Callable:
         """The UNet's own `forward`, by which a reference unit shows it the reference first: no frames of the clip."""
+
         def reference_pass(*args, **kwargs):
             with attention.suspended():
                 return forward(*args, **kwargs)
+
         return reference_pass
 
     def _same_reference_noise(self, predict_q_sample: Callable) -> Callable:
         """The extension's `predict_q_sample`, which puts noise on a reference: that of the still, the same for all frames."""
+
         def noised(model, latents, t, noise=None):
             if noise is None and self.rows is not None and len(latents) == len(self.rows):
                 groups = list(dict.fromkeys(self.rows.groups))
@@ -369,6 +404,7 @@ class ControlUnits:
                 noise = self._draws[self._next_draw][[groups.index(group) for group in self.rows.groups]]
                 self._next_draw += 1
             return predict_q_sample(model, latents, t, noise)
+
         return noised
 
     def _adapted(self, param, unit: Unit, forward: Callable) -> Callable:
@@ -382,10 +418,12 @@ class ControlUnits:
             param.control_model.reset()  # it keeps what it made of the rows before
             controls = forward(hint=hints[self._numbers(unit)].to(hint), **kwargs)
             return [control * self.network.model.cond_mark for control in controls] if prompt_only else controls
+
         return adapted
 
 
 # --- what the units take ---------------------------------------------------------------------------------------
+
 
 def _pictures_of(p, unit, number: int, value: str, settings: Settings, source: SourceVideo | None, undo, note):
     """Where the frames of a unit come from: `value` is its entry in `control`."""
@@ -397,17 +435,25 @@ def _pictures_of(p, unit, number: int, value: str, settings: Settings, source: S
             return None
         return InitImages(frames, source) if init_images else Pictures(source.source, source.picks, "source")
     if unit.ipadapter_input is not None:
-        raise SettingsError(f"control: entry {number} is {_short(value)}, but ControlNet unit {number} has ipadapter_input; give one of both")
+        raise SettingsError(
+            f"control: entry {number} is {_short(value)}, but ControlNet unit {number} has ipadapter_input; give one of both"
+        )
     if value == FROM_SOURCE:
         if source is None:
-            raise SettingsError(f'control: entry {number} is "{FROM_SOURCE}", but there is no source; give `source`, or a video or folder')
+            raise SettingsError(
+                f'control: entry {number} is "{FROM_SOURCE}", but there is no source; give `source`, or a video or folder'
+            )
         return Pictures(source.source, source.picks, "source")
     key = f"control[{number}]"
     video = opened(key, file_of(key, value, undo, p.is_api))
     count = video.info.frames
     if count < frames and count > 1:
-        what = {"hold": "the last is held", "loop": "they begin again", "stretch": "they are spread over the clip"}[settings.control_fit]
-        note(f'ControlNet unit {number} has {count} frames for {frames}: {what} (control_fit "{settings.control_fit}"; hold, loop or stretch).')
+        what = {"hold": "the last is held", "loop": "they begin again", "stretch": "they are spread over the clip"}[
+            settings.control_fit
+        ]
+        note(
+            f'ControlNet unit {number} has {count} frames for {frames}: {what} (control_fit "{settings.control_fit}"; hold, loop or stretch).'
+        )
     elif count > frames:
         note(f"ControlNet unit {number} has {count} frames for {frames}: the first {frames} are used.")
     return Pictures(video, fitted(count, frames, settings.control_fit), key)

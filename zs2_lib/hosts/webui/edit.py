@@ -15,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops
-
 from modules import masking, paths_internal, shared
 from modules.shared import opts
+from PIL import Image, ImageChops
 
-from zs2_lib.settings.table import MAX_FRAMES, Settings, SettingsError
-from zs2_lib.media.read import Selection, Source, add_audio, open_source
 from zs2_lib.hosts.undo import override
+from zs2_lib.media.read import Selection, Source, add_audio, open_source
+from zs2_lib.settings.table import MAX_FRAMES, Settings, SettingsError
 
 INIT_RESULTS = ("init_latent", "image_conditioning", "mask", "nmask")
 """What `p.init` leaves on `p` for the sampler, one row per image (the masks without that dimension)."""
@@ -32,9 +31,14 @@ LONGEST_PATH = 4096
 
 # --- files -------------------------------------------------------------------------------------------------
 
+
 def allowed_folders() -> list[Path]:
     """The folders that a request may name files in: what the host serves files from, and where it writes its images."""
-    folders = [paths_internal.data_path, *(shared.cmd_opts.gradio_allowed_path or []), opts.temp_dir or Path(tempfile.gettempdir(), "gradio")]
+    folders = [
+        paths_internal.data_path,
+        *(shared.cmd_opts.gradio_allowed_path or []),
+        opts.temp_dir or Path(tempfile.gettempdir(), "gradio"),
+    ]
     folders += [value for key, value in opts.data.items() if key.startswith("outdir_")]
     return [Path(folder).resolve() for folder in folders if folder]
 
@@ -67,18 +71,26 @@ def _content(key: str, value: str) -> bytes | None:
         head, _, data = value.partition(",")
         if not head.endswith(";base64"):
             raise SettingsError(f"{beginning} is a data URL without base64; give data:video/mp4;base64,… or a path")
-    elif BASE64.fullmatch(value) and (not value.startswith("/") or value.startswith("/9j/")) and not os.path.exists(_path(value)):
+    elif (
+        BASE64.fullmatch(value)
+        and (not value.startswith("/") or value.startswith("/9j/"))
+        and not os.path.exists(_path(value))
+    ):
         data = value
     elif len(value) > LONGEST_PATH or "\0" in value:
         raise SettingsError(f"{beginning} is neither the base64 of a file nor a path; give the one or the other")
     elif re.match(r"[a-z]+://", value, re.IGNORECASE):
-        raise SettingsError(f"{beginning} is an address, which is not opened; download the file, and give its base64 or its path")
+        raise SettingsError(
+            f"{beginning} is an address, which is not opened; download the file, and give its base64 or its path"
+        )
     else:
         return None
     try:
         return base64.b64decode("".join(data.split()), validate=True)
     except (binascii.Error, ValueError) as error:  # ValueError: it is not ASCII
-        raise SettingsError(f"{beginning} is no base64 of a file ({error}); give a path, or all of the base64") from None
+        raise SettingsError(
+            f"{beginning} is no base64 of a file ({error}); give a path, or all of the base64"
+        ) from None
 
 
 def _check_allowed(key: str, value: str, path: Path) -> None:
@@ -94,12 +106,16 @@ def _check_allowed(key: str, value: str, path: Path) -> None:
     with suppress(OSError):  # no folder, or one that cannot be read, which is said when it is opened
         for entry in path.iterdir():
             if entry.is_symlink() and not allowed(Path(os.path.realpath(entry))):
-                raise SettingsError(f"{key}: {value!r} is not allowed, its {entry.name!r} is a link that leads out of it; give {remedy}")
+                raise SettingsError(
+                    f"{key}: {value!r} is not allowed, its {entry.name!r} is a link that leads out of it; give {remedy}"
+                )
 
 
 def _temporary_folder(undo: ExitStack) -> str:
     """A folder that is there until `undo` is closed, or forgotten after an error."""
-    return undo.enter_context(tempfile.TemporaryDirectory(prefix="zs2-", dir=opts.temp_dir or None, ignore_cleanup_errors=True))
+    return undo.enter_context(
+        tempfile.TemporaryDirectory(prefix="zs2-", dir=opts.temp_dir or None, ignore_cleanup_errors=True)
+    )
 
 
 @functools.lru_cache(maxsize=4)
@@ -122,11 +138,15 @@ def in_words(key: str):
         raise
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         refusal = SettingsError(f"{key}: {error}")
-        refusal.status_code, refusal.detail = 422, str(refusal)  # for the API, if the host does not run this in a callback
+        refusal.status_code, refusal.detail = (
+            422,
+            str(refusal),
+        )  # for the API, if the host does not run this in a callback
         raise refusal from error
 
 
 # --- the source of a job ---------------------------------------------------------------------------------
+
 
 def check_count(count: int) -> None:
     if count > MAX_FRAMES:
@@ -168,7 +188,9 @@ class SourceVideo:
         """What the user should know about the source."""
         notes = []
         if self.selection.frames and len(self) < self.selection.frames:
-            notes.append(f"The source has {len(self)} frames where {self.selection.frames} were asked for: the clip has {len(self)}.")
+            notes.append(
+                f"The source has {len(self)} frames where {self.selection.frames} were asked for: the clip has {len(self)}."
+            )
         if self.source.info.hdr:
             notes.append("The source is HDR, which is not tone-mapped: its colours look pale.")
         return notes
@@ -179,8 +201,10 @@ class SourceVideo:
             for _, picture in self.source.read(self.picks):
                 yield picture
 
-    def _masks(self, settings: Settings, undo: ExitStack, is_api: bool) -> "Masks":
-        source = opened("mask", file_of("mask", settings.mask, undo, is_api), background="black")  # transparent: not masked
+    def _masks(self, settings: Settings, undo: ExitStack, is_api: bool) -> Masks:
+        source = opened(
+            "mask", file_of("mask", settings.mask, undo, is_api), background="black"
+        )  # transparent: not masked
         count, whole = len(self.picks), self.source.info.frames
         width, height = self.size
         if source.info.size[0] * height != source.info.size[1] * width:
@@ -261,6 +285,7 @@ class OnDisk(Sequence):
 
 # --- the frames as init images ---------------------------------------------------------------------------
 
+
 def edit(p, video: SourceVideo, undo: ExitStack) -> None:
     """Makes the frames of `video` the init images of `p`, an img2img job with a frame for each row of its batch.
 
@@ -275,7 +300,14 @@ def edit(p, video: SourceVideo, undo: ExitStack) -> None:
 
     def init_frames(all_prompts, all_seeds, all_subseeds):
         with ExitStack() as during:
-            for name in ("init_images", "batch_size", "image_mask", "overlay_images", "color_corrections", "mask_for_overlay"):
+            for name in (
+                "init_images",
+                "batch_size",
+                "image_mask",
+                "overlay_images",
+                "color_corrections",
+                "mask_for_overlay",
+            ):
                 override(during, p, name, getattr(p, name))
             colors, only_masked = p.color_corrections, p.inpaint_full_res
             masks = _keep_crop(p, init, video, during) if p.image_mask or video.masks else None
@@ -361,6 +393,7 @@ def _keep_crop(p, init, video: SourceVideo, during: ExitStack) -> Iterator[Image
 
 
 # --- the panel's preview -----------------------------------------------------------------------------------
+
 
 def preview(source: str, selection: Selection, fps: float) -> tuple[Image.Image, str]:
     """A strip of the frames that will be used, and a line that says how many there are and how fast the clip of them plays.

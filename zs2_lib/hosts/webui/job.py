@@ -11,18 +11,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from PIL import Image
-
 from modules import images, processing, shared
 from modules.shared import opts
+from PIL import Image
 
+from zs2_lib.hosts.undo import override
 from zs2_lib.media import write as video
 from zs2_lib.settings.table import Settings, SettingsError
+
 from . import a1111
 from . import edit as source_video
-from .prompts import PromptTravel
 from .a1111_controlnet import ControlUnits
-from zs2_lib.hosts.undo import override
+from .prompts import PromptTravel
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +55,11 @@ def errors_stop(p):
 
         def stop(*args, _error=error, **kwargs):
             raise _error
+
         p.setup_prompts = p.init = p.sample = stop
 
 
-_open_jobs: list["Job"] = []
+_open_jobs: list[Job] = []
 
 
 def end_jobs_of_before() -> None:
@@ -116,7 +117,9 @@ class Job:
         for note in self.settings.notes:
             self.note(note)
         if p.batch_size > 1:
-            self.note(f"Batch size {p.batch_size} was not used: a batch is one clip of {frames} frames. Batch count makes more clips.")
+            self.note(
+                f"Batch size {p.batch_size} was not used: a batch is one clip of {frames} frames. Batch count makes more clips."
+            )
         self._switch_off_token_merging()
 
         if isinstance(p.prompt, list):  # of a script, such as Prompt matrix: a clip for each
@@ -143,7 +146,9 @@ class Job:
         self.control = ControlUnits.of(p, settings, self.source, self._undo, self.note, with_maps)
         if self.source and not isinstance(p, processing.StableDiffusionProcessingImg2Img):
             if settings.mask:
-                raise SettingsError("mask: a mask video is not allowed in txt2img; send it to img2img, which edits the source's frames")
+                raise SettingsError(
+                    "mask: a mask video is not allowed in txt2img; send it to img2img, which edits the source's frames"
+                )
             if not (self.control and self.control.use_source):
                 raise SettingsError(
                     f"source: {settings.source[:100]!r} is not used: in txt2img it can only be the control images of a ControlNet unit; "
@@ -157,13 +162,14 @@ class Job:
             if ratio(for_hr=for_hr):
                 self.note(TOKEN_MERGING_NOTE)
             return 0.0
+
         override(self._undo, self.p, "get_token_merging_ratio", no_merging)
 
     def process(self) -> None:
         """All frames of a clip have one seed: clip n that which the host gives to image n."""
         p, settings = self.p, self.settings
-        p.all_seeds = _repeat(p.all_seeds[:p.n_iter], settings.frames)
-        p.all_subseeds = _repeat(p.all_subseeds[:p.n_iter], settings.frames)
+        p.all_seeds = _repeat(p.all_seeds[: p.n_iter], settings.frames)
+        p.all_subseeds = _repeat(p.all_subseeds[: p.n_iter], settings.frames)
         p.extra_generation_params.update(settings.infotext)
         if self.travel:
             self.travel.begin(self._undo)
@@ -189,7 +195,10 @@ class Job:
         reason = None
         if self.travel and self.travel.weights_change:
             self.note(LORA_NOTE)
-            settings, reason = replace(settings, frames_per_pass=1), "LoRA weights that change need every frame computed by itself"
+            settings, reason = (
+                replace(settings, frames_per_pass=1),
+                "LoRA weights that change need every frame computed by itself",
+            )
         if self.control:
             self.control.check()
             if self.control.need_all_frames:
@@ -255,7 +264,7 @@ class Job:
                 preview = Path(tempfile.mkdtemp(prefix="zs2-", dir=opts.temp_dir or None), "preview")
                 clip.playable = self._write(clip, frames, preview, "webp")
 
-    def _write(self, clip: "Clip", frames: list, target: Path, format: str) -> Path | None:
+    def _write(self, clip: Clip, frames: list, target: Path, format: str) -> Path | None:
         text = clip.infotext if opts.enable_pnginfo else None
         try:
             file = video.write_clip(frames, target, format, self.settings.fps, text)
@@ -283,7 +292,9 @@ class Job:
         if opts.save_to_dirs:
             folder /= name.apply(opts.directories_filename_pattern or "[prompt_words]").lstrip(" ").rstrip("\\ /")
         folder.mkdir(parents=True, exist_ok=True)
-        stem = name.apply(opts.samples_filename_pattern or ("[seed]" if opts.save_to_dirs else "[seed]-[prompt_spaces]"))
+        stem = name.apply(
+            opts.samples_filename_pattern or ("[seed]" if opts.save_to_dirs else "[seed]-[prompt_spaces]")
+        )
         if opts.save_images_add_number or not stem:
             stem = f"{images.get_next_sequence_number(folder, ''):05}-{stem}".rstrip("-")
         return folder / _not_taken(folder, stem)
@@ -315,6 +326,7 @@ class Job:
         def end_and_close() -> None:
             self.end()
             close()
+
         return end_and_close
 
     def note(self, text: str) -> None:
@@ -358,4 +370,6 @@ def _repeat(values: list, times: int) -> list:
 
 
 def _infotext(p) -> str:
-    return processing.create_infotext(p, p.prompts, p.seeds, p.subseeds, index=0, all_negative_prompts=p.negative_prompts)
+    return processing.create_infotext(
+        p, p.prompts, p.seeds, p.subseeds, index=0, all_negative_prompts=p.negative_prompts
+    )

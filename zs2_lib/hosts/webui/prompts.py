@@ -11,14 +11,17 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
-
 from modules import extra_networks, prompt_parser
-from modules.prompt_parser import ComposableScheduledPromptConditioning, MulticondLearnedConditioning, ScheduledPromptConditioning
+from modules.prompt_parser import (
+    ComposableScheduledPromptConditioning,
+    MulticondLearnedConditioning,
+    ScheduledPromptConditioning,
+)
 from modules.shared import opts
 
+from zs2_lib.hosts.undo import override
 from zs2_lib.settings.table import SettingsError
 from zs2_lib.settings.travel import Blend, PromptKeyframes, join
-from zs2_lib.hosts.undo import override
 
 
 class Lora(NamedTuple):
@@ -70,13 +73,16 @@ class PromptTravel:
         loras = self._loras.get(bool(getattr(self.p, "is_hr_pass", False)))
         if loras:
             before, after, weight = self.prompts.at(frame)
-            _apply({
-                name: Lora(_mean(a.text, b.text, weight), _mean(a.unet, b.unet, weight), a.dyn)
-                for name, a, b in ((name, loras[before][name], loras[after][name]) for name in loras[before])
-            })
+            _apply(
+                {
+                    name: Lora(_mean(a.text, b.text, weight), _mean(a.unet, b.unet, weight), a.dyn)
+                    for name, a, b in ((name, loras[before][name], loras[after][name]) for name in loras[before])
+                }
+            )
 
     def _with_networks(self, parse: Callable) -> Callable:
         """The host's `parse_extra_network_prompts`, which takes the networks from the prompt; here also from the keyframes."""
+
         def parse_prompts():
             p = self.p
             prompts = {False: p.prompts[0]}
@@ -87,6 +93,7 @@ class PromptTravel:
                 networks, self._loras[hires] = self._networks(common)
                 setattr(p, "hr_extra_network_data" if hires else "extra_network_data", networks)
             return result
+
         return parse_prompts
 
     def _networks(self, common: str) -> tuple[dict, dict[str, dict[str, Lora]]]:
@@ -129,8 +136,12 @@ class PromptTravel:
         dyns = {name: {each[name].dyn for each in loras.values() if name in each} for name in names}
         for name in names:
             if len(dyns[name]) > 1:
-                raise self._error(f"the ranks (dyn) of <lora:{name}:…> differ between keyframes; only its weights can change: give one")
-        loras = {text: {name: each.get(name, Lora(0.0, 0.0, *dyns[name])) for name in names} for text, each in loras.items()}
+                raise self._error(
+                    f"the ranks (dyn) of <lora:{name}:…> differ between keyframes; only its weights can change: give one"
+                )
+        loras = {
+            text: {name: each.get(name, Lora(0.0, 0.0, *dyns[name])) for name in names} for text, each in loras.items()
+        }
         union = {kind: params for kind, params in data[first].items() if _kind(kind) != "lora"}
         union["lora"] = [lora.params(name) for name, lora in loras[first].items()]
         return union, loras
@@ -153,7 +164,9 @@ class PromptTravel:
                 dyn = named.get("dyn", values[2])
                 loras[name] = Lora(text_weight, unet_weight, None if dyn is None else int(dyn))
             except ValueError:
-                raise self._error(f"the weights of {tag} cannot be read; write numbers, such as <lora:{name}:0.8>") from None
+                raise self._error(
+                    f"the weights of {tag} cannot be read; write numbers, such as <lora:{name}:0.8>"
+                ) from None
         return loras
 
     # --- conditioning --------------------------------------------------------------------------------------
@@ -163,6 +176,7 @@ class PromptTravel:
 
         The negative prompt is the same for all frames, and left to the host, but for LoRA weights that change.
         """
+
         def conds(function, required_prompts, steps, caches, extra_network_data, hires_steps=None):
             positive = function is prompt_parser.get_multicond_learned_conditioning
             loras = self._loras.get(extra_network_data is getattr(self.p, "hr_extra_network_data", None))
@@ -189,6 +203,7 @@ class PromptTravel:
             if positive:
                 return MulticondLearnedConditioning(shape=(len(batch),), batch=batch)
             return [parts[0].schedules for parts in batch]
+
         return conds
 
     # --- errors --------------------------------------------------------------------------------------------
@@ -202,11 +217,13 @@ class PromptTravel:
 
 # --- blending -------------------------------------------------------------------------------------------
 
+
 def _blended(before: list, after: list, weight: float) -> list[ComposableScheduledPromptConditioning]:
     """(1 - weight) `before` + weight `after`, two prompts of as many parts joined by AND: each part's conditioning and weight.
 
     Of two schedules over the steps (by prompt editing) comes one that changes where either does.
     """
+
     def schedule(a: list, b: list) -> list[ScheduledPromptConditioning]:
         ends = sorted({entry.end_at_step for entry in (*a, *b)})
         return [ScheduledPromptConditioning(end, _mean(_at_step(a, end), _at_step(b, end), weight)) for end in ends]
@@ -261,6 +278,7 @@ def _text(cond) -> torch.Tensor:
 
 
 # --- additional networks ---------------------------------------------------------------------------------
+
 
 def _parsed(prompt: str) -> tuple[str, dict]:
     """A prompt without its comments and tags, and the networks of the tags by name, as the host reads them."""

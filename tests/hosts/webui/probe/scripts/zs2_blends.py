@@ -19,7 +19,9 @@ def model_loaded(sd_model) -> None:
         blends = [BLEND.fullmatch(text) for text in texts]
         if not any(blends):
             return encode(texts)
-        first, second = (encode(prompt_parser.SdConditioning([blend[i] for blend in blends], copy_from=texts)) for i in (2, 3))
+        first, second = (
+            encode(prompt_parser.SdConditioning([blend[i] for blend in blends], copy_from=texts)) for i in (2, 3)
+        )
         weight = float(blends[0][1])
         if isinstance(first, dict):
             return {key: first[key].lerp(second[key], weight) for key in first}

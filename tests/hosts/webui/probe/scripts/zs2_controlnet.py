@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import torch
-
 from modules import script_callbacks, script_loading
 
 

@@ -21,7 +21,8 @@ from modules import script_callbacks, scripts, sd_hijack, sd_models, sd_unet, sh
 HOST_PACKAGES = ("modules", "k_diffusion", "ldm", "sgm", "torchsde")
 
 TINY_OPEN_CLIP = {
-    "embed_dim": 64, "quick_gelu": True,
+    "embed_dim": 64,
+    "quick_gelu": True,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "head_width": 64, "patch_size": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
 }
@@ -38,11 +39,16 @@ class Fault:
 
     SITES = {
         "unet": ("model.diffusion_model", "forward"),
-        "unet block": ("model.diffusion_model.input_blocks.1", "forward"),  # also where an extension has replaced the UNet's own
+        "unet block": (
+            "model.diffusion_model.input_blocks.1",
+            "forward",
+        ),  # also where an extension has replaced the UNet's own
         "vae": ("first_stage_model", "decode"),
     }
 
-    def __init__(self, kind: str | None = None, at: int | None = None, rows_over: int | None = None, site: str = "unet"):
+    def __init__(
+        self, kind: str | None = None, at: int | None = None, rows_over: int | None = None, site: str = "unet"
+    ):
         self.kind, self.at, self.rows_over, self.site = kind, at, rows_over, site
         self.calls: list[dict] = []
         self.modules: list[torch.nn.Module] = []
