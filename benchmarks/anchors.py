@@ -24,9 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from zs2_lib.core.anchors import DEPTHS, PRESETS, AnchorRows, Anchors, deep_modules, phase_of
-from zs2_lib.core.momentum import TemporalMomentum
-from zs2_lib.core.passes import Passes
+from zs2_lib.core.anchors import DEPTHS, PRESETS, AnchorRows, deep_modules, phase_of
+from zs2_lib.core.clip import Clip
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.settings.table import Settings
@@ -122,17 +121,12 @@ def step(unet, arguments: tuple[tuple, dict], frames: int, stride: int, depth: s
     """One UNet call of a clip, with guidance; with stride 1, the plain batch without momentum."""
     args, kwargs = arguments
     rows = Rows.blocks(frames, 2)
-    with (
-        TemporalMomentum([MOMENTUM if stride > 1 else 0.0] * frames) as attention,
-        Anchors(attention, stride, depth) as keys,
-    ):
-        attention.attach(unet)
-        keys.attach(unet)
-        keys.kept[None] = None  # a step after the first, which computes all frames
-        keys.restart(1)
-        return Passes(attention, frames, keys).run(
-            lambda *args, **kwargs: unet(*args, **kwargs).sample, rows, *args, **kwargs
-        )
+    momentum = [MOMENTUM if stride > 1 else 0.0] * frames
+    with Clip(momentum, anchor_stride=stride, anchor_depth=depth, frames_per_pass=frames) as clip:
+        clip.attach(unet)
+        clip.anchors.kept[None] = None  # a step after the first, which computes all frames
+        clip.begin_step(1)
+        return clip.call(lambda *args, **kwargs: unet(*args, **kwargs).sample, rows, *args, **kwargs)
 
 
 def cost(
