@@ -21,7 +21,7 @@ from PIL import Image
 from zs2_lib.core.momentum import TemporalMomentum
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.undo import override, override_item
-from zs2_lib.media.read import Source
+from zs2_lib.media.source import Source
 from zs2_lib.settings.table import FROM_SOURCE, Settings, SettingsError
 
 from .edit import SourceVideo, file_of, in_words, opened, same_draws

@@ -20,7 +20,9 @@ from modules.shared import opts
 from PIL import Image, ImageChops
 
 from zs2_lib.hosts.undo import override
-from zs2_lib.media.read import Selection, Source, add_audio, open_source
+from zs2_lib.media.read import open_source
+from zs2_lib.media.sound import add_audio
+from zs2_lib.media.source import Selection, Source
 from zs2_lib.settings.table import MAX_FRAMES, Settings, SettingsError
 
 INIT_RESULTS = ("init_latent", "image_conditioning", "mask", "nmask")
