@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from zs2_lib.media.read import Source
+from zs2_lib.media.source import Source
 from zs2_lib.settings.table import FROM_SOURCE, Settings, SettingsError
 
 from .edit import Masks, SourceVideo

@@ -13,7 +13,8 @@ from modules import masking, shared
 from PIL import Image, ImageChops
 
 from zs2_lib.hosts.undo import override, wrap
-from zs2_lib.media.read import Selection, Source, add_audio
+from zs2_lib.media.sound import add_audio
+from zs2_lib.media.source import Selection, Source
 from zs2_lib.settings.table import Settings, SettingsError
 
 from .files import file_of, in_words, opened, temporary_folder

@@ -14,7 +14,8 @@ from pathlib import Path
 from modules import paths_internal, shared
 from modules.shared import opts
 
-from zs2_lib.media.read import Source, open_source
+from zs2_lib.media.read import open_source
+from zs2_lib.media.source import Source
 from zs2_lib.settings.table import SettingsError
 
 from .limits import max_source_pixels, source_folders

@@ -8,7 +8,7 @@ from pathlib import Path
 from modules import paths_internal, shared
 from modules.shared import opts
 
-from zs2_lib.media.read import MAX_PIXELS
+from zs2_lib.media.source import MAX_PIXELS
 from zs2_lib.settings.table import MAX_FRAMES, SettingsError
 
 
