@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, TextToVideoZeroPip
 from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from zs2_lib.core.noise import frame_seeds
+from zs2_lib.hosts.diffusers import checkpoints
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.settings.table import Settings
 
@@ -46,9 +47,9 @@ def load(model: str | None, config: str | None) -> StableDiffusionPipeline:
     """The checkpoint, sampled with DDIM whatever its folder says: the sampler that all methods share."""
     set_verbosity_error()
     disable_progress_bar()
-    pipe = host.load_pipeline(model, config)
+    pipe = checkpoints.load_pipeline(model, config)
     if not isinstance(pipe, StableDiffusionPipeline):
-        raise host.ModelError(
+        raise checkpoints.ModelError(
             f"model: {model!r} is a {type(pipe).__name__}; the peers are compared on SD 1.x and 2.x: choose such a checkpoint"
         )
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)

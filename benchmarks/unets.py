@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.transformers import Transformer2DModel
 
-from zs2_lib.hosts.diffusers.sampling import CONFIGS
+from zs2_lib.hosts.diffusers.checkpoints import CONFIGS
 
 NAMES = {"sd1": "SD 1.5", "sdxl": "SDXL"}
 
