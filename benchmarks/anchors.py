@@ -24,9 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from zs2_lib.core.anchors import DEPTHS, PRESETS, AnchorRows, Anchors, deep_modules, phase_of
-from zs2_lib.core.momentum import TemporalMomentum
-from zs2_lib.core.passes import Passes
+from zs2_lib.core.anchors import DEPTHS, PRESETS, AnchorRows, deep_modules, phase_of
+from zs2_lib.core.clip import Clip
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.settings.table import Settings
@@ -105,13 +104,11 @@ def step(unet, arguments: tuple[tuple, dict], frames: int, stride: int, depth: s
     args, kwargs = arguments
     rows = Rows.blocks(frames, 2)
     momentum = [MOMENTUM if stride > 1 else 0.0] * frames
-    with TemporalMomentum(momentum) as attention, Anchors(attention, stride, depth) as anchors:
-        attention.attach(unet)
-        anchors.attach(unet)
-        anchors.kept[None] = None  # a step after the first, which computes all frames
-        anchors.restart(1)
-        passes = Passes(attention, frames, anchors)
-        return passes.run(lambda *args, **kwargs: unet(*args, **kwargs).sample, rows, *args, **kwargs)
+    with Clip(momentum, anchor_stride=stride, anchor_depth=depth, frames_per_pass=frames) as clip:
+        clip.attach(unet)
+        clip.anchors.kept[None] = None  # a step after the first, which computes all frames
+        clip.begin_step(1)
+        return clip.call(lambda *args, **kwargs: unet(*args, **kwargs).sample, rows, *args, **kwargs)
 
 
 def cost(

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from zs2_lib.core.momentum import TemporalMomentum, momentum_scan_
-from zs2_lib.core.passes import Passes
+from zs2_lib.core.clip import Clip
+from zs2_lib.core.momentum import momentum_scan_
 from zs2_lib.core.rows import Rows
 
 from . import metrics, unets
@@ -77,21 +77,21 @@ def compare_steps(unet: torch.nn.Module, side: int, frames: int, per_pass: int, 
     def call(*args, **kwargs) -> torch.Tensor:
         return unet(*args, return_dict=False, **kwargs)[0]
 
-    def step(attention: TemporalMomentum) -> None:
-        with attention:
-            attention.attach(unet)
-            Passes(attention, per_pass).run(call, rows, *arguments, **keywords)
+    def step(momentum: list[float]) -> None:
+        with Clip(momentum, frames_per_pass=per_pass) as clip:
+            clip.attach(unet)
+            clip.call(call, rows, *arguments, **keywords)
 
     plain, averaged = [0.0] * frames, [MOMENTUM] * frames
-    step(TemporalMomentum(plain))
+    step(plain)
     spent = []
 
     def watched() -> None:
         with averages_watched() as averages:
-            step(TemporalMomentum(averaged))
+            step(averaged)
         spent.append(sum(averages))
 
-    times = in_turns({"plain": lambda: step(TemporalMomentum(plain)), "averaged": watched}, pairs)
+    times = in_turns({"plain": lambda: step(plain), "averaged": watched}, pairs)
     on_gpu = device.type == "cuda"  # which works on after the hooks have returned
     return {**times, "in hooks": None if on_gpu else metrics.median_ratio(spent, times["averaged"])}
 

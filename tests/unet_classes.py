@@ -1,4 +1,4 @@
-"""The real UNet classes, small and with random weights: `ldm`'s UNetModel (the WebUI's, for SD 1.x and 2.x) and diffusers'."""
+"""The real UNet classes, small and with random weights: `ldm`'s (the WebUI's, for SD 1.x and 2.x) and diffusers'."""
 
 from __future__ import annotations
 
@@ -72,3 +72,21 @@ def hooked(model: nn.Module) -> list[str]:
 
 def normals(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(rows, frames: int, noise: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, timesteps and text of a call with `rows`: each frame has a noise of its own, each guidance group a prompt."""
+    groups = list(dict.fromkeys(rows.groups))
+    noise = normals(frames, 4, 8, 8) if noise is None else noise
+    text = normals(len(groups), 7, 24, seed=1)
+    return (
+        noise[list(rows.frames)],
+        torch.full((len(rows),), 500),
+        text[[groups.index(group) for group in rows.groups]],
+    )
+
+
+def call(unet: nn.Module, *args) -> torch.Tensor:
+    """The output of either UNet."""
+    output = unet(*args)
+    return getattr(output, "sample", output)

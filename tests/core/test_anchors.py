@@ -14,11 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from unet_classes import diffusers_unet, hooked, ldm_unet, normals, random_weights
-from zs2_lib.core import anchors
+import unet_classes
+import zs2_lib
+from unet_classes import call, diffusers_unet, hooked, ldm_unet, normals, random_weights
 from zs2_lib.core.anchors import DEPTHS, GROWTH, AnchorRows, Anchors, deep_control_modules, deep_modules, phase_of
-from zs2_lib.core.momentum import PROJECTIONS, TemporalMomentum
-from zs2_lib.core.passes import Passes
+from zs2_lib.core.clip import Clip
+from zs2_lib.core.hooks import Pass
+from zs2_lib.core.momentum import PROJECTIONS
 from zs2_lib.core.rows import Rows
 
 FRAMES = 10
@@ -35,7 +37,7 @@ CUTS = {"gentle": 6, "medium": 3, "strong": 2}
 """The first deep one of the blocks going down, of UNets with two resnets a level."""
 layouts = pytest.mark.parametrize("rows", LAYOUTS.values(), ids=LAYOUTS)
 depths = pytest.mark.parametrize("depth", DEPTHS)
-CONFIGS = Path(anchors.__file__).parents[1] / "hosts" / "diffusers" / "configs"
+CONFIGS = Path(zs2_lib.__file__).parent / "hosts" / "diffusers" / "configs"
 
 
 @pytest.fixture(scope="module", params=[ldm_unet, diffusers_unet], ids=["ldm", "diffusers"])
@@ -51,36 +53,23 @@ def no_hook_is_left(request):
 
 
 def inputs(rows: Rows, frames: int = FRAMES, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x, timesteps and text of a call: each frame has a noise near the one before, each guidance group a prompt."""
-    groups = list(dict.fromkeys(rows.groups))
-    noise = 0.3 * normals(frames, 4, 8, 8, seed=seed).cumsum(0)
-    return (
-        noise[list(rows.frames)],
-        torch.full((len(rows),), 500),
-        normals(len(groups), 7, 24, seed=1)[[groups.index(group) for group in rows.groups]],
-    )
-
-
-def call(unet: nn.Module, *args) -> torch.Tensor:
-    output = unet(*args)
-    return getattr(output, "sample", output)
+    """Those of a call in which each frame has a noise near the one before."""
+    return unet_classes.inputs(rows, frames, 0.3 * normals(frames, 4, 8, 8, seed=seed).cumsum(0))
 
 
 def sample(unet, rows, stride, depth="medium", momentum=MOMENTUM, frames_per_pass=FRAMES, cuts=(), dtype=torch.float32):
-    """A sampler's second step (the first computes all frames), whose rows the host cuts into calls before the rows `cuts`, and
-    `Passes` those into passes.
+    """A sampler's second step (the first computes all frames), whose rows the host cuts into calls before the rows
+    `cuts`, and those are cut into passes.
     """
-    with TemporalMomentum(momentum) as attention, Anchors(attention, stride, depth) as keys:
-        attention.attach(unet)
-        keys.attach(unet)
-        passes = Passes(attention, frames_per_pass, keys)
+    with Clip(momentum, anchor_stride=stride, anchor_depth=depth, frames_per_pass=frames_per_pass) as clip:
+        clip.attach(unet)
         for step in range(2):
             x, t, text = inputs(rows, seed=step)
             x, text = x.to(dtype), text.to(dtype)
-            passes.restart(step)
+            clip.begin_step(step)
             result = torch.cat(
                 [
-                    passes.run(functools.partial(call, unet), rows.take(part.tolist()), x[part], t[part], text[part])
+                    clip.call(functools.partial(call, unet), rows.take(part.tolist()), x[part], t[part], text[part])
                     for part in torch.arange(len(rows)).tensor_split(cuts)
                 ]
             )
@@ -163,9 +152,9 @@ def blocks_by_hand(unet: nn.Module) -> tuple[list, callable, list, callable, cal
 def reference(
     unet, rows, stride, depth, momentum, monkeypatch, seed=0, kept=None, phase=0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The step in float64, and the deep output: shallow blocks on all rows, deep ones on key rows, straight lines between
-    them, shallow blocks. With the deep output `kept` of all rows, a row is as far off the line as then, times how much further
-    apart its anchors are.
+    """The step in float64, and the deep output: shallow blocks on all rows, deep ones on anchors, straight lines
+    between, shallow blocks. With the deep output `kept` of all rows, a row is as far off the line as then, times how much
+    further apart its anchors are.
     """
     unet = in_float64(unet, monkeypatch)
     x, t, text = (value.double() for value in inputs(rows, seed=seed))
@@ -288,8 +277,8 @@ def test_deep_modules_of_the_published_shapes(name, first, last, depth):
 
 
 def test_model_without_such_blocks():
-    with TemporalMomentum([0.5] * 4) as attention, pytest.raises(ValueError, match="Linear has no blocks .* stride 1"):
-        Anchors(attention, 2).attach(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="Linear has no blocks .* stride 1"):
+        Anchors(4, 2).attach(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(
@@ -357,16 +346,17 @@ def test_stride_of_the_reference_itself(unet, monkeypatch):
 
 
 def two_steps(unet, rows, depth="medium", frames_per_pass=FRAMES, start=0.0, groups=None) -> list[torch.Tensor]:
-    """The first two of four steps of the sampler, the first in full at least; `groups` are those that take part in it."""
-    with TemporalMomentum(MOMENTUM) as attention, Anchors(attention, 4, depth, start) as keys:
-        attention.attach(unet)
-        keys.attach(unet)
-        passes, results = Passes(attention, frames_per_pass, keys), []
+    """The first two of four steps of the sampler, the first in full at least, in which `groups` take part."""
+    results = []
+    with Clip(
+        MOMENTUM, anchor_stride=4, anchor_depth=depth, anchor_start=start, frames_per_pass=frames_per_pass
+    ) as clip:
+        clip.attach(unet)
         for step in range(2):
             index = [row for row in range(len(rows)) if step or not groups or rows.groups[row] in groups]
-            passes.restart(step, step / 4)
+            clip.begin_step(step, step / 4)
             results.append(
-                passes.run(
+                clip.call(
                     functools.partial(call, unet),
                     rows.take(index),
                     *(value[index] for value in inputs(rows, seed=step)),
@@ -390,9 +380,9 @@ def test_frames_keep_their_distance_from_the_line(unet, rows, depth, frames_per_
 def test_steps_up_to_the_start_are_exact(unet, start, in_full):
     rows = LAYOUTS["blocks"]
     for step, result in enumerate(two_steps(unet, rows, start=start)):
-        with TemporalMomentum(MOMENTUM) as attention:
-            attention.attach(unet)
-            exact = Passes(attention, FRAMES).run(functools.partial(call, unet), rows, *inputs(rows, seed=step))
+        with Clip(MOMENTUM, frames_per_pass=FRAMES) as clip:
+            clip.attach(unet)
+            exact = clip.call(functools.partial(call, unet), rows, *inputs(rows, seed=step))
         assert torch.equal(result, exact) == (step < in_full)
 
 
@@ -435,7 +425,7 @@ def test_first_frame_is_the_still(unet):
 
 
 def test_longer_clip_has_the_same_beginning(unet):
-    """Up to the last anchor, which at this step is frame 3 or 7: what follows it may be made of others in a longer clip."""
+    """Up to the last anchor, frame 3 or 7 at this step: what follows it may be made of others in a longer clip."""
     result = sample(unet, Rows.blocks(FRAMES, 1), 4)
     for frames in range(5, FRAMES):
         shorter = sample(unet, Rows.blocks(frames, 1), 4, momentum=MOMENTUM[:frames])
@@ -447,9 +437,9 @@ def test_frames_that_are_alike_are_exact(unet):
     """Where nothing moves there is nothing to interpolate."""
     rows = Rows.blocks(FRAMES, 1)
     x, t, text = (value[:1].expand(FRAMES, *value.shape[1:]).clone() for value in inputs(rows))
-    with TemporalMomentum(MOMENTUM) as attention, Anchors(attention, 4, "strong") as keys:
-        keys.attach(unet)
-        result = Passes(attention, FRAMES, keys).run(functools.partial(call, unet), rows, x, t, text)
+    with Clip(MOMENTUM, anchor_stride=4, anchor_depth="strong", frames_per_pass=FRAMES) as clip:
+        clip.anchors.attach(unet)
+        result = clip.call(functools.partial(call, unet), rows, x, t, text)
     torch.testing.assert_close(result, call(unet, x, t, text), rtol=0, atol=2e-5)
 
 
@@ -485,57 +475,57 @@ def test_anchors_alone_pass_the_deep_blocks(unet, depth):
 
 @pytest.mark.parametrize(("stride", "frames"), [(1, 8), (4, 1)])
 def test_off_sets_no_hook(unet, stride, frames):
-    with TemporalMomentum([0.0] * frames) as attention, Anchors(attention, stride) as keys:
-        keys.attach(unet)
-        assert hooked(unet) == [] and keys.is_identity
+    with Anchors(frames, stride) as anchors:
+        anchors.attach(unet)
+        assert hooked(unet) == [] and anchors.is_identity
 
 
 def test_calls_that_are_not_the_clips_pass_unchanged(unet):
     args = inputs(LAYOUTS["blocks"])
     plain = call(unet, *args)
-    with TemporalMomentum(MOMENTUM) as attention, Anchors(attention, 4) as keys:
-        keys.attach(unet)
-        assert torch.equal(call(unet, *args), plain) and keys.carried == {}
+    with Anchors(FRAMES, 4) as anchors:
+        anchors.attach(unet)
+        assert torch.equal(call(unet, *args), plain) and anchors.carried == {}
 
 
 def test_scope_removes_its_hooks_after_an_exception(unet):
     rows = LAYOUTS["blocks"]
     with pytest.raises(ZeroDivisionError):
-        with TemporalMomentum(MOMENTUM) as attention, Anchors(attention, 4) as keys:
-            keys.attach(unet)
-            keys.begin(rows)
+        with Anchors(FRAMES, 4) as anchors:
+            anchors.attach(unet)
+            anchors.begin(Pass(rows))
             call(unet, *inputs(rows))
-            1 / 0
-    assert keys.carried == {}
+            raise ZeroDivisionError
+    assert anchors.carried == {}
 
 
 def test_hooks_follow_to_another_unet():
     base, refiner = ldm_unet(), ldm_unet()
-    with TemporalMomentum([0.5] * 4) as attention, Anchors(attention, 2) as keys:
-        keys.attach(base)
+    with Anchors(4, 2) as anchors:
+        anchors.attach(base)
         count = len(hooked(base))
-        keys.attach(refiner)
+        anchors.attach(refiner)
         assert (hooked(base), len(hooked(refiner))) == ([], count)
-        keys.attach(base)
+        anchors.attach(base)
         assert (len(hooked(base)), hooked(refiner)) == (count, [])
     assert hooked(base) == hooked(refiner) == []
 
 
 def test_rows_that_do_not_fit_the_call(unet):
-    with TemporalMomentum(MOMENTUM) as attention, Anchors(attention, 2) as keys:
-        keys.attach(unet)
-        keys.begin(Rows.blocks(4, 1))
+    with Anchors(FRAMES, 2) as anchors:
+        anchors.attach(unet)
+        anchors.begin(Pass(Rows.blocks(4, 1)))
         with pytest.raises(RuntimeError, match="saw 20 rows in a UNet call of 4; .* stride to 1"):
             call(unet, *inputs(LAYOUTS["blocks"]))
 
 
 def test_anchor_without_its_predecessor(unet):
     rows = Rows((5, 6, 7, 8), (0,) * 4)
-    with TemporalMomentum([0.0] * FRAMES) as attention, Anchors(attention, 4) as keys:
-        keys.attach(unet)
-        keys.kept[0, 0] = torch.zeros(1)  # of a step before
-        keys.restart(1)
-        keys.begin(rows)
+    with Anchors(FRAMES, 4) as anchors:
+        anchors.attach(unet)
+        anchors.kept[0, 0] = torch.zeros(1)  # of a step before
+        anchors.restart(1)
+        anchors.begin(Pass(rows))
         with pytest.raises(
             RuntimeError, match="frame 7 of guidance group 0 did not come after the anchor 4; .* switch it off"
         ):
@@ -546,7 +536,9 @@ def test_anchor_without_its_predecessor(unet):
 
 
 def run_with_memory_for(unet, frames: int, stride: int) -> tuple[torch.Tensor, list[int]]:
-    """A second step in which memory runs out, after the deep blocks, in passes of more than so many frames; and the sizes of passes."""
+    """A second step in which memory runs out, after the deep blocks, in passes of more than so many frames; and the
+    sizes of passes.
+    """
     rows, sizes = Rows.blocks(FRAMES, 2), []
 
     def forward(*args):
@@ -556,14 +548,12 @@ def run_with_memory_for(unet, frames: int, stride: int) -> tuple[torch.Tensor, l
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return output
 
-    with TemporalMomentum(MOMENTUM) as attention, Anchors(attention, stride) as keys:
-        attention.attach(unet)
-        keys.attach(unet)
-        passes = Passes(attention, FRAMES, keys)
-        passes.restart(0)
-        passes.run(functools.partial(call, unet), rows, *inputs(rows))
-        passes.restart(1)
-        return passes.run(forward, rows, *inputs(rows, seed=1)), sizes
+    with Clip(MOMENTUM, anchor_stride=stride, frames_per_pass=FRAMES) as clip:
+        clip.attach(unet)
+        clip.begin_step(0)
+        clip.call(functools.partial(call, unet), rows, *inputs(rows))
+        clip.begin_step(1)
+        return clip.call(forward, rows, *inputs(rows, seed=1)), sizes
 
 
 @pytest.mark.parametrize(
@@ -603,10 +593,10 @@ def test_control_model_runs_its_deep_blocks_on_key_frames(depth):
         return [*down, middle]
 
     plain = residuals()
-    with TemporalMomentum([0.0] * FRAMES) as attention, Anchors(attention, 4, depth) as keys:
-        keys.attach(unet, control, control)  # of two units that share a model
+    with Anchors(FRAMES, 4, depth) as anchors:
+        anchors.attach(unet, control, control)  # of two units that share a model
         assert all(map(torch.equal, residuals(), plain))
-        keys.begin(rows)
+        anchors.begin(Pass(rows))
         given = residuals()
         output = unet(
             x, t, text, down_block_additional_residuals=given[:-1], mid_block_additional_residual=given[-1]

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from unet_classes import diffusers_unet, hooked, ldm_unet, normals
+from unet_classes import call, diffusers_unet, hooked, inputs, ldm_unet, normals
+from zs2_lib.core.anchors import Anchors
+from zs2_lib.core.hooks import Pass, suspended
 from zs2_lib.core.momentum import PROJECTIONS, TemporalMomentum, momentum_scan_
 from zs2_lib.core.passes import Passes
 from zs2_lib.core.rows import Rows
@@ -172,7 +174,7 @@ def test_hooks_average_keys_and_values_and_nothing_else(rows, tiles):
     with TemporalMomentum(KEYFRAMES) as attention:
         attention.attach(block)
         assert hooked(block) == list(PROJECTIONS)
-        attention.rows = rows
+        attention.begin(Pass(rows))
         averaged = block(x)
     assert hooked(block) == []
     for name, output in plain.items():
@@ -188,7 +190,7 @@ def test_state_lives_from_call_to_call_until_restart():
         attention.attach(block)
 
         def call(*index):
-            attention.rows = rows.take(index)
+            attention.begin(Pass(rows.take(index)))
             return block(x[list(index)])
 
         whole = call(*range(12))
@@ -228,9 +230,9 @@ def test_scope_removes_its_hooks_alone_also_after_an_exception():
     with pytest.raises(ZeroDivisionError):
         with TemporalMomentum([0.5] * 4) as attention:
             attention.attach(block)
-            attention.rows = Rows.blocks(4, 1)
+            attention.begin(Pass(Rows.blocks(4, 1)))
             block(normals(4, 5, 8))
-            1 / 0
+            raise ZeroDivisionError
     assert list(block.attn1.to_k._forward_hooks) == [others.id]
     assert hooked(block) == ["attn1.to_k"]
     assert attention.carried == {}
@@ -242,7 +244,7 @@ def test_hooks_follow_to_another_unet():
         attention.attach(base)
         attention.attach(base)
         assert [len(base.attn1.get_submodule(p)._forward_hooks) for p in ("to_k", "to_v")] == [1, 1]
-        attention.rows = Rows.blocks(4, 1)
+        attention.begin(Pass(Rows.blocks(4, 1)))
         base(normals(4, 5, 8))
         attention.attach(refiner)
         assert (hooked(base), hooked(refiner)) == ([], list(PROJECTIONS))
@@ -268,7 +270,9 @@ def test_unet_without_self_attention_layers(momentum):
 
 
 def test_other_models_run_on_the_same_rows():
-    """A ControlNet's layers are averaged like the UNet's; one of two units that share a model is hooked once, and has a state of its own."""
+    """A ControlNet's layers are averaged like the UNet's; of two units that share a model it is hooked once, and each
+    unit has a state of its own.
+    """
     unet, control, rows = Block(), Block(), Rows.blocks(4, 1)
     x, y = normals(4, 5, 8), normals(4, 5, 8, seed=1)
     plain = [block(value) for block, value in ((unet, x), (control, x), (control, y))]
@@ -277,7 +281,7 @@ def test_other_models_run_on_the_same_rows():
         assert len(control.attn1.to_k._forward_hooks) == 1
         parts = []
         for index in ([0, 1], [2, 3]):
-            attention.rows = rows.take(index)
+            attention.begin(Pass(rows.take(index)))
             parts.append([block(value[index]) for block, value in ((unet, x), (control, x), (control, y))])
     assert hooked(unet) == hooked(control) == []
     for before, first, second in zip(plain, *parts):
@@ -292,9 +296,8 @@ def test_attention_repeated_for_a_part_of_the_rows():
     plain, repeated = block(x.repeat(1, 2, 1)), block(x[fewer])
     with TemporalMomentum([0.5] * 4) as attention:
         attention.attach(block)
-        attention.fewer_rows = lambda: rows.take(fewer)
-        attention.rows = rows
-        with attention.suspended():
+        attention.begin(Pass(rows, repeated=lambda: rows.take(fewer)))
+        with suspended(attention.now):
             assert torch.equal(block(x)["attn1.to_k"], plain["attn1.to_k"][:, :5])
         first, second = block(x.repeat(1, 2, 1)), block(x[fewer])
     for before, averaged, of in ((plain, first, rows), (repeated, second, rows.take(fewer))):
@@ -306,7 +309,7 @@ def test_rows_that_do_not_fit_the_call():
     block = Block()
     with TemporalMomentum([0.5] * 4) as attention:
         attention.attach(block)
-        attention.rows = Rows.blocks(4, 1)
+        attention.begin(Pass(Rows.blocks(4, 1)))
         with pytest.raises(RuntimeError, match="saw 6 rows in a UNet call of 4; .* switch it off"):
             block(normals(6, 5, 8))
     assert hooked(block) == []
@@ -318,21 +321,6 @@ def test_rows_that_do_not_fit_the_call():
 @pytest.fixture(scope="module", params=[ldm_unet, diffusers_unet], ids=["ldm", "diffusers"])
 def unet(request) -> nn.Module:
     return request.param()
-
-
-def inputs(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x, timesteps and text of a call: each frame has a noise, each guidance group a prompt."""
-    groups = list(dict.fromkeys(rows.groups))
-    return (
-        normals(FRAMES, 4, 8, 8)[list(rows.frames)],
-        torch.full((len(rows),), 500),
-        normals(len(groups), 7, 24, seed=1)[[groups.index(group) for group in rows.groups]],
-    )
-
-
-def call(unet: nn.Module, *args) -> torch.Tensor:
-    output = unet(*args)
-    return getattr(output, "sample", output)
 
 
 def explicit_tma(layer: nn.Module, x: torch.Tensor, rows: Rows, momentum) -> torch.Tensor:
@@ -357,8 +345,8 @@ def test_every_layer_is_tma(unet, rows):
         with TemporalMomentum(KEYFRAMES) as attention:
             attention.attach(unet)
             assert len(hooked(unet)) == 2 * len(layers) + len(layers)
-            attention.rows = rows
-            call(unet, *inputs(rows))
+            attention.begin(Pass(rows))
+            call(unet, *inputs(rows, FRAMES))
     finally:
         for handle in watching:
             handle.remove()
@@ -371,14 +359,14 @@ def test_every_layer_is_tma(unet, rows):
 
 def test_without_momentum_the_unet_is_untouched(unet):
     rows = LAYOUTS["blocks"]
-    plain = call(unet, *inputs(rows))
+    plain = call(unet, *inputs(rows, FRAMES))
     for momentum, same in ([0.0] * FRAMES, True), ([0.9] * FRAMES, False):
         with TemporalMomentum(momentum) as attention:
             attention.attach(unet)
-            attention.rows = rows
-            assert torch.equal(call(unet, *inputs(rows)), plain) == same
+            attention.begin(Pass(rows))
+            assert torch.equal(call(unet, *inputs(rows, FRAMES)), plain) == same
         assert hooked(unet) == []
-        assert torch.equal(call(unet, *inputs(rows)), plain)
+        assert torch.equal(call(unet, *inputs(rows, FRAMES)), plain)
 
 
 def test_full_momentum_is_cross_frame_attention(unet):
@@ -389,8 +377,8 @@ def test_full_momentum_is_cross_frame_attention(unet):
         watching = [
             unet.get_submodule(name).register_forward_hook(lambda *args: seen.append(args[2])) for name in hooked(unet)
         ]
-        attention.rows = rows
-        call(unet, *inputs(rows))
+        attention.begin(Pass(rows))
+        call(unet, *inputs(rows, FRAMES))
     for handle in watching:
         handle.remove()
     assert len(seen) == len(watching) > 0
@@ -409,8 +397,8 @@ def test_passes_equal_one_batch(unet, layout, frames_per_pass):
         def sample(frames_per_pass, cuts=()):
             """A sampler's step whose rows the host cuts into calls before `cuts`, and those are cut into passes."""
             attention.restart()
-            x, *rest = inputs(rows)
-            passes = Passes(attention, frames_per_pass)
+            x, *rest = inputs(rows, FRAMES)
+            passes = Passes((attention,), Anchors(FRAMES), frames_per_pass)
             return torch.cat(
                 [
                     passes.run(
@@ -425,7 +413,7 @@ def test_passes_equal_one_batch(unet, layout, frames_per_pass):
             (sample(frames_per_pass, cuts) - whole).abs().max().item() for cuts in [(), (4,), (1, len(rows) - 2)]
         )
     assert difference <= 1e-4
-    assert (whole - call(unet, *inputs(rows))).abs().max() > 0.1  # momentum matters here
+    assert (whole - call(unet, *inputs(rows, FRAMES))).abs().max() > 0.1  # momentum matters here
 
 
 def test_ldm_blocks_without_self_attention_are_left_alone():

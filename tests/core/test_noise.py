@@ -256,7 +256,7 @@ def test_mixing_is_lower_triangular_with_unit_rows(variant):
 
 
 def innovations(seed: int, shapes: list, candidates: int = 1) -> list[torch.Tensor]:
-    """The innovations of each draw of an 8-frame clip that had so many candidates in its first draw; frame 1's are stills."""
+    """The innovations of each draw of an 8-frame clip with so many candidates in the first; frame 1's are stills."""
     generators = [torch.Generator().manual_seed(s) for s in frame_seeds(seed, 8)]
     draws = []
     for draw, shape in enumerate(shapes):
@@ -303,7 +303,7 @@ def deviations(frame: torch.Tensor) -> dict[str, float]:
 @variants
 @pytest.mark.parametrize(("motion", "seed"), [(0.01, 0), (0.25, 1), (1.2, 2)])
 def test_every_frame_is_standard_normal(variant, motion, seed):
-    """Within 4.5 standard deviations (Kolmogorov-Smirnov: 2.25/√n), which chance exceeds in one of 10⁴ to 10⁵ frames."""
+    """Within 4.5 standard deviations (Kolmogorov-Smirnov: 2.25/√n); chance exceeds them in one of 10⁴ to 10⁵ frames."""
     for frame in clip(variant, motion=motion, seed=seed).draw(still(seed, (4, 96, 96))):
         assert all(abs(value) < 4.5 for value in deviations(frame).values()), deviations(frame)
 

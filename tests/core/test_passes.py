@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from zs2_lib.core.momentum import TemporalMomentum
+from zs2_lib.core.clip import Clip
 from zs2_lib.core.passes import Passes, automatic_frames_per_pass
 from zs2_lib.core.rows import Rows
 
@@ -54,13 +54,12 @@ def latents(rows: Rows) -> torch.Tensor:
 
 
 def run(unet: Unet, rows: Rows, frames_per_pass: int, **kwargs) -> tuple[torch.Tensor, Passes]:
-    with TemporalMomentum([0.8] * 8) as attention:
-        attention.attach(unet)
-        passes = Passes(attention, frames_per_pass)
+    with Clip([0.8] * 8, frames_per_pass=frames_per_pass) as clip:
+        clip.attach(unet)
         try:
-            return passes.run(unet, rows, latents(rows), **kwargs), passes
+            return clip.call(unet, rows, latents(rows), **kwargs), clip.passes
         finally:
-            assert attention.rows is None
+            assert clip.momentum.now is None
 
 
 # --- passes -------------------------------------------------------------------------------------------
@@ -99,8 +98,8 @@ def test_every_argument_with_a_row_per_row_is_cut():
         "scale": 1.5,
         "none": None,
     }
-    passes = Passes(TemporalMomentum([0.0] * 4), 3)
-    result = passes.run(unet, rows, x, sigma, cond, None, options={"uncond": [1, 0], "number": number, "sigma": sigma})
+    clip = Clip([0.0] * 4, frames_per_pass=3)
+    result = clip.call(unet, rows, x, sigma, cond, None, options={"uncond": [1, 0], "number": number, "sigma": sigma})
     assert torch.equal(result, x * 2)
     for (args, kwargs), index in zip(calls, ([0, 1, 2, 4, 5, 6], [3, 7]), strict=True):
         part, timesteps, given, none = args
@@ -126,7 +125,7 @@ def test_a_call_that_fits_passes_through_untouched():
         assert args[0] is x and args[1] is cond and kwargs == {"y": None}
         return output
 
-    assert Passes(TemporalMomentum([0.9] * 8), 8).run(unet, BLOCKS, x, cond, y=None) is output
+    assert Clip([0.9] * 8, frames_per_pass=8).call(unet, BLOCKS, x, cond, y=None) is output
 
 
 @pytest.mark.parametrize(
@@ -146,9 +145,7 @@ def test_automatic_frames_per_pass(size, frames):
     assert automatic_frames_per_pass(*size) == frames
     batches = []
     rows = Rows.blocks(frames + 1, 1)
-    Passes(TemporalMomentum([0.0] * len(rows))).run(
-        lambda x: batches.append(len(x)) or x, rows, torch.zeros(len(rows), 1, *size)
-    )
+    Clip([0.0] * len(rows)).call(lambda x: batches.append(len(x)) or x, rows, torch.zeros(len(rows), 1, *size))
     assert batches == [frames, 1]
 
 
@@ -161,9 +158,13 @@ def test_automatic_frames_per_pass(size, frames):
     ],
 )
 def test_progress_is_told_before_each_pass(rows, progress):
-    told, passes = [], Passes(TemporalMomentum([0.0] * 8), 3)
-    unet = lambda x: told.append(passes.attention.rows) or x
-    passes.run(unet, rows, latents(rows), before_pass=told.append)
+    told, clip = [], Clip([0.0] * 8, frames_per_pass=3)
+
+    def unet(x):
+        told.append(clip.momentum.now.rows)
+        return x
+
+    clip.call(unet, rows, latents(rows), before_pass=told.append)
     assert [(each.frames, each.done) for each in told[::2]] == [
         (frames, pytest.approx(done)) for frames, done in progress
     ]
@@ -189,7 +190,7 @@ def test_unexpected_rows_are_refused_in_words(count):
     with pytest.raises(
         RuntimeError, match=f"has {count} rows where 16 were expected; another extension .* switch it off"
     ):
-        Passes(TemporalMomentum([0.9] * 8)).run(lambda x: x, BLOCKS, torch.zeros(count, 4, 6, 5))
+        Clip([0.9] * 8).call(lambda x: x, BLOCKS, torch.zeros(count, 4, 6, 5))
 
 
 # --- out of memory ------------------------------------------------------------------------------------
@@ -234,17 +235,17 @@ def test_a_later_pass_goes_on_where_it_failed(error):
             return super().forward(x)
 
     unet = Fragmented(error=error)
-    result, passes = run(unet, BLOCKS, 3)
+    result, _ = run(unet, BLOCKS, 3)
     assert unet.calls == [[0, 1, 2], [3, 4, 5], [3], [4], [5], [6], [7]]
     assert torch.equal(result, run(Unet(), BLOCKS, 8)[0])
 
 
 def test_fewer_frames_are_kept_for_the_rest_of_the_clip():
     unet = Unet(2, RuntimeError("out of memory"))
-    passes = Passes(TemporalMomentum([0.0] * 8), 8)
+    clip = Clip([0.0] * 8, frames_per_pass=8)
     for _ in range(2):
         unet.calls.clear()
-        passes.run(unet, BLOCKS, latents(BLOCKS))
+        clip.call(unet, BLOCKS, latents(BLOCKS))
     assert [len(frames) for frames in unet.calls] == [2, 2, 2, 2]
 
 

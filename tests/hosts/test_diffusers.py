@@ -438,7 +438,7 @@ def test_out_of_memory_halves_the_passes(pipe, caplog):
         assert pipe.unet.forward is small_memory
     finally:
         del pipe.unet.forward
-    assert sampling.passes.reduced_to == 1
+    assert sampling.clip.passes.reduced_to == 1
     assert sizes == [6, 6, 6] + [2] * 6 * (STEPS - 1)
     assert "Out of memory with 3 frames" in caplog.text
     assert (parts - whole).abs().max() < 1e-4

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 
 MODELS = ("dependency", "mixed", "progressive", "independent")
 SOLVERS = ("exact", "search")
@@ -124,28 +125,19 @@ def dependency_noise(
     """
     frames = len(motion)
     inertia = inertia if inertia is not None else [0.0] * frames
-    x = torch.empty(frames, still.numel(), dtype=torch.float64)
-    mixing = torch.zeros(frames, frames, dtype=torch.float64)
+    x = torch.empty(frames, still.numel(), dtype=torch.float64)  # (frames, elements)
+    mixing = torch.zeros(frames, frames, dtype=torch.float64)  # (frames, innovations)
     x[0], mixing[0, 0] = still, 1.0
-    heading = heading_row = None
+    heading = heading_row = None  # (elements), (innovations)
 
     for i in range(1, frames):
-        previous, goal = x[i - 1], motion[i]
-        weight = previous.exp()
-        a = (weight * previous).mean().item()
+        previous, goal, trace = x[i - 1], motion[i], SearchTrace()
         kept = inertia[i] if heading is not None else 0.0
-        trace = SearchTrace()
-
-        direction, b = None, 0.0
-        for _ in range(candidates):
-            candidate = draw(i).double().flatten()
-            if kept:
-                candidate = kept * heading + math.sqrt(1 - kept**2) * candidate
-            candidate_b = (weight * candidate).mean().item()
-            if direction is None or abs(a - candidate_b - goal) < abs(a - b - goal):
-                direction, b = candidate, candidate_b
-            trace.random.append(abs(a - b - goal))
-        row = torch.zeros(frames, dtype=torch.float64)
+        innovations = (draw(i).double().flatten() for _ in range(candidates))
+        if kept:
+            innovations = (kept * heading + math.sqrt(1 - kept**2) * innovation for innovation in innovations)
+        direction, a, b = _nearest(innovations, previous, goal, trace)  # (elements)
+        row = torch.zeros(frames, dtype=torch.float64)  # (innovations)
         row[i] = math.sqrt(1 - kept**2)
         if kept:
             row += kept * heading_row
@@ -159,6 +151,23 @@ def dependency_noise(
         if traces is not None:
             traces.append(trace)
     return x, mixing
+
+
+def _nearest(
+    candidates: Iterable[torch.Tensor], previous: torch.Tensor, motion: float, trace: SearchTrace
+) -> tuple[torch.Tensor, float, float]:
+    """Of the directions `candidates` (elements) the one whose divergence from `previous` is nearest λ (section 3.1,
+    first stage), and the numbers a and b of `exact_angle` for it. Appends |KL - λ| of each candidate to `trace`.
+    """
+    weight = previous.exp()  # (elements)
+    a = (weight * previous).mean().item()
+    direction, b = None, 0.0
+    for candidate in candidates:
+        candidate_b = (weight * candidate).mean().item()
+        if direction is None or abs(a - candidate_b - motion) < abs(a - b - motion):
+            direction, b = candidate, candidate_b
+        trace.random.append(abs(a - b - motion))
+    return direction, a, b
 
 
 # --- models that are a matrix from the start ----------------------------------------------------------
@@ -273,19 +282,20 @@ class ClipNoise:
         first draw fixes the mixing matrix; the following ones (ancestral and SDE steps, the second pass of hires.fix,
         which has another height and width) are mixed by it.
         """
-        shape = still.shape[1:]
+        _, channels, height, width = still.shape
         first = still.detach().to("cpu", torch.float64).flatten()
 
         def innovation(frame: int) -> torch.Tensor:
-            return torch.randn(shape, generator=self.generators[frame])
+            return torch.randn(channels, height, width, generator=self.generators[frame])
 
         if self.mixing is None:
             frames, self.mixing = dependency_noise(
                 first, self.motion, innovation, self.inertia, self.candidates, self.solver, self.traces
             )
-            return frames.to(still).unflatten(1, shape)
-        innovations = [first] + [innovation(frame).double().flatten() for frame in range(1, self.frames)]
-        return self.mix(torch.stack(innovations)).to(still).unflatten(1, shape)
+        else:
+            innovations = [first] + [innovation(frame).double().flatten() for frame in range(1, self.frames)]
+            frames = self.mix(torch.stack(innovations))
+        return rearrange(frames.to(still), "frame (c h w) -> frame c h w", c=channels, h=height, w=width)
 
     def mix(self, innovations: torch.Tensor) -> torch.Tensor:
         """L n for independent noises n (frames, …) of any kind, like them in dtype and device; after the first draw.

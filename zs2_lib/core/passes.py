@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
-from .anchors import Anchors, take
-from .momentum import TemporalMomentum
-from .rows import Rows
+from .anchors import Anchors
+from .hooks import Hooks, Pass, another_extension
+from .rows import Rows, take
 
 log = logging.getLogger(__name__)
 
@@ -25,41 +24,20 @@ def automatic_frames_per_pass(height: int, width: int) -> int:
     return min(max(LATENTS_PER_PASS // (height * width), 1), MOST_FRAMES_PER_PASS)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a UNet call is: the `rows` of the next pass, and the part of the call that is done."""
-
-    rows: Rows
-    done: float
-
-    @property
-    def frames(self) -> tuple[int, int]:
-        """The first and the last frame of the pass, counted from 1."""
-        return min(self.rows.frames) + 1, max(self.rows.frames) + 1
-
-
 class Passes:
-    """Runs UNet calls of one clip in passes of a few frames, with temporal momentum carried between them.
+    """Runs UNet calls of one clip in passes of a few frames, with the state of its `hooks` carried between them.
 
-    `frames_per_pass` 0 chooses by the latents' size. When memory runs out, the frames per pass are halved for
-    the rest of the clip, and the call goes on from the pass that failed with the state it began with. With `anchors`
-    a pass ends on an anchor, and holds more frames than that if the next one is further off.
+    `frames_per_pass` 0 chooses by the latents' size. A pass ends where `anchors` allow it, and may hold more frames
+    for that. When memory runs out, the frames per pass are halved for the rest of the clip, and the call goes on from
+    the pass that failed with the state it began with.
     """
 
-    def __init__(self, attention: TemporalMomentum, frames_per_pass: int = 0, anchors: Anchors | None = None):
-        self.attention = attention
-        self.anchors = anchors or Anchors(attention)
+    def __init__(self, hooks: tuple[Hooks, ...], anchors: Anchors, frames_per_pass: int = 0):
+        self.hooks = hooks
+        self.anchors = anchors
         self.frames_per_pass = frames_per_pass
         self.reduced_to: int | None = None
         """The frames per pass that memory allowed, if fewer than asked for."""
-
-    def restart(self, step: int = 0, time: float = 0.0) -> None:
-        """The sampler's `step` (counted from 0) begins: forgets what was carried, the next call begins with frame 0.
-
-        `time` says where on the way from noise (0) to the picture (1) the diffusion is: 1 - t / T.
-        """
-        self.attention.restart()
-        self.anchors.restart(step, time)
 
     def run(
         self,
@@ -67,61 +45,82 @@ class Passes:
         rows: Rows,
         x: torch.Tensor,
         *args,
-        before_pass: Callable[[Progress], None] = lambda progress: None,
+        before_pass: Callable[[Pass], None] = lambda now: None,
         **kwargs,
     ) -> torch.Tensor:
         """unet(x, *args, **kwargs) of a call with these `rows`, in one or more passes.
 
-        `x` is (rows, channels, height, width). `before_pass(progress)` is called before each pass and may raise to
-        stop the clip. Every tensor among the arguments, in lists and dicts as well,
-        whose first size is the number of rows is cut along with it. Returns what one call would return.
+        `x` is (rows, channels, height, width). `before_pass(now)` is called before each pass and may raise to stop the
+        clip. Every tensor among the arguments, in lists and dicts as well, whose first size is the number of rows is
+        cut along with it. Returns what one call would return.
+
+        Raises RuntimeError where `x` has another number of rows, and what `unet` raises, out of memory only where
+        passes cannot be smaller.
         """
         if x.shape[0] != len(rows):
             raise RuntimeError(
-                f"a UNet call has {x.shape[0]} rows where {len(rows)} were expected; another extension changes "
-                "the UNet's batch: switch it off for this clip"
+                f"a UNet call has {x.shape[0]} rows where {len(rows)} were expected; "
+                + another_extension("changes the UNet's batch")
             )
-        remaining = list(range(len(rows)))
-        result = None
+        remaining, result = list(range(len(rows))), None
         while remaining:
             limit = self.reduced_to or self.frames_per_pass or automatic_frames_per_pass(*x.shape[-2:])
             rest = rows.take(remaining)
             frames = self.anchors.frames_that_fit(rest, limit)
             index = [remaining[row] for row in rest.of_first_frames(frames)]
-            part = rows.take(index)
-            before_pass(Progress(part, 1 - len(remaining) / len(rows)))
-
-            carried = dict(self.attention.carried), dict(self.anchors.carried), dict(self.anchors.kept)
-            self.anchors.begin(part)
-            try:
-                if len(index) == len(rows):
-                    return unet(x, *args, **kwargs)
-                select = torch.tensor(index, device=x.device)
-                output = unet(x[select], *take(args, select, len(rows)), **take(kwargs, select, len(rows)))
-            except RuntimeError as error:
-                if not _is_out_of_memory(error) or frames == 1:
-                    raise
-                if self.anchors.frames_that_fit(rest, frames // 2) == frames:
-                    raise type(error)(
-                        f"{error}; {frames} frames are computed at once, as anchors are {self.anchors.stride} apart: "
-                        "set a lower anchor_stride, or 1"
-                    ) from error
-                self.reduced_to = frames // 2
-            else:
-                if result is None:
-                    result = output.new_empty((len(rows), *output.shape[1:]))
-                result[select] = output
-                done = set(index)
-                remaining = [row for row in remaining if row not in done]
-                continue
-            finally:
-                self.anchors.begin(None)
-            # outside the handler, so that the traceback no longer holds the failed pass's tensors
-            self.attention.carried, self.anchors.carried, self.anchors.kept = carried
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            log.warning("Out of memory with %d frames per UNet pass; going on with %d.", frames, self.reduced_to)
+            now = Pass(rows.take(index), 1 - len(remaining) / len(rows))
+            before_pass(now)
+            output = self._one_pass(unet, now, index, len(rows), x, args, kwargs, rest)
+            if output is None:
+                continue  # with fewer frames
+            if len(index) == len(rows):
+                return output
+            if result is None:
+                result = output.new_empty((len(rows), *output.shape[1:]))
+            result[torch.tensor(index, device=x.device)] = output
+            done = set(index)
+            remaining = [row for row in remaining if row not in done]
         return result
+
+    def _one_pass(
+        self, unet: Callable, now: Pass, index: list[int], rows: int, x: torch.Tensor, args, kwargs, rest: Rows
+    ) -> torch.Tensor | None:
+        """The UNet's output for the rows `index` of a call of `rows` rows; None, and smaller passes from here on, where
+        memory runs out. `rest` are the rows of the call that are not done.
+        """
+        states = [hooks.snapshot() for hooks in self.hooks]
+        for hooks in self.hooks:
+            hooks.begin(now)
+        try:
+            if len(index) == rows:
+                return unet(x, *args, **kwargs)
+            select = torch.tensor(index, device=x.device)
+            return unet(x[select], *take(args, select, rows), **take(kwargs, select, rows))
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            self._reduce(rest, len(set(now.rows.frames)), error)
+        finally:
+            for hooks in self.hooks:
+                hooks.begin(None)
+        # outside the handler, so that the traceback no longer holds the failed pass's tensors
+        for hooks, state in zip(self.hooks, states):
+            hooks.restore(state)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+    def _reduce(self, rest: Rows, frames: int, error: RuntimeError) -> None:
+        """Halves the passes after one of `frames` frames; raises the error where they cannot be smaller."""
+        if frames == 1:
+            raise error
+        if self.anchors.frames_that_fit(rest, frames // 2) == frames:
+            raise type(error)(
+                f"{error}; {frames} frames are computed at once, as anchors are {self.anchors.stride} apart: "
+                "set a lower anchor_stride, or 1"
+            ) from error
+        self.reduced_to = frames // 2
+        log.warning("Out of memory with %d frames per UNet pass; going on with %d.", frames, self.reduced_to)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

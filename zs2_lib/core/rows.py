@@ -1,8 +1,11 @@
-"""Which frame, and which guidance group, each row of a UNet call belongs to."""
+"""Which frame, and which guidance group, each row of a UNet call belongs to; and everything that is cut along rows."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -35,20 +38,20 @@ class Rows:
         """Whole blocks of `frames` rows, one block per guidance group."""
         return cls(tuple(range(frames)) * groups, tuple(group for group in range(groups) for _ in range(frames)))
 
-    def take(self, index) -> Rows:
-        """The rows at the positions `index` (an iterable of row numbers)."""
+    def take(self, index: Iterable[int]) -> Rows:
+        """The rows at the positions `index`."""
         index = list(index)
         return Rows(*(tuple(column[i] for i in index) for column in (self.frames, self.groups, self.previous)))
 
-    def thinned(self, index) -> Rows:
-        """The rows at the positions `index` as sequences of their own: a frame follows on the last that was taken of its group.
+    def thinned(self, index: Iterable[int]) -> Rows:
+        """The rows at the positions `index` as sequences of their own: a frame follows on the last that was taken of
+        its group.
 
         The first of a group follows on the group's last frame before this call, which must have been taken.
         """
-        part, last = self.take(index), {}
-        for frame, group, previous in zip(self.frames, self.groups, self.previous):
-            last.setdefault(group, previous)
-        previous = []
+        part, last, previous = self.take(index), {}, []
+        for group, before in zip(self.groups, self.previous):
+            last.setdefault(group, before)
         for frame, group in zip(part.frames, part.groups):
             previous.append(last[group])
             last[group] = frame
@@ -61,3 +64,16 @@ class Rows:
         """
         wanted = set(sorted(set(self.frames))[:count])
         return [row for row, frame in enumerate(self.frames) if frame in wanted]
+
+
+def take(value, index: torch.Tensor, rows: int):
+    """`value` with every tensor that has a row per row of a call of `rows` rows cut to the rows `index`; in lists,
+    tuples and dicts as well.
+    """
+    if isinstance(value, torch.Tensor):
+        return value[index.to(value.device)] if value.ndim and value.shape[0] == rows else value
+    if isinstance(value, dict):
+        return {key: take(item, index, rows) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(take(item, index, rows) for item in value)
+    return value

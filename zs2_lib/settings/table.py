@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
 from zs2_lib.core.anchors import DEPTHS
+from zs2_lib.core.clip import Clip
 from zs2_lib.core.noise import MODELS, SOLVERS, ClipNoise
 from zs2_lib.media.read import Selection
 from zs2_lib.media.write import FORMATS, check_clip
@@ -429,9 +430,9 @@ class Settings:
         }
         return {key: _as_text(value) for key, value in values.items() if value is not None}
 
-    def clip_noise(self, seed: int) -> ClipNoise:
-        """All noise of the clip with this seed."""
-        return ClipNoise(
+    def clip(self, seed: int) -> Clip:
+        """The clip with this seed, for a host to sample."""
+        noise = ClipNoise(
             seed,
             self.motion.values(self.frames),
             self.inertia.values(self.frames),
@@ -440,6 +441,14 @@ class Settings:
             loop=self.loop,
             candidates=self.candidates,
             solver=self.solver,
+        )
+        return Clip(
+            self.momentum.values(self.frames),
+            noise,
+            anchor_stride=self.anchor_stride,
+            anchor_depth=self.anchor_depth,
+            anchor_start=self.anchor_start,
+            frames_per_pass=self.frames_per_pass,
         )
 
     @property

@@ -18,11 +18,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 
-from zs2_lib.core.anchors import Anchors
-from zs2_lib.core.momentum import TemporalMomentum
-from zs2_lib.core.noise import ClipNoise, frame_seeds
-from zs2_lib.core.passes import Passes
-from zs2_lib.core.passes import Progress as PassProgress
+from zs2_lib.core.hooks import Pass
+from zs2_lib.core.noise import ClipNoise
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.undo import override, restore_afterwards
 from zs2_lib.settings.table import Settings
@@ -144,12 +141,8 @@ class ClipSampling:
     def __init__(self, pipe, settings: Settings, seed: int, progress: Callable[[Progress], None] | None = None):
         self.pipe = pipe
         self.frames = settings.frames
-        self.seed = seed
         self.progress = progress
-        self.attention = TemporalMomentum(settings.momentum.values(self.frames))
-        self.anchors = Anchors(self.attention, settings.anchor_stride, settings.anchor_depth, settings.anchor_start)
-        self.passes = Passes(self.attention, settings.frames_per_pass, self.anchors)
-        self.noise = settings.clip_noise(seed)
+        self.clip = settings.clip(seed)
         self.prompts = settings.prompts
         self.calls = 0
         self._undo = ExitStack()
@@ -158,9 +151,7 @@ class ClipSampling:
         pipe, scheduler = self.pipe, self.pipe.scheduler
         check_pipeline(pipe)
         with ExitStack() as undo:
-            for hooks in (self.attention, self.anchors):
-                undo.enter_context(hooks)
-                hooks.attach(pipe.unet)
+            undo.enter_context(self.clip).attach(pipe.unet)
             self._unet = pipe.unet.forward
             override(undo, pipe.unet, "forward", self.unet)
             override(undo, pipe, "prepare_latents", self._with_correlated_draws(pipe.prepare_latents))
@@ -197,16 +188,16 @@ class ClipSampling:
         call, calls = self.calls, self.pipe.num_timesteps
         self.calls += 1
 
-        def before_pass(progress: PassProgress) -> None:
+        def before_pass(now: Pass) -> None:
             if self.progress is not None:
-                self.progress(Progress(call + 1, calls, progress.frames, (call + progress.done) / calls))
+                self.progress(Progress(call + 1, calls, now.frames, (call + now.done) / calls))
 
         def plain(*args, **kwargs) -> torch.Tensor:
             return self._unet(*args, return_dict=False, **kwargs)[0]
 
         noise_left = float(torch.as_tensor(timestep).reshape(-1)[0]) / self.pipe.scheduler.config.num_train_timesteps
-        self.passes.restart(call, 1 - noise_left)
-        output = self.passes.run(plain, rows, sample, timestep, *args, before_pass=before_pass, **kwargs)
+        self.clip.begin_step(call, 1 - noise_left)
+        output = self.clip.call(plain, rows, sample, timestep, *args, before_pass=before_pass, **kwargs)
         return UNet2DConditionOutput(output) if return_dict else (output,)
 
     # --- the noise -----------------------------------------------------------------------------------------
@@ -216,7 +207,7 @@ class ClipSampling:
 
         @functools.wraps(function)
         def correlated(*args, **kwargs):
-            with CorrelatedDraws(self.noise):
+            with CorrelatedDraws(self.clip.noise):
                 return function(*args, **kwargs)
 
         return correlated
@@ -228,7 +219,7 @@ class ClipSampling:
         """
         from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
 
-        seeds = frame_seeds(self.seed, self.frames)
+        seeds = list(self.clip.noise.seeds)
         if scheduler.noise_sampler_seed is not None:
             seeds[0] = scheduler.noise_sampler_seed
         original = scheduler.step
@@ -238,7 +229,7 @@ class ClipSampling:
             if scheduler.noise_sampler is None:
                 sigmas = scheduler.sigmas
                 brownian = BrownianTreeNoiseSampler(sample, sigmas[sigmas > 0].min().item(), sigmas.max().item(), seeds)
-                scheduler.noise_sampler = lambda sigma, sigma_next: self.noise.mix(brownian(sigma, sigma_next))
+                scheduler.noise_sampler = lambda sigma, sigma_next: self.clip.noise.mix(brownian(sigma, sigma_next))
             return original(model_output, timestep, sample, *args, **kwargs)
 
         return step
