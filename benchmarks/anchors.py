@@ -3,8 +3,8 @@
     python -m benchmarks.anchors operations     counted at the real shapes of SD 1.5 and SDXL
     python -m benchmarks.anchors times          pairs of steps of a UNet of real width on this machine
 
-Costs are ratios to the plain batch, the same frames with guidance in one UNet call. The command writes a line of JSON for
-each row, for other sizes than those of the section; `measure` is the section of `python -m benchmarks`.
+Costs are ratios to the plain batch, the same frames with guidance in one UNet call. The command writes a line of JSON
+for each row, for other sizes than those of the section; `measure` is the section of `python -m benchmarks`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ BAR = {"cost": 0.60, "motion": 0.15}
 
 
 def operations(model: str, side: int, frames: int) -> list[dict]:
-    """Multiplications and additions of a UNet call with guidance after the steps in full; `ratio` is to the plain batch.
+    """Multiplications and additions of a UNet call with guidance after the steps in full; `ratio`: to the plain batch.
 
     Nothing is computed: torch's fake tensors have shapes alone.
     """
@@ -68,21 +68,13 @@ def operations(model: str, side: int, frames: int) -> list[dict]:
         unet = unets.unet(model)
         arguments = unets.inputs(unet, 2 * frames, side)
         plain = _count(unet, arguments, frames, 1, "medium")
-        counted = {
-            (stride, depth): _count(unet, arguments, frames, stride, depth) for depth in DEPTHS for stride in STRIDES
-        }
-    return [
-        {
-            "model": model,
-            "pixels": 8 * side,
-            "frames": frames,
-            "stride": stride,
-            "depth": depth,
-            "operations": count,
-            "ratio": count / plain,
-        }
-        for (stride, depth), count in counted.items()
-    ]
+        variants = [(stride, depth) for depth in DEPTHS for stride in STRIDES]
+        counted = [(_variant(model, side, frames, *each), _count(unet, arguments, frames, *each)) for each in variants]
+    return [{**row, "operations": count, "ratio": count / plain} for row, count in counted]
+
+
+def _variant(model: str, side: int, frames: int, stride: int, depth: str) -> dict:
+    return {"model": model, "pixels": 8 * side, "frames": frames, "stride": stride, "depth": depth}
 
 
 def _count(unet, arguments, frames: int, stride: int, depth: str) -> int:
@@ -95,24 +87,14 @@ def times(model: str, side: int, rounds: int, variants: Sequence[tuple[int, str]
     """The time of a UNet step with anchors over that of the plain batch, in turns; `ratio` is the median."""
     unet = unets.unet(model)
     arguments = unets.inputs(unet, 2 * frames, side)
-    runs = {
-        variant: functools.partial(step, unet, arguments, frames, *variant) for variant in ((1, "medium"), *variants)
-    }
+    runs = {each: functools.partial(step, unet, arguments, frames, *each) for each in ((1, "medium"), *variants)}
     step(unet, arguments, frames, 8, "strong")  # what is done once
     taken = timing.in_turns(runs, rounds)
     plain = taken.pop((1, "medium"))
+    shared = {"rounds": rounds, "plain": metrics.median(plain)}
     return [
-        {
-            "model": model,
-            "pixels": 8 * side,
-            "frames": frames,
-            "stride": stride,
-            "depth": depth,
-            "rounds": rounds,
-            "plain": metrics.median(plain),
-            "ratio": metrics.median_ratio(seconds, plain),
-        }
-        for (stride, depth), seconds in taken.items()
+        {**_variant(model, side, frames, *each), **shared, "ratio": metrics.median_ratio(seconds, plain)}
+        for each, seconds in taken.items()
     ]
 
 
@@ -139,8 +121,8 @@ def cost(
     frames: int = 8,
     steps: int = STEPS,
 ) -> float:
-    """The ratio to the plain batch of a sampling (DDIM) with a variant, from the rows of `operations`; its deep output serves
-    for `every` steps.
+    """The ratio to the plain batch of a sampling (DDIM) with a variant, from the rows of `operations`; its deep output
+    serves for `every` steps.
     """
 
     def share(stride: int, phase: int) -> float:  # of the frames that are anchors
@@ -169,14 +151,12 @@ def steps_in_full(start: float, steps: int = STEPS) -> int:
 def quality(pipe, judge, task: dict) -> list[dict]:
     """What each of the task's variants makes of a prompt: clips of the same noise, compared with the exact one.
 
-    `right` is the part of the frames whose shape, colour and background are as asked, `difference` the mean absolute difference
-    to the exact clip, of 255; `motion` (change), `drift` and `flicker` are those of `metrics`.
+    `right` is the part of the frames whose shape, colour and background are as asked, `difference` the mean absolute
+    difference to the exact clip, of 255; `motion` (change), `drift` and `flicker` are those of `metrics`.
     """
     results, exact = [], None
     for variant in (EXACT, *(variant for variant in task["variants"] if variant != EXACT)):
-        clip = decode(
-            pipe, sample(pipe, task["prompt"], task["seed"], *variant, task["frames"], task["steps"], GUIDANCE)
-        )
+        clip = decode(pipe, sample(pipe, task["prompt"], task["seed"], variant, task["frames"], task["steps"]))
         exact = clip if exact is None else exact
         results.append(
             {
@@ -192,28 +172,17 @@ def quality(pipe, judge, task: dict) -> list[dict]:
 MEASURES = {"motion": metrics.change, "drift": metrics.drift, "flicker": metrics.flicker}
 
 
-def sample(
-    pipe,
-    prompt: str,
-    seed: int,
-    stride: int,
-    depth: str,
-    start: float,
-    every: int,
-    frames: int,
-    steps: int,
-    guidance: float,
-) -> torch.Tensor:
+def sample(pipe, prompt: str, seed: int, variant: tuple, frames: int, steps: int) -> torch.Tensor:
     """The latents of one clip, in one pass a step."""
-    settings = Settings(
-        frames=frames, anchor_stride=stride, anchor_depth=depth, anchor_start=start, frames_per_pass=frames
-    )
+    stride, depth, start, every = variant
+    anchors = {"anchor_stride": stride, "anchor_depth": depth, "anchor_start": start}
+    settings = Settings(frames=frames, frames_per_pass=frames, **anchors)
     with host.ClipSampling(pipe, settings, seed), deep_output_kept(pipe.unet, depth, every):
         return pipe(
             prompt,
             num_images_per_prompt=frames,
             num_inference_steps=steps,
-            guidance_scale=guidance,
+            guidance_scale=GUIDANCE,
             generator=torch.Generator().manual_seed(seed),
             output_type="latent",
         ).images
@@ -256,24 +225,13 @@ def measure(run) -> dict:
     counted = run.sampler.map(_operations, run.pick(SHAPES, SHAPES[:1]), "shapes counted")
     clips, compared = run.pick((24, 2), (1, 1))
     steps = run.pick(STEPS, 10)
-    tasks = (
-        [
-            {
-                **each,
-                "seed": seed,
-                "frames": 8,
-                "steps": steps,
-                "variants": run.pick(VARIANTS, BY_PRESET) if seed < compared else BY_PRESET,
-            }
-            for seed, each in enumerate(run.prompts(clips))
-        ]
-        if run.options.model is None
-        else []
-    )
+    shared, tasks = {"frames": 8, "steps": steps}, []
+    for seed, each in enumerate(run.prompts(clips) if run.options.model is None else ()):
+        variants = run.pick(VARIANTS, BY_PRESET) if seed < compared else BY_PRESET
+        tasks.append({**each, "seed": seed, **shared, "variants": variants})
     return {
         "presets": {name: [*preset, 1] for name, preset in PRESETS.items()},
-        "steps": steps,
-        "frames": 8,
+        **shared,
         "operations": [row for rows in counted for row in rows],
         "times": timed,
         "clips": run.sampler.map(quality, tasks, "prompts"),
@@ -285,7 +243,7 @@ def _operations(pipe, judge, shape: tuple) -> list[dict]:
 
 
 def summary(data: dict, of: Sequence, count: int | None = None) -> list[dict]:
-    """A row for each variant `of` those measured: its cost at SD 1.5's shape, and the means over the first `count` clips."""
+    """A row for each variant `of` those measured: cost at SD 1.5's shape, means over the first `count` clips."""
     names = {tuple(preset): name for name, preset in data["presets"].items()}
     rows = []
     for variant in map(tuple, of):
@@ -310,10 +268,8 @@ def targets(data: dict) -> list[Target]:
     if not data["clips"]:
         return []
     exact, balanced = summary(data, [data["presets"][name] for name in ("exact", "balanced")])
-    moved, of = (
-        balanced["motion"] / exact["motion"] - 1,
-        f"{balanced['clips']} clips of {data['frames']} frames, {data['steps']} steps",
-    )
+    moved = balanced["motion"] / exact["motion"] - 1
+    of = f"{balanced['clips']} clips of {data['frames']} frames, {data['steps']} steps"
     return [
         Target(
             "anchors-cost",
@@ -339,18 +295,19 @@ def targets(data: dict) -> list[Target]:
     ]
 
 
+VARIED = ("depth", "stride", "model", "pixels", "frames")
+
+
 def report(data: dict, figures: Figures) -> str:
     text = (
-        "Of every s frames (*stride* s) one goes through the deep blocks, the others get what lies between; at the first steps (up to "
-        "the part *start* of the way from noise to picture) all do. All ratios are to the plain batch of the same frames.\n\n"
+        "Of every s frames (*stride* s) one goes through the deep blocks, the others get what lies between; at the "
+        "first steps (up to the part *start* of the way from noise to picture) all do. All ratios are to the plain "
+        "batch of the same frames.\n\n"
     )
     if data["clips"]:
         text += _quality(data, figures)
     kinds = list(dict.fromkeys((row["model"], row["pixels"], row["frames"]) for row in data["operations"]))
-    ratios = {
-        (row["depth"], row["stride"], row["model"], row["pixels"], row["frames"]): row["ratio"]
-        for row in data["operations"]
-    }
+    ratios = {tuple(row[key] for key in VARIED): row["ratio"] for row in data["operations"]}
     variants = dict.fromkeys(key[:2] for key in ratios)
     head = [f"{unets.NAMES[model]}, {pixels}×{pixels}, {frames} frames" for model, pixels, frames in kinds]
     text += "\n### Operations of a step with anchors\n\n" + table(
@@ -358,25 +315,17 @@ def report(data: dict, figures: Figures) -> str:
         [(*variant, *(f"{ratios[(*variant, *kind)]:.2f}" for kind in kinds)) for variant in variants],
     )
     full = steps_in_full(START)
+    timed = []
+    for row in data["times"]:
+        ratios = f"{row['ratio']:.2f}", f"{(full + (STEPS - full) * row['ratio']) / STEPS:.2f}"
+        unet = unets.NAMES[row["model"]], f"{row['pixels']}×{row['pixels']}"
+        timed.append((*unet, row["depth"], row["stride"], row["rounds"], row["plain"], *ratios))
+    head = ("UNet", "pixels", "depth", "stride", "rounds", "plain batch, s", "ratio", "whole")
     return text + (
-        f"\n### Time of a step with anchors\n\nUNets of real widths with random weights, with guidance, {data['frames']} frames, on all "
-        f"cores, in turns: median of the ratios of a round. *Whole*: the same of {STEPS} steps of DDIM, {full} of them in full.\n\n"
-        + table(
-            ("UNet", "pixels", "depth", "stride", "rounds", "plain batch, s", "ratio", "whole"),
-            [
-                (
-                    unets.NAMES[row["model"]],
-                    f"{row['pixels']}×{row['pixels']}",
-                    row["depth"],
-                    row["stride"],
-                    row["rounds"],
-                    row["plain"],
-                    f"{row['ratio']:.2f}",
-                    f"{(full + (STEPS - full) * row['ratio']) / STEPS:.2f}",
-                )
-                for row in data["times"]
-            ],
-        )
+        "\n### Time of a step with anchors\n\n"
+        f"UNets of real widths with random weights, with guidance, {data['frames']} frames, on all cores, in turns: "
+        f"median of the ratios of a round. *Whole*: the same of {STEPS} steps of DDIM, {full} of them in full.\n\n"
+        + table(head, timed)
     )
 
 
@@ -387,29 +336,25 @@ def _quality(data: dict, figures: Figures) -> str:
     _plot(figures, rows)
 
     def lines(rows: list[dict]) -> list[tuple]:
-        return [
-            (
-                row["preset"],
-                row["variant"][0],
-                row["variant"][1] if row["preset"] != "exact" else None,
-                f"{row['variant'][2]:g}" if row["variant"][0] > 1 else None,
-                row["variant"][3],
-                f"{row['cost']:.2f}",
-                f"{percent(row['right'])} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]",
-                *(f"{row[name]:.2f}" for name in (*MEASURES, "difference")),
-            )
-            for row in rows
-        ]
+        cells = []
+        for row in rows:
+            stride, depth, start, every = row["variant"]
+            depth, start = depth if row["preset"] != "exact" else None, f"{start:g}" if stride > 1 else None
+            right = f"{percent(row['right'])} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+            means = (f"{row[name]:.2f}" for name in (*MEASURES, "difference"))
+            cells.append((row["preset"], stride, depth, start, every, f"{row['cost']:.2f}", right, *means))
+        return cells
 
     head = ("preset", "stride", "depth", "start", "cached", "cost", "all right", *MEASURES, "difference")
     return (
-        f"### The presets\n\n{presets[0]['clips']} clips of {data['frames']} frames of the tiny checkpoint, DDIM with {data['steps']} steps at "
-        f"CFG {GUIDANCE:g}, the same seeds for each. *Cost*: operations of {STEPS} steps of DDIM with SD 1.5 at 512×512, 8 frames. *All right*: frames "
-        "that show the shape, the colour and the background asked for, with the 95 % bootstrap interval. *Difference*: to the exact clip, "
-        "of 255.\n\n"
+        f"### The presets\n\n{presets[0]['clips']} clips of {data['frames']} frames of the tiny checkpoint, DDIM with "
+        f"{data['steps']} steps at CFG {GUIDANCE:g}, the same seeds for each. *Cost*: operations of {STEPS} steps of "
+        "DDIM with SD 1.5 at 512×512, 8 frames. *All right*: frames that show the shape, the colour and the background "
+        "asked for, with the 95 % bootstrap interval. *Difference*: to the exact clip, of 255.\n\n"
         + table(head, lines(presets))
-        + f"\n### By stride, depth and start\n\nThe first {count} of these prompts. *Cached*: for how many steps the deep output serves, the "
-        "step-wise caching of DeepCache; measured as a second axis, it is not offered.\n\n"
+        + "\n### By stride, depth and start\n\n"
+        f"The first {count} of these prompts. *Cached*: for how many steps the deep output serves, the step-wise "
+        "caching of DeepCache; measured as a second axis, it is not offered.\n\n"
         + table(head, lines(rows))
         + "\n"
         + figures.link("by_cost", "Difference to the exact clip by cost")
@@ -419,38 +364,21 @@ def _quality(data: dict, figures: Figures) -> str:
 
 def _plot(figures: Figures, rows: list[dict]) -> None:
     groups = {
-        **{
-            f"{depth}, start {START:g}": [
-                row for row in rows if row["variant"] in BY_DEPTH and row["variant"][1] == depth
-            ]
-            for depth in DEPTHS
-        },
-        "stride 8 or 16, medium, another start": [
-            row
-            for row in rows
-            if row["variant"] in (*BY_START, *BY_PRESET) and row["variant"] not in (*BY_DEPTH, EXACT)
-        ],
-        "deep output kept for more steps": [row for row in rows if row["variant"] in CACHED],
+        f"{depth}, start {START:g}": [row for row in rows if row["variant"] in BY_DEPTH and row["variant"][1] == depth]
+        for depth in DEPTHS
     }
-    with figures(
-        "by_cost",
-        "What anchors save and what they change",
-        "operations, of the plain batch's (SD 1.5, 512×512)",
-        "difference to the exact clip, of 255",
-    ) as axes:
+    started = {*BY_START, *BY_PRESET} - {*BY_DEPTH, EXACT}
+    groups["stride 8 or 16, medium, another start"] = [row for row in rows if row["variant"] in started]
+    groups["deep output kept for more steps"] = [row for row in rows if row["variant"] in CACHED]
+    x, y = "operations, of the plain batch's (SD 1.5, 512×512)", "difference to the exact clip, of 255"
+    with figures("by_cost", "What anchors save and what they change", x, y) as axes:
         for (name, group), colour in zip(groups.items(), (OTHER, ZS2, "#7c3aed", PEER, PLAIN)):
             if not group:
                 continue
             joined = sorted(group, key=lambda row: row["cost"])
-            axes.plot(
-                [row["cost"] for row in joined],
-                [row["difference"] for row in joined],
-                color=colour,
-                marker="o",
-                markersize=4,
-                label=name,
-                linestyle="-" if name.startswith(DEPTHS) and "another" not in name else "",
-            )
+            points = [row["cost"] for row in joined], [row["difference"] for row in joined]
+            line = "-" if name.startswith(DEPTHS) and "another" not in name else ""
+            axes.plot(*points, color=colour, marker="o", markersize=4, label=name, linestyle=line)
             for row in joined:
                 label(axes, row["cost"], row["difference"], row["preset"] or _named(row["variant"]), colour)
         axes.set_ylim(0)
@@ -482,13 +410,8 @@ def main() -> None:
     if options.what == "operations":
         rows = operations(options.model, options.side, options.frames)
     else:
-        rows = times(
-            options.model,
-            options.side,
-            options.rounds,
-            variants or [variant[:2] for variant in BY_DEPTH],
-            options.frames,
-        )
+        variants = variants or [variant[:2] for variant in BY_DEPTH]
+        rows = times(options.model, options.side, options.rounds, variants, options.frames)
     for row in rows:
         print(json.dumps(metrics.rounded(row, 5)), flush=True)
 

@@ -12,7 +12,7 @@ from zs2_lib.core.momentum import momentum_scan_
 from zs2_lib.core.rows import Rows
 
 from . import metrics, unets
-from .document import ZS2, Figures, Target, label, table
+from .document import ZS2, Figures, Target, at_most, label, ratio_cells, table
 from .timing import KEEPING, averages_watched, in_own_process, in_turns, seconds
 
 TITLE = "Temporal momentum attention: UNet steps"
@@ -51,15 +51,8 @@ def compare_all_steps(wanted: Sequence[tuple]) -> list[dict]:
     for kind in dict.fromkeys(kind for kind, *_ in wanted):
         unet = unets.unet(kind).to(device, dtype)
         for _, side, frames, per_pass, pairs in (step for step in wanted if step[0] == kind):
-            rows.append(
-                {
-                    "unet": kind,
-                    "latent": side,
-                    "frames": frames,
-                    "per pass": per_pass,
-                    **compare_steps(unet, side, frames, per_pass, pairs),
-                }
-            )
+            times = compare_steps(unet, side, frames, per_pass, pairs)
+            rows.append({"unet": kind, "latent": side, "frames": frames, "per pass": per_pass, **times})
             ratio = metrics.median_ratio(rows[-1]["averaged"], rows[-1]["plain"])
             print(f"  {kind}, {frames} frames of {side}×{side} in passes of {per_pass}: {ratio:.4f}", flush=True)
         del unet
@@ -163,9 +156,8 @@ def compare_forms(tokens: int, channels: int, frames: int, dtype: torch.dtype, b
     for name, (form, _) in candidates.items():
         results = form(*(x.clone() for x in tensors))
         expected = sample[:1] if name.endswith("input") else sample[1:]
-        errors[name] = max(
-            (r[:, ::7, ::7].double().flatten(1) - e).abs().max().item() for r, e in zip(results, expected)
-        )
+        differences = [r[:, ::7, ::7].double().flatten(1) - e for r, e in zip(results, expected)]
+        errors[name] = max(x.abs().max().item() for x in differences)
         if errors[name] >= 20 * torch.finfo(dtype).eps:
             raise RuntimeError(
                 f"the form {name!r} of the average does not agree with float64: it is off by {errors[name]}"
@@ -175,12 +167,10 @@ def compare_forms(tokens: int, channels: int, frames: int, dtype: torch.dtype, b
     once = sum(seconds(run) for run in runs.values())
     repeat = max(1, round(0.005 * len(candidates) / once))
     times = in_turns(runs, min(max(round(budget / (once * repeat)), 5), 51), repeat)
+    layer = {"dtype": str(dtype)[6:], "tokens": tokens, "channels": channels, "frames": frames}
     return [
         {
-            "dtype": str(dtype)[6:],
-            "tokens": tokens,
-            "channels": channels,
-            "frames": frames,
+            **layer,
             "form": name,
             "extra": extra,
             "ms": 1e3 * metrics.median(times[name]),
@@ -195,72 +185,44 @@ def compare_forms(tokens: int, channels: int, frames: int, dtype: torch.dtype, b
 
 
 def targets(data: dict) -> list[Target]:
-    pairs = [
-        ratio for step in data["steps"] if step["unet"] == "sd1" for ratio in np.divide(step["averaged"], step["plain"])
-    ]
-    hooks = [step["in hooks"] for step in data["steps"] if step["unet"] == "sd1" and step["in hooks"] is not None]
+    steps = [step for step in data["steps"] if step["unet"] == "sd1"]
+    pairs = [ratio for step in steps for ratio in np.divide(step["averaged"], step["plain"])]
+    hooks = [step["in hooks"] for step in steps if step["in hooks"] is not None]
     of = f"median of all {len(pairs)} pairs at SD 1.5's widths" + (
         f"; {100 * max(hooks):.1f} % of a step in the averages" if hooks else ""
     )
-    ratio = metrics.median(pairs)
-    return [Target("unet-step", f"UNet step with TMA / without, {of}", f"≤ {BAR}×", f"{ratio:.4f}×", ratio <= BAR)]
+    return [at_most("unet-step", f"UNet step with TMA / without, {of}", metrics.median(pairs), BAR, digits=4)]
 
 
 def report(data: dict, figures: Figures) -> str:
     rows = []
     for step in data["steps"]:
-        low, middle, high = metrics.ratio_quartiles(step["averaged"], step["plain"])
-        rows.append(
-            (
-                unets.NAMES[step["unet"]],
-                step["frames"],
-                step["per pass"],
-                f"{8 * step['latent']}×{8 * step['latent']}",
-                len(step["plain"]),
-                metrics.median(step["plain"]),
-                f"{middle:.4f}",
-                f"{low:.4f} to {high:.4f}",
-                None if step["in hooks"] is None else f"{100 * step['in hooks']:.2f} %",
-            )
-        )
+        batch = step["frames"], step["per pass"], f"{8 * step['latent']}×{8 * step['latent']}", len(step["plain"])
+        cells = metrics.median(step["plain"]), *ratio_cells(step["averaged"], step["plain"], digits=4)
+        hooks = None if step["in hooks"] is None else f"{100 * step['in hooks']:.2f} %"
+        rows.append((unets.NAMES[step["unet"]], *batch, *cells, hooks))
     _plot(figures, data["steps"])
-    header = (
-        "UNet",
-        "frames",
-        "per pass",
-        "pixels",
-        "pairs",
-        "s per step",
-        "with TMA / without",
-        "quartiles",
-        "in hooks",
-    )
-    forms = [
-        (
-            each["dtype"],
-            f"{each['tokens']}×{each['channels']}",
-            each["form"],
-            each["ms"],
-            each["ratio"],
-            f"{each['error']:.0e}",
-            each["extra"],
-        )
-        for each in data["forms"]
-    ]
+    header = ("UNet", "frames", "per pass", "pixels", "pairs")
+    header += ("s per step", "with TMA / without", "quartiles", "in hooks")
+    forms = []
+    for row in data["forms"]:
+        layer, error = f"{row['tokens']}×{row['channels']}", f"{row['error']:.0e}"
+        forms.append((row["dtype"], layer, row["form"], row["ms"], row["ratio"], error, row["extra"]))
     frames = data["forms"][0]["frames"]
     return (
-        "Steps of UNets with the widths and depths of SD 1.5 and SDXL and random weights, with guidance (twice as many rows as frames), "
-        "on one thread, in turns: median of the pairs. Pictures are small so that a step takes seconds; the averages grow with the "
-        "picture like the rest of the step, and attention more, so larger pictures make the ratio smaller. *in hooks*: the part of a "
-        "step spent in the averages.\n\n"
+        "Steps of UNets with the widths and depths of SD 1.5 and SDXL and random weights, with guidance (twice as many "
+        "rows as frames), on one thread, in turns: median of the pairs. Pictures are small so that a step takes "
+        "seconds; the averages grow with the picture like the rest of the step, and attention more, so larger pictures "
+        "make the ratio smaller. *in hooks*: the part of a step spent in the averages.\n\n"
         + table(header, rows)
         + "\n"
         + figures.link("share", "Share of the averages in a step")
         + "\n### Why the average is an in-place scan\n\n"
-        f"Forms of the average at the shapes (tokens × channels) of SD 1.5's layers for 512×512 pixels and {frames} frames with guidance; "
-        "times are for keys and values of one layer together, ratios are to the library's form, the scan. *product*: one matrix for all "
-        "rows, or one per guidance group; *input*: the layer's input is averaged instead, on a copy. *error*: largest deviation from "
-        "float64. *extra*: rows held beyond what the layer holds without momentum. The scan alone also gives the same bits however a "
+        f"Forms of the average at the shapes (tokens × channels) of SD 1.5's layers for 512×512 pixels and {frames} "
+        "frames with guidance; times are for keys and values of one layer together, ratios are to the library's form, "
+        "the scan. *product*: one matrix for all rows, or one per guidance group; *input*: the layer's input is "
+        "averaged instead, on a copy. *error*: largest deviation from float64. *extra*: rows held beyond what the "
+        "layer holds without momentum. The scan alone also gives the same bits however a "
         "clip is cut into passes.\n\n" + table(("dtype", "layer", "form", "ms", "/ scan", "error", "extra"), forms)
     )
 
@@ -270,13 +232,8 @@ def _plot(figures: Figures, steps: list[dict]) -> None:
         f"{unets.NAMES[s['unet']]}, {s['frames']} frames\nin passes of {s['per pass']}, {8 * s['latent']}²"
         for s in steps
     ]
-    with figures(
-        "share",
-        "What temporal momentum adds to a UNet step",
-        "time with / without: median and quartiles of pairs",
-        "",
-        height=0.8 + 0.42 * len(steps),
-    ) as axes:
+    title, x = "What temporal momentum adds to a UNet step", "time with / without: median and quartiles of pairs"
+    with figures("share", title, x, "", height=0.8 + 0.42 * len(steps)) as axes:
         for y, step in enumerate(reversed(steps)):
             low, middle, high = metrics.ratio_quartiles(step["averaged"], step["plain"])
             axes.plot((low, high), (y, y), color=ZS2, linewidth=2)

@@ -8,7 +8,7 @@ from zs2_lib.core.anchors import PRESETS
 
 from . import metrics
 from .clips import GUIDANCE, Job, decode, load, sample
-from .document import OTHER, PEER, PLAIN, ZS2, Figures, Target, percent, table, time_bars
+from .document import OTHER, PEER, PLAIN, ZS2, Figures, Target, at_most, percent, ratio_cells, table, time_bars
 from .timing import KEEPING, averages_watched, in_own_process, in_turns, seconds
 
 TITLE = "A whole clip against its peers"
@@ -24,24 +24,19 @@ METHODS = {
 TARGETS = (
     # anchor, above, below, at most
     ("clip-plain", "ZS²", "plain batch", 1.02),
-    ("clip-peer", "ZS²", "Text2Video-Zero", 1.00),
-    ("clip-balanced", "ZS², balanced", "Text2Video-Zero", 1.00),
+    ("clip-peer", "ZS²", "Text2Video-Zero", 1.0),
+    ("clip-balanced", "ZS², balanced", "Text2Video-Zero", 1.0),
 )
 
 
 def measure(run) -> dict:
-    options = run.options
-    return in_own_process(
-        compare, options.model, options.config, 8, run.pick(20, 5), run.pick(9, 2), environment=KEEPING
-    )
+    arguments = run.options.model, run.options.config, 8, run.pick(20, 5), run.pick(9, 2)
+    return in_own_process(compare, *arguments, environment=KEEPING)
 
 
 def compare(model: str | None, config: str | None, frames: int, steps: int, rounds: int) -> dict:
     pipe = load(model, config)
-    jobs = {
-        name: Job(method, PROMPT, 1, frames, steps, settings=settings)
-        for name, (method, settings, _) in METHODS.items()
-    }
+    jobs = {name: Job(kind, PROMPT, 1, frames, steps, settings=more) for name, (kind, more, _) in METHODS.items()}
     rows = {name: _unet_rows(pipe, job) for name, job in jobs.items()}
     times = in_turns({name: lambda job=job: decode(pipe, sample(pipe, job)) for name, job in jobs.items()}, rounds)
     return {
@@ -55,7 +50,7 @@ def compare(model: str | None, config: str | None, frames: int, steps: int, roun
 
 
 def _share_of_averages(pipe, job: Job) -> float:
-    """The part of a clip's time that the averages take: what ZS² does beyond a plain batch, but for a few draws of noise."""
+    """The part of a clip's time that the averages take: all that ZS² does beyond a plain batch but draw some noise."""
     with averages_watched() as spent:
         whole = seconds(lambda: decode(pipe, sample(pipe, job)))
     return sum(spent) / whole
@@ -81,30 +76,18 @@ def _unet_rows(pipe, job: Job) -> list[int]:
 
 def targets(data: dict) -> list[Target]:
     times, size = data["times"], f"{data['frames']} frames, {data['steps']} steps"
-    ratios = [(*target, metrics.median_ratio(times[target[1]], times[target[2]])) for target in TARGETS]
     return [
-        Target(anchor, f"whole clip: {above} / {below}, {size}", f"≤ {bar:.2f}×", f"{ratio:.3f}×", ratio <= bar)
-        for anchor, above, below, bar, ratio in ratios
+        at_most(anchor, f"whole clip: {above} / {below}, {size}", metrics.median_ratio(times[above], times[below]), bar)
+        for anchor, above, below, bar in TARGETS
     ]
 
 
 def report(data: dict, figures: Figures) -> str:
     times, rows, hooks = data["times"], data["rows"], data["in hooks"]
     lines = []
-    for name in METHODS:
-        low, middle, high = metrics.ratio_quartiles(times["ZS²"], times[name])
-        everywhere, deep = rows[name]
-        lines.append(
-            (
-                name,
-                metrics.median(times[name]),
-                f"{middle:.3f}",
-                f"{low:.3f} to {high:.3f}",
-                everywhere,
-                deep,
-                f"{rows['ZS²'][0] / everywhere:.3f}",
-            )
-        )
+    for name, (everywhere, deep) in rows.items():
+        cells = metrics.median(times[name]), *ratio_cells(times["ZS²"], times[name])
+        lines.append((name, *cells, everywhere, deep, f"{rows['ZS²'][0] / everywhere:.3f}"))
     time_bars(
         figures,
         "times",
@@ -112,21 +95,21 @@ def report(data: dict, figures: Figures) -> str:
         "seconds (median)",
         {name: (metrics.median(times[name]), colour) for name, (_, _, colour) in METHODS.items()},
     )
+    header = ("method", "s per clip", "ZS² / method", "quartiles", "UNet rows", "deep", "ZS²'s rows / method's")
     return (
-        f"{data['frames']} frames, DDIM with {data['steps']} steps at CFG {data['guidance']:g}, sampled and decoded, in turns "
-        f"({len(times['ZS²'])} rounds): median of the ratios of one round. The plain batch is the same pipeline asked for as many "
-        "pictures. Text2Video-Zero is `diffusers`' pipeline on the same checkpoint, scheduler and steps, its t0 and t1 rescaled from 50 "
-        "steps; nothing is added to the prompt, and no watermark is drawn. It samples the first steps for frame 1 alone, so it computes "
-        "fewer rows: *UNet rows*, of which *deep* go through the middle block. *Balanced* is ZS² with [anchors](#anchors). "
+        f"{data['frames']} frames, DDIM with {data['steps']} steps at CFG {data['guidance']:g}, sampled and decoded, "
+        f"in turns ({len(times['ZS²'])} rounds): median of the ratios of one round. The plain batch is the same "
+        "pipeline asked for as many pictures. Text2Video-Zero is `diffusers`' pipeline on the same checkpoint, "
+        "scheduler and steps, its t0 and t1 rescaled from 50 steps; nothing is added to the prompt, and no watermark "
+        "is drawn. It samples the first steps for frame 1 alone, so it computes fewer rows: *UNet rows*, of which "
+        "*deep* go through the middle block. *Balanced* is ZS² with [anchors](#anchors). "
         + (
-            f"Of ZS²'s time the averages take {percent(hooks)}, which is what it adds to a plain batch, but for a few draws of noise: "
-            "where the ratio says more or less, that is the machine's doing.\n\n"
+            f"Of ZS²'s time the averages take {percent(hooks)}, which is what it adds to a plain batch, but for a few "
+            "draws of noise: where the ratio says more or less, that is the machine's doing.\n\n"
             if hooks is not None
             else "\n\n"
         )
-        + table(
-            ("method", "s per clip", "ZS² / method", "quartiles", "UNet rows", "deep", "ZS²'s rows / method's"), lines
-        )
+        + table(header, lines)
         + "\n"
         + figures.link("times", "Time of a clip by method")
     )

@@ -25,6 +25,7 @@ PAPER = {
     "Openjourney": (26.4, 25.9, 26.4),
 }
 """Table 1: DDIM, Text2Video-Zero, ZS²."""
+GIVE = "give the folder of a CLIP model in the format of transformers"
 
 
 def measure(run) -> dict:
@@ -54,17 +55,13 @@ def measure(run) -> dict:
 
 
 def clip_scorer(folder: str | None) -> Callable[[np.ndarray, str], np.ndarray]:
-    """A function that gives the CLIP scores of frames (frames, height, width, 3) and a prompt: 100 · cosine, at least 0."""
+    """A function that gives CLIP scores of frames (frames, height, width, 3) and a prompt: 100 · cosine, at least 0."""
     if folder is None:
-        raise ValueError(
-            "--clip: give the folder of a CLIP model in the format of transformers, such as clip-vit-base-patch16"
-        )
+        raise ValueError(f"--clip: {GIVE}, such as clip-vit-base-patch16")
     from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
     if not (Path(folder) / "config.json").is_file():
-        raise ValueError(
-            f"--clip: {str(folder)!r} holds no config.json; give the folder of a CLIP model in the format of transformers"
-        )
+        raise ValueError(f"--clip: {str(folder)!r} holds no config.json; {GIVE}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = CLIPModel.from_pretrained(folder, local_files_only=True).eval().to(device)
     prepare = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
@@ -108,10 +105,10 @@ def report(data: dict, figures: Figures) -> str:
         axes.grid(axis="y", visible=False)
     settings = ", ".join(f"{key} {value:g}" for key, value in SETTINGS.items())
     return (
-        f"{len(plain)} clips of {data['frames']} frames for each method on {data['prompts']} prompts, DDIM with {data['steps']} steps at "
-        f"CFG {data['guidance']:g}; ZS² with the paper's {settings}. The score is 100 · cosine of the embeddings of picture and prompt by "
-        f"{data['clip']}, mean over frames and clips. DDIM's frames are independent pictures. In brackets: 95 % bootstrap intervals over "
-        "clips.\n\n"
+        f"{len(plain)} clips of {data['frames']} frames for each method on {data['prompts']} prompts, DDIM with "
+        f"{data['steps']} steps at CFG {data['guidance']:g}; ZS² with the paper's {settings}. The score is 100 · "
+        f"cosine of the embeddings of picture and prompt by {data['clip']}, mean over frames and clips. DDIM's frames "
+        "are independent pictures. In brackets: 95 % bootstrap intervals over clips.\n\n"
         + table(("method", "CLIP score", "against DDIM on the same prompts"), rows)
         + "\n"
         + figures.link("scores", "CLIP score by method")

@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, TextToVideoZeroPip
 from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from zs2_lib.core.noise import frame_seeds
+from zs2_lib.hosts.diffusers import checkpoints
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.settings.table import Settings
 
@@ -46,10 +47,11 @@ def load(model: str | None, config: str | None) -> StableDiffusionPipeline:
     """The checkpoint, sampled with DDIM whatever its folder says: the sampler that all methods share."""
     set_verbosity_error()
     disable_progress_bar()
-    pipe = host.load_pipeline(model, config)
+    pipe = checkpoints.load_pipeline(model, config)
     if not isinstance(pipe, StableDiffusionPipeline):
-        raise host.ModelError(
-            f"model: {model!r} is a {type(pipe).__name__}; the peers are compared on SD 1.x and 2.x: choose such a checkpoint"
+        raise checkpoints.ModelError(
+            f"model: {model!r} is a {type(pipe).__name__}; the peers are compared on SD 1.x and 2.x: choose such a "
+            "checkpoint"
         )
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
@@ -107,16 +109,8 @@ def text2video_zero(pipe) -> Iterator[TextToVideoZeroPipeline]:
     """The peer on the checkpoint's own modules, whose attention is as before afterwards."""
     processors = pipe.unet.attn_processors
     try:
-        peer = TextToVideoZeroPipeline(
-            pipe.vae,
-            pipe.text_encoder,
-            pipe.tokenizer,
-            pipe.unet,
-            copy.deepcopy(pipe.scheduler),
-            None,
-            None,
-            requires_safety_checker=False,
-        )
+        modules = pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.unet, copy.deepcopy(pipe.scheduler)
+        peer = TextToVideoZeroPipeline(*modules, None, None, requires_safety_checker=False)
         peer.set_progress_bar_config(disable=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch's words to the peer's programmers
@@ -195,7 +189,7 @@ class Sampler:
         return [self.done[job] for job in jobs]
 
     def map(self, function: Callable, items: Sequence, what: str) -> list:
-        """function(pipe, judge, item) of each item, in the workers; `judge` is None on other checkpoints than the tiny one.
+        """function(pipe, judge, item) of each item, in the workers; `judge` is None but on the tiny checkpoint.
 
         Says on the way how many of `what` are done.
         """

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import metrics
+
 NAME = "benchmarks"
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "av", "opencv-python-headless")
 ZS2, PEER, PLAIN, OTHER = "#c2410c", "#1d4ed8", "#6b7280", "#0f766e"
@@ -44,6 +46,11 @@ class Target:
     @property
     def row(self) -> tuple[str, ...]:
         return f'<a id="{self.anchor}"></a>{self.what}', self.bar, self.found, "met" if self.met else "**not met**"
+
+
+def at_most(anchor: str, what: str, ratio: float, bar: float, digits: int = 3) -> Target:
+    """The target that a ratio is no greater than `bar`; it is shown with so many digits."""
+    return Target(anchor, what, f"≤ {bar}×", f"{ratio:.{digits}f}×", ratio <= bar)
 
 
 # --- one section -----------------------------------------------------------------------------------------
@@ -120,9 +127,7 @@ def _facts(records: dict) -> dict[str, str]:
         return "; ".join(dict.fromkeys(record[key] for record in records.values() if record[key]))
 
     dates = sorted(record["date"] for record in records.values())
-    versions = [
-        ", ".join(f"{name} {version}" for name, version in record["versions"].items()) for record in records.values()
-    ]
+    versions = [", ".join(map(" ".join, record["versions"].items())) for record in records.values()]
     facts = {
         "machine": each("machine"),
         "GPU": each("gpu") or "none",
@@ -138,7 +143,8 @@ def _facts(records: dict) -> dict[str, str]:
 
 def _when(name: str, record: dict) -> str:
     quick = ", a quick run" if record["quick"] else ""
-    return f"<sub>{record['date']}, {record['seconds']:.0f} s{quick}: `python -m benchmarks --only {name}`, [raw]({NAME}/{name}.json)</sub>"
+    taken, command = f"{record['date']}, {record['seconds']:.0f} s{quick}", f"python -m benchmarks --only {name}"
+    return f"<sub>{taken}: `{command}`, [raw]({NAME}/{name}.json)</sub>"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -156,6 +162,12 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return str(value)
+
+
+def ratio_cells(above: Sequence[float], below: Sequence[float], digits: int = 3) -> tuple[str, str]:
+    """Two cells of a table: the median over pairs of above / below, and the quartiles."""
+    low, middle, high = (f"{x:.{digits}f}" for x in metrics.ratio_quartiles(above, below))
+    return middle, f"{low} to {high}"
 
 
 def percent(value: float) -> str:
@@ -220,7 +232,7 @@ def label(axes, x: float, y: float, text: str, colour: str, **options) -> None:
 
 
 def label_ends(axes, lines: dict[str, tuple[float, float, str]], apart: float = 13) -> None:
-    """Names lines beside their ends (x, y, colour), moved up where two would overlap. Call it when the limits are set."""
+    """Names lines beside their ends (x, y, colour), moved up where two would overlap. The limits have to be set."""
     height = -math.inf
     for name, (x, y, colour) in sorted(lines.items(), key=lambda item: item[1][1]):
         own = axes.transData.transform((x, y))[1] * 72 / axes.figure.dpi  # points

@@ -103,8 +103,8 @@ def report(data: dict, figures: Figures) -> str:
         axes.set_xlim(0, max(x for points in lines.values() for x, _ in points) * 1.12)
         label_ends(axes, {format: (*points[-1], colours[format]) for format, points in lines.items()})
     return (
-        f"A moving disc on a grainy ground, {data['side']}×{data['side']}, wall time, each clip in a process of its own. "
-        "*Memory*: how much the process's peak grows while it writes, and then while it reads.\n\n"
+        f"A moving disc on a grainy ground, {data['side']}×{data['side']}, wall time, each clip in a process of its "
+        "own. *Memory*: how much the process's peak grows while it writes, and then while it reads.\n\n"
         + table(("format", "frames", "written per s", "memory", "read per s", "memory", "file"), rows)
         + "\n"
         + figures.link("memory", "Memory to write a clip by format and length")

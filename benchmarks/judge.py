@@ -1,7 +1,7 @@
 """The judge: a small network that reads shape, colour and background off the pictures of the tiny checkpoint.
 
-It was trained on computer-drawn shapes alone, never on a sampled picture; on renders that it had not seen it names 96 % of
-the shapes and all colours and backgrounds. Its weights (0.7 MB) lie beside this file.
+It was trained on computer-drawn shapes alone, never on a sampled picture; on renders that it had not seen it names 96 %
+of the shapes and all colours and backgrounds. Its weights (0.7 MB) lie beside this file.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Judge(nn.Module):
         """Shape, colour and background of each of `frames` (…, 128, 128, 3), uint8: positions (…, 3)."""
         if frames.shape[-3:] != (SIDE, SIDE, 3) or frames.dtype != np.uint8:
             raise ValueError(
-                f"the judge looks at pictures ({SIDE}, {SIDE}, 3) of uint8, not at {frames.shape[-3:]} of {frames.dtype}; "
-                "it knows those of the tiny checkpoint alone"
+                f"the judge looks at pictures ({SIDE}, {SIDE}, 3) of uint8, not at {frames.shape[-3:]} of "
+                f"{frames.dtype}; it knows those of the tiny checkpoint alone"
             )
         pictures = torch.tensor(frames).view(-1, SIDE, SIDE, 3)
         read = [

@@ -12,7 +12,7 @@ TITLE = "Ladders: what λ and μ do"
 FRAMES = 8
 MOTION = {"values": (0.0, 0.05, 0.1, 0.15, 0.2, 0.25), "momentum": 0.98, "steps": 8, "guidance": GUIDANCE}
 MOMENTUM = {"values": (0.0, 0.25, 0.5, 0.75, 0.9, 1.0), "motion": 0.25, "steps": 12, "guidance": 1.0}
-"""With the empty prompt and without guidance: a full prompt fixes the tiny checkpoint's subject, so that μ hardly shows."""
+"""The empty prompt without guidance: a full prompt fixes the tiny checkpoint's subject, so that μ hardly shows."""
 PAPER = {
     "motion": {"change": (5.2, 10.0, 11.7, 14.9, 16.2, 19.2)},
     "momentum": {"change": (31.8, 18.4, 17.2, 15.4, 12.7, 13.0), "drift": (48.2, 37.1, 35.8, 31.2, 28.4, 23.3)},
@@ -26,16 +26,9 @@ def measure(run) -> dict:
 
     def ladder(key: str, settings: dict, prompts: list[str]) -> dict:
         fixed = {name: value for name, value in settings.items() if name in ("motion", "momentum")}
+        steps, guidance = settings["steps"], settings["guidance"]
         jobs = [
-            Job(
-                "zs2",
-                prompt,
-                seed,
-                FRAMES,
-                settings["steps"],
-                settings["guidance"],
-                tuple({key: value, **fixed}.items()),
-            )
+            Job("zs2", prompt, seed, FRAMES, steps, guidance, tuple({key: value, **fixed}.items()))
             for value in settings["values"]
             for seed, prompt in enumerate(prompts)
         ]
@@ -56,19 +49,11 @@ def means(ladder: dict, key: str) -> list[float]:
 
 def targets(data: dict) -> list[Target]:
     motion, momentum = means(data["motion"], "change"), means(data["momentum"], "drift")
-    count = len(data["motion"]["clips"][0])
-    of = f"mean of {count} clips"
+    of = f"mean of {len(data['motion']['clips'][0])} clips"
+    what = f"motion rises with λ = 0 to 0.25, {of}", f"drift falls with μ = 0 to 1, {of}"
     return [
-        Target(
-            "motion-ladder", f"motion rises with λ = 0 to 0.25, {of}", "monotone", _steps(motion), metrics.rises(motion)
-        ),
-        Target(
-            "momentum-ladder",
-            f"drift falls with μ = 0 to 1, {of}",
-            "monotone",
-            _steps(momentum),
-            metrics.falls(momentum),
-        ),
+        Target("motion-ladder", what[0], "monotone", _steps(motion), metrics.rises(motion)),
+        Target("momentum-ladder", what[1], "monotone", _steps(momentum), metrics.falls(momentum)),
     ]
 
 
@@ -79,44 +64,25 @@ def _steps(values: list[float]) -> str:
 def report(data: dict, figures: Figures) -> str:
     count = len(data["motion"]["clips"][0])
     motion, momentum = data["motion"], data["momentum"]
-    motion_rows = zip(motion["values"], means(motion, "change"), means(motion, "drift"), PAPER["motion"]["change"])
-    momentum_rows = zip(
-        momentum["values"],
-        means(momentum, "drift"),
-        PAPER["momentum"]["drift"],
-        means(momentum, "change"),
-        PAPER["momentum"]["change"],
-    )
-    _plot(
-        figures,
-        "motion",
-        "Motion by λ",
-        "λ (motion)",
-        "mean |change| between frames, of 255",
-        motion["values"],
-        means(motion, "change"),
-        PAPER["motion"]["change"],
-    )
-    _plot(
-        figures,
-        "momentum",
-        "Drift from frame 1 by μ",
-        "μ (momentum)",
-        "mean |difference| from frame 1, of 255",
-        momentum["values"],
-        means(momentum, "drift"),
-        PAPER["momentum"]["drift"],
-    )
+    changes, drifts = ([means(ladder, key) for ladder in (motion, momentum)] for key in ("change", "drift"))
+    paper = PAPER["momentum"]
+    motion_rows = zip(motion["values"], changes[0], drifts[0], PAPER["motion"]["change"])
+    momentum_rows = zip(momentum["values"], drifts[1], paper["drift"], changes[1], paper["change"])
+    title, y = ("Motion by λ", "λ (motion)"), "mean |change| between frames, of 255"
+    _plot(figures, "motion", *title, y, motion["values"], changes[0], PAPER["motion"]["change"])
+    title, y = ("Drift from frame 1 by μ", "μ (momentum)"), "mean |difference| from frame 1, of 255"
+    _plot(figures, "momentum", *title, y, momentum["values"], drifts[1], paper["drift"])
     return (
-        f"Means of {count} clips of {data['frames']} frames, the same seeds at each value. Beside them the paper authors' own clips of "
-        "Figure 4, measured in the same way: a large checkpoint guided by poses, whose movement is in their figures even at λ = 0.\n\n"
+        f"Means of {count} clips of {data['frames']} frames, the same seeds at each value. Beside them the paper "
+        "authors' own clips of Figure 4, measured in the same way: a large checkpoint guided by poses, whose movement "
+        "is in their figures even at λ = 0.\n\n"
         f"### λ\n\nμ = {motion['momentum']:g}, full prompts, {motion['steps']} steps at CFG {motion['guidance']:g}.\n\n"
         + table(("λ", "change", "drift from frame 1", "the authors' change"), motion_rows)
         + "\n"
         + figures.link("motion", "Change between frames by λ")
-        + f"\n### μ\n\nλ = {momentum['motion']:g}, the empty prompt, {momentum['steps']} steps at CFG {momentum['guidance']:g}: a full "
-        "prompt fixes what the "
-        "tiny checkpoint shows, so that μ has nothing to hold.\n\n"
+        + f"\n### μ\n\nλ = {momentum['motion']:g}, the empty prompt, {momentum['steps']} steps at CFG "
+        f"{momentum['guidance']:g}: a full prompt fixes what the tiny checkpoint shows, so that μ has nothing to "
+        "hold.\n\n"
         + table(("μ", "drift from frame 1", "the authors' drift", "change", "the authors' change"), momentum_rows)
         + "\n"
         + figures.link("momentum", "Drift from frame 1 by μ")
@@ -126,10 +92,8 @@ def report(data: dict, figures: Figures) -> str:
 def _plot(figures: Figures, name: str, title: str, x: str, y: str, values, ours: list[float], authors) -> None:
     with figures(name, title, x, y) as axes:
         ends = {}
-        for numbers, what, colour in (
-            (ours, "this run", ZS2),
-            (authors, "the paper authors' clips\n(large model, poses)", PLAIN),
-        ):
+        theirs = (authors, "the paper authors' clips\n(large model, poses)", PLAIN)
+        for numbers, what, colour in ((ours, "this run", ZS2), theirs):
             axes.plot(values, numbers, color=colour, marker="o", markersize=4)
             ends[what] = values[-1], numbers[-1], colour
         axes.set_ylim(0, 1.15 * max(*ours, *authors))

@@ -11,7 +11,7 @@ from zs2_lib.settings.table import Settings
 
 from . import metrics
 from .clips import GUIDANCE, load
-from .document import PLAIN, ZS2, Figures, Target, label, megabytes, table
+from .document import PLAIN, ZS2, Figures, Target, at_most, label, megabytes, table
 from .timing import RETURNING, in_own_process, peak_memory, seconds
 
 TITLE = "Time and memory by clip length"
@@ -31,10 +31,8 @@ def measure(run) -> dict:
     for frames in run.pick(LENGTHS, QUICK_LENGTHS):
         repeats = run.pick({8: 3, 64: 2}, {}).get(frames, 1)
         clips.append({"frames": frames, **in_own_process(one_clip, model, config, frames, repeats)})
-        print(
-            f"  {frames} frames: {metrics.median(clips[-1]['seconds']):.1f} s, {megabytes(clips[-1]['peak'])}",
-            flush=True,
-        )
+        taken = f"{metrics.median(clips[-1]['seconds']):.1f} s, {megabytes(clips[-1]['peak'])}"
+        print(f"  {frames} frames: {taken}", flush=True)
     held = [
         {"frames": frames, "peak": in_own_process(sampled_peak, model, config, frames, environment=RETURNING)}
         for frames in run.pick(HELD_LENGTHS, QUICK_HELD_LENGTHS)
@@ -81,8 +79,8 @@ def targets(data: dict) -> list[Target]:
     time, memory = metrics.median(long["seconds"]) / metrics.median(short["seconds"]), long["peak"] / short["peak"]
     what = f"{LONG} frames / {SHORT} frames, {data['per pass']} per pass"
     return [
-        Target("length-time", f"time, {what}", f"≤ {TIME_BAR}×", f"{time:.2f}×", time <= TIME_BAR),
-        Target("length-memory", f"peak memory, {what}", f"≤ {MEMORY_BAR}×", f"{memory:.3f}×", memory <= MEMORY_BAR),
+        at_most("length-time", f"time, {what}", time, TIME_BAR, digits=2),
+        at_most("length-memory", f"peak memory, {what}", memory, MEMORY_BAR),
     ]
 
 
@@ -92,66 +90,46 @@ def report(data: dict, figures: Figures) -> str:
     times = [metrics.median(clip["seconds"]) for clip in clips]
     held = {clip["frames"]: clip["peak"] for clip in data["held"]}
     shortest = min(held.values())
-    rows = [
-        (
-            clip["frames"],
-            taken,
-            taken / clip["frames"],
-            megabytes(clip["before"]),
-            megabytes(clip["peak"]),
-            f"{clip['peak'] / peaks[0]:.3f}",
-            *(
-                (megabytes(held[clip["frames"]]), f"{held[clip['frames']] / shortest:.3f}")
-                if clip["frames"] in held
-                else (None, None)
-            ),
-        )
-        for clip, taken in zip(clips, times)
-    ]
+    rows = []
+    for clip, taken in zip(clips, times):
+        whole = megabytes(clip["before"]), megabytes(clip["peak"]), f"{clip['peak'] / peaks[0]:.3f}"
+        own = held.get(clip["frames"])
+        own = (megabytes(own), f"{own / shortest:.3f}") if own else (None, None)
+        rows.append((clip["frames"], taken, taken / clip["frames"], *whole, *own))
     slope = metrics.slope(frames, peaks)
-    per_pass = f"{data['per pass']} frames per pass"
-    with figures(
-        "memory", f"Peak memory by clip length, {per_pass}", "frames", "peak memory of the process, MiB"
-    ) as axes:
-        axes.plot(frames, [peak / 2**20 for peak in peaks], color=ZS2, marker="o", markersize=4)
-        axes.plot(list(held), [peak / 2**20 for peak in held.values()], color=PLAIN, marker="o", markersize=4)
-        ratio = f"{peaks[-1] / peaks[0]:.2f}× at {frames[-1] / frames[0]:.0f}× the length"
-        label(axes, frames[-1], peaks[-1] / 2**20, f"whole process: {ratio}", ZS2, xytext=(0, 10), ha="right")
-        label(
-            axes,
-            frames[-1],
-            list(held.values())[-1] / 2**20,
-            "held by sampling and decoding",
-            PLAIN,
-            xytext=(0, -12),
-            ha="right",
-        )
-        axes.set_ylim(0, 1.25 * max(peaks) / 2**20)
-    with figures(
-        "time", f"Time by clip length, {per_pass}", "frames", f"seconds for {data['steps']} steps, decoding and MP4"
-    ) as axes:
-        axes.plot(frames, times, color=ZS2, marker="o", markersize=4)
-        axes.plot((0, frames[-1]), (0, times[0] / frames[0] * frames[-1]), color="#9ca3af", linestyle="--")
-        label(axes, frames[-1], times[-1], f"{times[-1]:.0f} s", ZS2, xytext=(-8, 8), ha="right")
-        label(
-            axes,
-            frames[-1] / 2,
-            times[0] / frames[0] * frames[-1] / 2,
-            "in proportion\nto the shortest",
-            "#6b7280",
-            xytext=(12, -14),
-        )
-        axes.set_ylim(0)
+    _plot(data, figures, frames, times, peaks, held)
     return (
-        f"Each length in a process of its own: {data['steps']} steps at CFG {data['guidance']:g} in passes of {data['per pass']} frames, "
-        "decoded one by one and written as MP4. *Loaded*: the peak with the checkpoint loaded and two frames sampled, before the clip. "
-        "*Held*: the peak of sampling and decoding alone with the C library told to give back what is freed; the rest of *peak* is "
-        "memory that it keeps for later, and the encoder's.\n\n"
+        f"Each length in a process of its own: {data['steps']} steps at CFG {data['guidance']:g} in passes of "
+        f"{data['per pass']} frames, decoded one by one and written as MP4. *Loaded*: the peak with the checkpoint "
+        "loaded and two frames sampled, before the clip. *Held*: the peak of sampling and decoding alone with the C "
+        "library told to give back what is freed; the rest of *peak* is memory that it keeps for later, and the "
+        "encoder's.\n\n"
         + table(("frames", "s", "s per frame", "loaded", "peak", "/ shortest", "held", "/ shortest"), rows)
         + f"\nSlope of the peak: {slope / 2**10:.0f} KiB per frame; of what is held: "
-        f"{metrics.slope(list(held), list(held.values())) / 2**10:.0f} KiB per frame; of the time: {metrics.slope(frames, times):.3f} s "
-        "per frame.\n\n"
+        f"{metrics.slope(list(held), list(held.values())) / 2**10:.0f} KiB per frame; of the time: "
+        f"{metrics.slope(frames, times):.3f} s per frame.\n\n"
         + figures.link("memory", "Peak memory by clip length")
         + "\n"
         + figures.link("time", "Time by clip length")
     )
+
+
+def _plot(data: dict, figures: Figures, frames: list[int], times: list[float], peaks: list[int], held: dict) -> None:
+    per_pass, last, points = f"{data['per pass']} frames per pass", frames[-1], {"marker": "o", "markersize": 4}
+    y = "peak memory of the process, MiB"
+    with figures("memory", f"Peak memory by clip length, {per_pass}", "frames", y) as axes:
+        axes.plot(frames, [peak / 2**20 for peak in peaks], color=ZS2, **points)
+        axes.plot(list(held), [peak / 2**20 for peak in held.values()], color=PLAIN, **points)
+        ratio = f"{peaks[-1] / peaks[0]:.2f}× at {last / frames[0]:.0f}× the length"
+        label(axes, last, peaks[-1] / 2**20, f"whole process: {ratio}", ZS2, xytext=(0, 10), ha="right")
+        y = list(held.values())[-1] / 2**20
+        label(axes, last, y, "held by sampling and decoding", PLAIN, xytext=(0, -12), ha="right")
+        axes.set_ylim(0, 1.25 * max(peaks) / 2**20)
+    y = f"seconds for {data['steps']} steps, decoding and MP4"
+    with figures("time", f"Time by clip length, {per_pass}", "frames", y) as axes:
+        axes.plot(frames, times, color=ZS2, **points)
+        in_proportion = times[0] / frames[0] * last
+        axes.plot((0, last), (0, in_proportion), color="#9ca3af", linestyle="--")
+        label(axes, last, times[-1], f"{times[-1]:.0f} s", ZS2, xytext=(-8, 8), ha="right")
+        label(axes, last / 2, in_proportion / 2, "in proportion\nto the shortest", "#6b7280", xytext=(12, -14))
+        axes.set_ylim(0)

@@ -18,16 +18,10 @@ COLOURS = dict(zip(MODELS, (ZS2, OTHER, "#7c3aed")))
 
 def measure(run) -> dict:
     frames, prompts = run.pick(64, 16), run.prompts(run.pick(2, 1))
+    models = [() if model == "dependency" else (("noise_model", model),) for model in MODELS.values()]
     jobs = [
-        Job(
-            "zs2",
-            each["prompt"],
-            seed,
-            frames,
-            STEPS,
-            settings=() if model == "dependency" else (("noise_model", model),),
-        )
-        for model in MODELS.values()
+        Job("zs2", each["prompt"], seed, frames, STEPS, settings=settings)
+        for settings in models
         for seed, each in enumerate(prompts)
     ]
     records = iter(run.sampler(jobs))
@@ -50,53 +44,32 @@ def report(data: dict, figures: Figures) -> str:
     header = ("noise", *(f"frames {first + 1}–{last}" for first, last in stretches))
     text = (
         f"{len(data['prompts'])} clips of {data['frames']} frames for each noise model, {data['steps']} steps at CFG "
-        f"{data['guidance']:g}, settings at their defaults (λ 0.05 for dependency noise, α 0.9 for the others, μ 0.98).\n\n"
+        f"{data['guidance']:g}, settings at their defaults (λ 0.05 for dependency noise, α 0.9 for the others, μ "
+        "0.98).\n\n"
     )
+    plots = []
     if judged:
-        right = {
-            name: np.mean(
-                [
-                    metrics.right(record["attributes"], each["attributes"])
-                    for record, each in zip(records, data["prompts"])
-                ],
-                axis=0,
-            )
-            for name, records in data["clips"].items()
-        }
-        rows = [
-            (name, *(percent(float(values[first:last].mean())) for first, last in stretches))
-            for name, values in right.items()
-        ]
-        text += "Frames that show what the prompt asks for:\n\n" + table(header, rows) + "\n"
-    drift = {name: np.mean([record["drift"] for record in records], axis=0) for name, records in data["clips"].items()}
-    rows = [
-        (name, *(float(values[max(first - 1, 0) : last - 1].mean()) for first, last in stretches))
-        for name, values in drift.items()
-    ]
-    text += "Mean |difference| from frame 1, of 255:\n\n" + table(header, rows) + "\n"
-    if judged:
-        _plot(
-            figures,
-            "fidelity",
-            "What the prompt asks for, in long clips",
-            "% of frames right",
-            {name: [100 * values[first:last].mean() for first, last in stretches] for name, values in right.items()},
-            stretches,
-            top=119,
-        )
-        text += figures.link("fidelity", "Fidelity by frame") + "\n"
-    _plot(
-        figures,
-        "drift",
-        "How far long clips get from frame 1",
-        "mean |difference| from frame 1, of 255",
-        {
-            name: [values[max(first - 1, 0) : last - 1].mean() for first, last in stretches]
-            for name, values in drift.items()
-        },
-        stretches,
-    )
-    return text + figures.link("drift", "Drift by frame")
+        asked = [each["attributes"] for each in data["prompts"]]
+        rows = {}
+        for name, records in data["clips"].items():
+            right = [metrics.right(record["attributes"], each) for record, each in zip(records, asked)]
+            right = np.mean(right, axis=0)  # (frames,)
+            rows[name] = [float(right[first:last].mean()) for first, last in stretches]
+        text += "Frames that show what the prompt asks for:\n\n"
+        text += table(header, [(name, *map(percent, parts)) for name, parts in rows.items()]) + "\n"
+        lines = {name: [100 * part for part in parts] for name, parts in rows.items()}
+        title = "What the prompt asks for, in long clips"
+        _plot(figures, "fidelity", title, "% of frames right", lines, stretches, top=119)
+        plots.append(figures.link("fidelity", "Fidelity by frame"))
+    rows = {}
+    for name, records in data["clips"].items():
+        drift = np.mean([record["drift"] for record in records], axis=0)  # (frames - 1,)
+        rows[name] = [float(drift[max(first - 1, 0) : last - 1].mean()) for first, last in stretches]
+    text += "Mean |difference| from frame 1, of 255:\n\n" + table(header, [(name, *row) for name, row in rows.items()])
+    title, y = "How far long clips get from frame 1", "mean |difference| from frame 1, of 255"
+    _plot(figures, "drift", title, y, rows, stretches)
+    plots.append(figures.link("drift", "Drift by frame"))
+    return "\n".join([text, *plots])
 
 
 def _plot(figures: Figures, name: str, title: str, y: str, lines: dict, stretches, top: float | None = None) -> None:

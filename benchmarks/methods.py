@@ -40,18 +40,11 @@ def measure(run) -> dict:
         ]
         for name, (method, settings) in METHODS.items()
     }
+    # without a prompt guidance changes nothing, but Text2Video-Zero cannot do without
+    guidance = {"text2video-zero": GUIDANCE}
     free = {
         name: [
-            # without a prompt guidance changes nothing, but Text2Video-Zero cannot do without
-            Job(
-                method,
-                "",
-                seed,
-                FRAMES,
-                STEPS,
-                GUIDANCE if method == "text2video-zero" else 1.0,
-                tuple(settings.items()),
-            )
+            Job(method, "", seed, FRAMES, STEPS, guidance.get(method, 1.0), tuple(settings.items()))
             for seed in range(run.pick(8, 1))
         ]
         for name, (method, settings) in METHODS.items()
@@ -74,9 +67,9 @@ def targets(data: dict) -> list[Target]:
 def report(data: dict, figures: Figures) -> str:
     clips, prompts = data["clips"], data["prompts"]
     text = (
-        f"{len(prompts)} prompts, {data['frames']} frames each, DDIM with {data['steps']} steps at CFG {data['guidance']:g}, the same "
-        "seeds for all. Mixed and progressive noise take the place of dependency noise in ZS². ZS² has its default settings. In "
-        "brackets: 95 % bootstrap intervals over prompts.\n\n"
+        f"{len(prompts)} prompts, {data['frames']} frames each, DDIM with {data['steps']} steps at CFG "
+        f"{data['guidance']:g}, the same seeds for all. Mixed and progressive noise take the place of dependency noise "
+        "in ZS². ZS² has its default settings. In brackets: 95 % bootstrap intervals over prompts.\n\n"
     )
     if "attributes" in prompts[0]:
         text += _fidelity(clips, prompts, figures)
@@ -88,27 +81,16 @@ def _fidelity(clips: dict, prompts: list[dict], figures: Figures) -> str:
     plain = np.array(values["DDIM, independent"])
     rows = []
     for name in PEERS:
-        shape, colour, background = attributes_right(clips[name], prompts)
+        parts = map(percent, attributes_right(clips[name], prompts))
         beyond = None if name == "DDIM, independent" else _points(*metrics.interval(np.array(values[name]) - plain))
-        anchor = f'<a id="fidelity-{slug(name)}"></a>'
-        rows.append(
-            (
-                f"{anchor}{name}",
-                _percent(*metrics.interval(values[name])),
-                beyond,
-                *map(percent, (shape, colour, background)),
-            )
-        )
-    _bars(
-        figures,
-        "fidelity",
-        "Frames that show what the prompt asks for (shape, colour and background all right)",
-        values,
-    )
+        method = f'<a id="fidelity-{slug(name)}"></a>{name}'
+        rows.append((method, _percent(*metrics.interval(values[name])), beyond, *parts))
+    title = "Frames that show what the prompt asks for (shape, colour and background all right)"
+    _bars(figures, "fidelity", title, values)
     return (
         "### Prompt fidelity (stand-in for the paper's Table 1)\n\n"
-        "The part of all frames in which the judge reads the shape, the colour and the background that the prompt asks for; and how that "
-        "differs from DDIM's on the same prompts.\n\n"
+        "The part of all frames in which the judge reads the shape, the colour and the background that the prompt asks "
+        "for; and how that differs from DDIM's on the same prompts.\n\n"
         + table(("method", "all right", "against DDIM", "shape", "colour", "background"), rows)
         + "\n"
         + figures.link("fidelity", "Prompt fidelity by method")
@@ -121,9 +103,8 @@ def _consistency(clips: dict, free: dict, figures: Figures) -> str:
         return [(f'<a id="{anchor}-{slug(name)}"></a>{name}', *_consistency_of(groups[name])) for name in PEERS]
 
     frames = range(2, len(clips["ZS²"][0]["drift"]) + 2)
-    with figures(
-        "drift", "How far frames get from the first", "frame", "mean |difference| from frame 1, of 255"
-    ) as axes:
+    title, y = "How far frames get from the first", "mean |difference| from frame 1, of 255"
+    with figures("drift", title, "frame", y) as axes:
         ends = {}
         for name in PEERS:
             drift = np.mean([record["drift"] for record in clips[name]], axis=0)
@@ -139,13 +120,15 @@ def _consistency(clips: dict, free: dict, figures: Figures) -> str:
         _bars(figures, "kept", "Frames that keep the shape, colour and background of frame 1 (empty prompt)", kept)
     return (
         "### Consistency\n\n"
-        "*Identity kept*: frames after the first in which the judge reads all attributes that it reads in the first. *Change*: mean "
-        "|difference| of neighbouring frames, of 255. *Drift*: the same to frame 1, over all later frames. *Flicker*: what is left of "
-        "the change once each frame is carried back along its optical flow. *Jerk*: mean second difference / mean first difference.\n\n"
+        "*Identity kept*: frames after the first in which the judge reads all attributes that it reads in the first. "
+        "*Change*: mean |difference| of neighbouring frames, of 255. *Drift*: the same to frame 1, over all later "
+        "frames. *Flicker*: what is left of the change once each frame is carried back along its optical flow. *Jerk*: "
+        "mean second difference / mean first difference.\n\n"
         + table(("method", *CONSISTENCY), rows(clips, "consistency"))
         + "\n"
         + figures.link("drift", "Drift from frame 1 by frame")
-        + f"\nThe same with the empty prompt, where nothing but the method holds the subject ({len(free['ZS²'])} clips each):\n\n"
+        + "\nThe same with the empty prompt, where nothing but the method holds the subject "
+        f"({len(free['ZS²'])} clips each):\n\n"
         + table(("method", *CONSISTENCY), rows(free, "free"))
         + "\n"
         + (figures.link("kept", "Identity kept by method") + "\n" if judged else "")
@@ -176,8 +159,8 @@ def _ablation(clips: dict, free: dict, prompts: list[dict]) -> str:
         prompted.append((f'<a id="ablation-{slug(part)}"></a>{part}', right, *_consistency_of(group)))
         unprompted.append((f'<a id="ablation-free-{slug(part)}"></a>{part}', *_consistency_of(free[name])))
     return (
-        "### Ablation\n\n*noise alone*: dependency noise, μ = 0; *momentum alone*: independent noise with temporal momentum attention. "
-        f"The first {count} of the prompts:\n\n"
+        "### Ablation\n\n*noise alone*: dependency noise, μ = 0; *momentum alone*: independent noise with temporal "
+        f"momentum attention. The first {count} of the prompts:\n\n"
         + table(("what is on", "all right", *CONSISTENCY), prompted)
         + f"\nThe empty prompt, {len(free['ZS²'])} clips each:\n\n"
         + table(("what is on", *CONSISTENCY), unprompted)
@@ -188,12 +171,9 @@ CONSISTENCY = ("identity kept", "change", "drift", "flicker", "jerk")
 
 
 def _consistency_of(records: list[dict]) -> tuple:
-    judged = "attributes" in records[0]
-    kept = (
-        _percent(*metrics.interval([metrics.kept(np.array(record["attributes"])) for record in records]))
-        if judged
-        else None
-    )
+    kept = None
+    if "attributes" in records[0]:
+        kept = _percent(*metrics.interval([metrics.kept(np.array(record["attributes"])) for record in records]))
     jerks = [record["jerk"] for record in records if record["jerk"] is not None]
     means = [float(np.mean([record[key] for record in records])) for key in ("change", "drift", "flicker")]
     return kept, *means, float(np.mean(jerks)) if jerks else None

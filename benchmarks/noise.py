@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 
@@ -24,34 +26,16 @@ BAR = 1e-6
 
 def measure(run) -> dict:
     clips = run.pick(8, 2)
-    return {
-        "shape": SHAPE,
-        "lengths": [
-            {
-                "frames": frames,
-                "seconds": in_turns(
-                    {
-                        name: lambda options=options: noise(0, [MOTION] * frames, **options)
-                        for name, options in SOLVERS.items()
-                    },
-                    run.pick(9, 3),
-                ),
-                "errors": {name: max(errors(0, MOTION, frames, **options)) for name, options in SOLVERS.items()},
-            }
-            for frames in (8, 32, 128)
-        ],
-        "errors": [
-            {
-                "motion": motion,
-                **{
-                    name: max(error for seed in range(clips) for error in errors(seed, motion, **options))
-                    for name, options in SOLVERS.items()
-                },
-            }
-            for motion in GRID
-        ],
-        "curves": [{"motion": motion, **curve(motion, clips)} for motion in CURVES],
-    }
+    lengths, worst = [], []
+    for frames in (8, 32, 128):
+        runs = {name: functools.partial(noise, 0, [MOTION] * frames, **options) for name, options in SOLVERS.items()}
+        largest = {name: max(errors(0, MOTION, frames, **options)) for name, options in SOLVERS.items()}
+        lengths.append({"frames": frames, "seconds": in_turns(runs, run.pick(9, 3)), "errors": largest})
+    for motion in GRID:
+        found = {name: [errors(seed, motion, **SOLVERS[name]) for seed in range(clips)] for name in SOLVERS}
+        worst.append({"motion": motion, **{name: max(map(max, each)) for name, each in found.items()}})
+    curves = [{"motion": motion, **curve(motion, clips)} for motion in CURVES]
+    return {"shape": SHAPE, "lengths": lengths, "errors": worst, "curves": curves}
 
 
 def noise(seed: int, motion: list[float], **options) -> torch.Tensor:
@@ -84,15 +68,8 @@ def curve(motion: float, clips: int) -> dict:
 
 def targets(data: dict) -> list[Target]:
     worst = max(row["exact"] for row in data["errors"])
-    return [
-        Target(
-            "noise-error",
-            "KL error of the exact solver, λ from 0 to 1.6",
-            "< 1e-6",
-            f"{worst:.0e} at most",
-            worst < BAR,
-        )
-    ]
+    what = "KL error of the exact solver, λ from 0 to 1.6"
+    return [Target("noise-error", what, "< 1e-6", f"{worst:.0e} at most", worst < BAR)]
 
 
 def report(data: dict, figures: Figures) -> str:
@@ -106,23 +83,15 @@ def report(data: dict, figures: Figures) -> str:
         )
         for row in data["lengths"]
     ]
+    header = ("exact, ms", "search, ms", "search / exact", *(f"{name}, largest |KL - λ|" for name in SOLVERS))
     worst = [(f"{row['motion']:g}", f"{row['exact']:.0e}", f"{row['search']:.0e}") for row in data["errors"]]
     _plot(figures, data["curves"])
     return (
-        f"Latents of {shape}. *exact*: the closed form, one candidate; *search*: 10 random candidates, then 15 halvings between the "
-        "previous frame and the best of them (Algorithm 1, corrected so that it cannot leave the interval).\n\n"
+        f"Latents of {shape}. *exact*: the closed form, one candidate; *search*: 10 random candidates, then 15 "
+        "halvings between the previous frame and the best of them (Algorithm 1, corrected so that it cannot leave the "
+        "interval).\n\n"
         f"### A clip's noise, λ = {MOTION:g}\n\n"
-        + table(
-            (
-                "frames",
-                "exact, ms",
-                "search, ms",
-                "search / exact",
-                "exact, largest |KL - λ|",
-                "search, largest |KL - λ|",
-            ),
-            lengths,
-        )
+        + table(("frames", *header), lengths)
         + f"\n### Largest |KL - λ| in clips of {FRAMES} frames\n\n"
         + table(("λ", "exact", "search"), worst)
         + "\n### Convergence (Figure 17)\n\n"
@@ -131,12 +100,8 @@ def report(data: dict, figures: Figures) -> str:
 
 
 def _plot(figures: Figures, curves: list[dict]) -> None:
-    with figures(
-        "convergence",
-        "Error of the paper's search by iteration, and of the exact solver",
-        "iteration of the search",
-        "mean |KL - λ|",
-    ) as axes:
+    title = "Error of the paper's search by iteration, and of the exact solver"
+    with figures("convergence", title, "iteration of the search", "mean |KL - λ|") as axes:
         ends = {}
         for row, shade in zip(curves, (0.45, 0.7, 1.0)):
             random, linear = row["random"], row["linear"]

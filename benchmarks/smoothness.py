@@ -54,8 +54,8 @@ def report(data: dict, figures: Figures) -> str:
         axes.set_xticks(long["inertia"])
         axes.set_xlim(right=1.12)
     return (
-        f"The same prompts and seeds for all, CFG {data['guidance']:g}, the rest at the defaults. *Jerk*: mean second difference / mean first "
-        "difference; less is smoother; in brackets its 95 % bootstrap interval.\n\n"
+        f"The same prompts and seeds for all, CFG {data['guidance']:g}, the rest at the defaults. *Jerk*: mean second "
+        "difference / mean first difference; less is smoother; in brackets its 95 % bootstrap interval.\n\n"
         + _table(long)
         + "\n"
         + figures.link("inertia", "Jerk by inertia")

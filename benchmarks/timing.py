@@ -1,7 +1,7 @@
 """Time and memory, measured so that other work on the machine disturbs them least.
 
-On a CPU times are processor time on one thread; on a GPU, wall time with the GPU's work done. What is compared runs in turns,
-and the figure is the median of the ratios.
+On a CPU times are processor time on one thread; on a GPU, wall time with the GPU's work done. What is compared runs in
+turns, and the figure is the median of the ratios.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def in_turns(runs: dict[str, Callable[[], object]], rounds: int, repeat: int = 1
 
 
 KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-"""Tells Linux' C library to keep freed memory for later, as torch does on a GPU. Otherwise the kernel clears new pages in every
-layer: up to a third of a step's time, and by chance not the same part of each step that is compared.
+"""Tells Linux' C library to keep freed memory for later, as torch does on a GPU. Otherwise the kernel clears new pages
+in every layer: up to a third of a step's time, and by chance not the same part of each step that is compared.
 """
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Tells Linux' C library to give freed memory back at once, so that a process's memory is what it holds."""
@@ -53,8 +53,9 @@ RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 
 @contextlib.contextmanager
 def averages_watched() -> Iterator[list[float]]:
-    """Scope in which the seconds of processor time that each average of temporal momentum takes are collected: unlike a whole
-    step's time, they are hardly blurred by what else the machine does. On a GPU they say nothing: it works on after the hooks.
+    """Scope in which the seconds of processor time that each average of temporal momentum takes are collected: unlike a
+    whole step's time, they are hardly blurred by what else the machine does. On a GPU they say nothing: it works on
+    after the hooks.
     """
     spent, average = [], TemporalMomentum._average
 
@@ -98,9 +99,7 @@ def peak_memory() -> int:
 
 def process_peak() -> int:
     """Bytes of main memory that this process held at most so far."""
-    if os.path.exists(
-        "/proc/self/status"
-    ):  # what getrusage says may be the parent's, from before the process began its own
+    if os.path.exists("/proc/self/status"):  # getrusage may say the parent's, from before the process began its own
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             for line in status:
                 if line.startswith("VmHWM:"):

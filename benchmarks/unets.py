@@ -1,4 +1,4 @@
-"""The UNets of SD 1.5 and SDXL in their real widths and depths, with random weights: for times, they are as good as trained ones."""
+"""The UNets of SD 1.5 and SDXL in their real widths and depths, with random weights, which times do not depend on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.transformers import Transformer2DModel
 
-from zs2_lib.hosts.diffusers.sampling import CONFIGS
+from zs2_lib.hosts.diffusers.checkpoints import CONFIGS
 
 NAMES = {"sd1": "SD 1.5", "sdxl": "SDXL"}
 
@@ -16,8 +16,8 @@ NAMES = {"sd1": "SD 1.5", "sdxl": "SDXL"}
 def unet(kind: str) -> UNet2DConditionModel:
     """The UNet of the kind "sd1" or "sdxl".
 
-    The transformer blocks of one layer of SDXL (up to 10) share their weights, each with modules of its own: the same work in
-    a third of the memory.
+    The transformer blocks of one layer of SDXL (up to 10) share their weights, each with modules of its own: the same
+    work in a third of the memory.
     """
     config = UNet2DConditionModel.load_config(CONFIGS / kind / "unet")
     depths = config["transformer_layers_per_block"] if kind == "sdxl" else 1

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from . import metrics
-from .document import PLAIN, ZS2, Figures, Target, megabytes, table, time_bars
+from .document import PLAIN, ZS2, Figures, Target, at_most, megabytes, ratio_cells, table, time_bars
 
 TITLE = "In the WebUI"
 HOST_TESTS = Path(__file__).resolve().parent.parent / "tests" / "hosts" / "webui"
@@ -39,19 +39,9 @@ def measure(run) -> dict:
                 peaks["short"] = peaks.get("short") or webui.about()["peak memory"]
                 long.append(_seconds(webui, host.zs2, LONG, steps))
             peaks["long"] = webui.about()["peak memory"]
-            about = webui.about()
-            return {
-                "version": webui.version,
-                "python": about["python"],
-                "torch": about["torch"],
-                "steps": steps,
-                "per pass": PER_PASS,
-                "plain": plain,
-                "clip": clip,
-                "short": short,
-                "long": long,
-                "peaks": peaks,
-            }
+            about = {key: webui.about()[key] for key in ("python", "torch")}
+            setup = {"version": webui.version, **about, "steps": steps, "per pass": PER_PASS}
+            return {**setup, "plain": plain, "clip": clip, "short": short, "long": long, "peaks": peaks}
 
 
 def _compare(webui, zs2, steps: int, pairs: int) -> tuple[list[float], list[float], dict]:
@@ -90,45 +80,25 @@ def targets(data: dict) -> list[Target]:
     memory = data["peaks"]["long"] / data["peaks"]["short"]
     what = f"{LONG} frames / {SHORT} frames in the WebUI, {data['per pass']} per pass"
     return [
-        Target(
-            "webui-plain",
-            f"whole job / the WebUI's plain batch, {SHORT} frames",
-            f"≤ {PLAIN_BAR}×",
-            f"{job:.3f}×",
-            job <= PLAIN_BAR,
-        ),
-        Target("webui-time", f"time, {what}", f"≤ {TIME_BAR}×", f"{time:.2f}×", time <= TIME_BAR),
-        Target("webui-memory", f"peak memory, {what}", f"≤ {MEMORY_BAR}×", f"{memory:.3f}×", memory <= MEMORY_BAR),
+        at_most("webui-plain", f"whole job / the WebUI's plain batch, {SHORT} frames", job, PLAIN_BAR),
+        at_most("webui-time", f"time, {what}", time, TIME_BAR, digits=2),
+        at_most("webui-memory", f"peak memory, {what}", memory, MEMORY_BAR),
     ]
 
 
 def report(data: dict, figures: Figures) -> str:
     def row(what: str, above: str, below: str) -> tuple:
-        low, middle, high = metrics.ratio_quartiles(data[above], data[below])
-        return (
-            what,
-            len(data[above]),
-            metrics.median(data[below]),
-            metrics.median(data[above]),
-            f"{middle:.3f}",
-            f"{low:.3f} to {high:.3f}",
-        )
+        medians = metrics.median(data[below]), metrics.median(data[above])
+        return what, len(data[above]), *medians, *ratio_cells(data[above], data[below])
 
     peaks = data["peaks"]
-    time_bars(
-        figures,
-        "times",
-        f"In the WebUI: {SHORT} frames in {data['steps']} steps",
-        "seconds of a job (median)",
-        {
-            "plain batch": (metrics.median(data["plain"]), PLAIN),
-            "ZS²": (metrics.median(data["clip"]), ZS2),
-        },
-    )
+    title = f"In the WebUI: {SHORT} frames in {data['steps']} steps"
+    bars = {"plain batch": (metrics.median(data["plain"]), PLAIN), "ZS²": (metrics.median(data["clip"]), ZS2)}
+    time_bars(figures, "times", title, "seconds of a job (median)", bars)
     return (
-        f"AUTOMATIC1111's WebUI {data['version']} on the tiny checkpoint (Python {data['python']}, torch {data['torch']}, float32 on one "
-        f"thread of the CPU), DDIM with {data['steps']} steps, in passes of {data['per pass']} frames: whole API requests, wall time, in "
-        "turns. ZS²'s job includes writing its MP4.\n\n"
+        f"AUTOMATIC1111's WebUI {data['version']} on the tiny checkpoint (Python {data['python']}, torch "
+        f"{data['torch']}, float32 on one thread of the CPU), DDIM with {data['steps']} steps, in passes of "
+        f"{data['per pass']} frames: whole API requests, wall time, in turns. ZS²'s job includes writing its MP4.\n\n"
         + table(
             ("what", "pairs", "s, first", "s, second", "second / first", "quartiles"),
             (

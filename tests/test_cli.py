@@ -13,6 +13,7 @@ pytest.importorskip("diffusers")
 
 from zs2_lib import cli
 from zs2_lib.core.anchors import PRESETS
+from zs2_lib.hosts.diffusers import checkpoints
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.media.formats import FORMATS
 from zs2_lib.settings.table import Settings
@@ -33,8 +34,8 @@ def surroundings(monkeypatch):
 def pipe(monkeypatch):
     """The tiny checkpoint, loaded once for all tests."""
     if not hasattr(pipe_cache, "pipe"):
-        pipe_cache.pipe = host.load_pipeline(device="cpu")
-    monkeypatch.setattr(host, "load_pipeline", lambda model, config: pipe_cache.pipe)
+        pipe_cache.pipe = checkpoints.load_pipeline(device="cpu")
+    monkeypatch.setattr(checkpoints, "load_pipeline", lambda model, config: pipe_cache.pipe)
     return pipe_cache.pipe
 
 

@@ -95,6 +95,7 @@ def run(arguments: list[str] | None) -> None:
     from diffusers.utils.logging import disable_progress_bar
     from tqdm import tqdm
 
+    from zs2_lib.hosts.diffusers import checkpoints
     from zs2_lib.hosts.diffusers import sampling as host
 
     disable_progress_bar()
@@ -103,8 +104,8 @@ def run(arguments: list[str] | None) -> None:
             1
         )  # of so small a model threads mostly wait for each other, on a busy machine for minutes
     try:
-        pipe = host.load_pipeline(options.model, options.config)
-        host.check_pipeline(pipe)
+        pipe = checkpoints.load_pipeline(options.model, options.config)
+        checkpoints.check_pipeline(pipe)
     except ValueError as error:
         raise Refused(error) from None
 

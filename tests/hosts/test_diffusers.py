@@ -1,4 +1,4 @@
-"""Clips by the pipelines of diffusers: the real UNet with the project's tiny checkpoint."""
+"""Protects clips by the pipelines of diffusers: frame 1, momentum, noise, prompts by frame, and leaving no trace."""
 
 import copy
 import math
@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from zs2_lib.core.noise import ClipNoise
+from zs2_lib.hosts.diffusers import checkpoints
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.settings.table import Settings
 
@@ -65,7 +66,7 @@ STOCHASTIC = ["DDIM eta 1", "DDPM", "Euler a", "DPM2 a", "DPM++ 2M SDE", "DPM++ 
 
 @pytest.fixture(scope="module")
 def loaded():
-    return host.load_pipeline(device="cpu")
+    return checkpoints.load_pipeline(device="cpu")
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def pipe(loaded):
 def xl_pipe(loaded):
     """SDXL in small, with random weights."""
     torch.manual_seed(0)
-    text = dict(
+    text = CLIPTextConfig(
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=3,
@@ -92,35 +93,33 @@ def xl_pipe(loaded):
         eos_token_id=49407,
         projection_dim=48,
     )
-    return StableDiffusionXLPipeline(
-        vae=AutoencoderKL(
-            block_out_channels=[32, 64],
-            down_block_types=["DownEncoderBlock2D"] * 2,
-            up_block_types=["UpDecoderBlock2D"] * 2,
-            latent_channels=4,
-            sample_size=64,
-        ),
-        text_encoder=CLIPTextModel(CLIPTextConfig(**text)).eval(),
-        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**text)).eval(),
-        tokenizer=loaded.tokenizer,
-        tokenizer_2=loaded.tokenizer,
-        unet=UNet2DConditionModel(
-            block_out_channels=[32, 64],
-            layers_per_block=1,
-            sample_size=32,
-            attention_head_dim=[2, 4],
-            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
-            up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-            transformer_layers_per_block=[1, 2],
-            cross_attention_dim=64,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + 48,
-        ).eval(),
-        scheduler=DDIMScheduler.from_config(loaded.scheduler.config),
-        add_watermarker=False,
+    vae = AutoencoderKL(
+        block_out_channels=[32, 64],
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        latent_channels=4,
+        sample_size=64,
     )
+    unet = UNet2DConditionModel(
+        block_out_channels=[32, 64],
+        layers_per_block=1,
+        sample_size=32,
+        attention_head_dim=[2, 4],
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+        transformer_layers_per_block=[1, 2],
+        cross_attention_dim=64,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 48,
+    )
+    encoders = CLIPTextModel(text).eval(), CLIPTextModelWithProjection(text).eval()
+    tokenizers = loaded.tokenizer, loaded.tokenizer
+    scheduler = DDIMScheduler.from_config(loaded.scheduler.config)
+    pipe = StableDiffusionXLPipeline(vae, *encoders, *tokenizers, unet.eval(), scheduler, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def use(pipe, name):
@@ -137,17 +136,21 @@ def clip(pipe, settings, prompt=PROMPT, seed=SEED, steps=STEPS, **options):
     return host.sample_latents(pipe, prompt, settings, seed, steps=steps, width=SIZE, height=SIZE, **options)
 
 
-def plain(pipe, seed=SEED, steps=STEPS, guidance=5.0, size=SIZE, **options):
-    """What the pipeline gives without ZS²."""
-    return pipe(
-        PROMPT,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        width=size,
-        height=size,
-        generator=torch.Generator().manual_seed(seed),
-        **options,
-    ).images
+def images(pipe, settings, seed=SEED, steps=STEPS, **options):
+    """The frames of a clip, all decoded."""
+    return list(host.sample_clip(pipe, PROMPT, settings, seed, steps=steps, width=SIZE, height=SIZE, **options))
+
+
+def plain(pipe, seed=SEED, steps=STEPS, guidance=5.0, size=SIZE, output_type="latent", **options):
+    """What the pipeline gives without ZS², for `PROMPT` unless `options` hold embeddings."""
+    prompt = None if "prompt_embeds" in options else PROMPT
+    generator = torch.Generator().manual_seed(seed)
+    arguments = {"num_inference_steps": steps, "guidance_scale": guidance, "width": size, "height": size}
+    return pipe(prompt, generator=generator, output_type=output_type, **arguments, **options).images
+
+
+def still_image(pipe, **options):
+    return plain(pipe, output_type="pil", **options)[0]
 
 
 def clip_noise(frames, motion=0.05, seed=SEED):
@@ -175,10 +178,8 @@ def assert_untouched(pipe):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_frame_1_is_the_still(pipe, name):
     options = use(pipe, name)
-    still = plain(pipe, **options)[0]
-    frames = list(
-        host.sample_clip(pipe, PROMPT, Settings(frames=2), SEED, steps=STEPS, width=SIZE, height=SIZE, **options)
-    )
+    still = still_image(pipe, **options)
+    frames = images(pipe, Settings(frames=2), **options)
     assert len(frames) == 2
     assert abs(pixels(frames[0]) - pixels(still)).max() <= 2
 
@@ -186,7 +187,7 @@ def test_frame_1_is_the_still(pipe, name):
 def test_frame_1_is_the_still_with_the_defaults(pipe):
     frames = list(host.sample_clip(pipe, PROMPT, Settings(), SEED))
     assert [frame.size for frame in frames] == [(128, 128)] * 8
-    assert abs(pixels(frames[0]) - pixels(plain(pipe, steps=20, size=128)[0])).max() <= 2
+    assert abs(pixels(frames[0]) - pixels(still_image(pipe, steps=20, size=128))).max() <= 2
 
 
 def test_frame_1_is_the_still_in_float16_noise(pipe):
@@ -203,7 +204,7 @@ def test_frame_1_is_the_still_in_float16_noise(pipe):
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
 def test_one_frame_is_bit_identical_to_the_pipeline_alone(pipe, name, guidance):
     options = use(pipe, name)
-    still = plain(pipe, guidance=guidance, output_type="latent", **options)
+    still = plain(pipe, guidance=guidance, **options)
     assert torch.equal(clip(pipe, Settings(frames=1), guidance=guidance, **options), still)
 
 
@@ -230,16 +231,7 @@ def test_every_frame_has_its_own_prompt(pipe, guidance, options):
     ends = [pipe.encode_prompt(prompt, "cpu", 1, guidance > 1, **options) for prompt in (PROMPT, OTHER)]
     for frame in range(5):
         blend = ((1 - frame / 4) * ends[0][0].double() + frame / 4 * ends[1][0].double()).float()
-        still = pipe(
-            prompt_embeds=blend,
-            negative_prompt_embeds=ends[0][1],
-            num_inference_steps=STEPS,
-            guidance_scale=guidance,
-            width=SIZE,
-            height=SIZE,
-            generator=torch.Generator().manual_seed(SEED),
-            output_type="latent",
-        ).images
+        still = plain(pipe, guidance=guidance, prompt_embeds=blend, negative_prompt_embeds=ends[0][1])
         assert (latents[frame] - still[0]).abs().max() < 1e-4
     assert (latents[4] - latents[0]).abs().max() > 0.1
 
@@ -273,9 +265,7 @@ def reference(pipe, momentum, guidance):
     assert len(projections) == 20
     handles = [module.register_forward_hook(average) for module in projections]
     try:
-        return plain(
-            pipe, guidance=guidance, latents=clip_noise(frames), num_images_per_prompt=frames, output_type="latent"
-        )
+        return plain(pipe, guidance=guidance, latents=clip_noise(frames), num_images_per_prompt=frames)
     finally:
         for handle in handles:
             handle.remove()
@@ -312,7 +302,7 @@ def test_anchors(pipe, stride, depth, guidance):
     whole = clip(pipe, Settings(**settings, frames_per_pass=7), guidance=guidance)
     for frames in (1, 2, 5):
         assert (clip(pipe, Settings(**settings, frames_per_pass=frames), guidance=guidance) - whole).abs().max() < 1e-4
-    assert (whole[0] - plain(pipe, guidance=guidance, output_type="latent")).abs().max() < 1e-4
+    assert (whole[0] - plain(pipe, guidance=guidance)).abs().max() < 1e-4
     exact = clip(pipe, Settings(frames=7), guidance=guidance)
     distance, motion = (whole - exact).abs().mean(), exact.diff(dim=0).abs().mean()
     assert 0 < distance < motion
@@ -355,9 +345,7 @@ def test_motion_0_is_a_still(pipe, name):
     assert (latents - latents[:1]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in STOCHASTIC if name != "DPM2 a"]
-)  # that one takes more steps to converge
+@pytest.mark.parametrize("name", [name for name in STOCHASTIC if name != "DPM2 a"])  # it converges in more steps
 def test_frames_change_less_than_with_later_noise_of_their_own(pipe, name):
     """Measured over these seeds: a tenth to a quarter as much, the initial latents being the same."""
     motion, seeds = 0.001, (5, 6, 7)
@@ -370,9 +358,7 @@ def test_frames_change_less_than_with_later_noise_of_their_own(pipe, name):
         if name == "DPM++ SDE":
             pipe.scheduler.noise_sampler_seed = [1, 2, 3]
         latents = clip_noise(3, motion, seed)
-        alone += change(
-            plain(pipe, seed, steps=6, latents=latents, num_images_per_prompt=3, output_type="latent", **options)
-        )
+        alone += change(plain(pipe, seed, steps=6, latents=latents, num_images_per_prompt=3, **options))
     assert ours < 0.5 * alone
 
 
@@ -403,16 +389,16 @@ def test_draws_that_cannot_be_correlated_are_refused():
 
 
 def test_everything_is_undone(pipe):
-    before = plain(pipe, output_type="latent")
+    before = plain(pipe)
     clip(pipe, Settings(frames=3))
     assert_untouched(pipe)
-    assert torch.equal(plain(pipe, output_type="latent"), before)
+    assert torch.equal(plain(pipe), before)
 
 
 @pytest.mark.parametrize("name", ["DDIM", "DPM++ SDE"])
 def test_everything_is_undone_after_an_error(pipe, name):
     use(pipe, name)
-    before = plain(pipe, output_type="latent")
+    before = plain(pipe)
 
     def stop(progress):
         if progress.step == 2 and progress.frames == (3, 4):
@@ -421,19 +407,15 @@ def test_everything_is_undone_after_an_error(pipe, name):
     with pytest.raises(KeyboardInterrupt):
         clip(pipe, Settings(frames=4, frames_per_pass=2), progress=stop)
     assert_untouched(pipe)
-    assert torch.equal(plain(pipe, output_type="latent"), before)
+    assert torch.equal(plain(pipe), before)
 
 
 def test_progress(pipe):
     seen = []
     clip(pipe, Settings(frames=5, frames_per_pass=2), steps=2, progress=seen.append)
+    passes = [(1, 2), (3, 4), (5, 5)]
     assert [(at.step, at.steps, at.frames) for at in seen] == [
-        (1, 2, (1, 2)),
-        (1, 2, (3, 4)),
-        (1, 2, (5, 5)),
-        (2, 2, (1, 2)),
-        (2, 2, (3, 4)),
-        (2, 2, (5, 5)),
+        (step, 2, frames) for step in (1, 2) for frames in passes
     ]
     assert [at.done for at in seen] == pytest.approx([0, 0.2, 0.4, 0.5, 0.7, 0.9])
 
@@ -452,16 +434,7 @@ def test_out_of_memory_halves_the_passes(pipe, caplog):
     pipe.unet.forward = small_memory
     try:
         with host.ClipSampling(pipe, Settings(frames=6, frames_per_pass=3), SEED) as sampling:
-            parts = pipe(
-                PROMPT,
-                num_inference_steps=STEPS,
-                guidance_scale=5.0,
-                num_images_per_prompt=6,
-                width=SIZE,
-                height=SIZE,
-                generator=torch.Generator().manual_seed(SEED),
-                output_type="latent",
-            ).images
+            parts = plain(pipe, num_images_per_prompt=6)
         assert pipe.unet.forward is small_memory
     finally:
         del pipe.unet.forward
@@ -476,12 +449,8 @@ def test_out_of_memory_halves_the_passes(pipe, caplog):
 
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
 def test_sdxl(xl_pipe, guidance):
-    xl_pipe.set_progress_bar_config(disable=True)
-    still = plain(xl_pipe, steps=2, guidance=guidance)[0]
-    settings = Settings(frames=4, motion=0.3)
-    frames = list(
-        host.sample_clip(xl_pipe, PROMPT, settings, SEED, steps=2, guidance=guidance, width=SIZE, height=SIZE)
-    )
+    still = still_image(xl_pipe, steps=2, guidance=guidance)
+    frames = images(xl_pipe, Settings(frames=4, motion=0.3), steps=2, guidance=guidance)
     assert abs(pixels(frames[0]) - pixels(still)).max() <= 2
     assert abs(pixels(frames[3]) - pixels(still)).max() > 10
 
@@ -493,7 +462,6 @@ def test_sdxl(xl_pipe, guidance):
 
 @pytest.mark.parametrize("depth", ["gentle", "medium", "strong"])
 def test_anchors_in_sdxl(xl_pipe, depth):
-    xl_pipe.set_progress_bar_config(disable=True)
     whole, parts = (
         clip(xl_pipe, Settings(frames=6, frames_per_pass=size, anchor_stride=3, anchor_depth=depth), steps=2)
         for size in (6, 2)
@@ -504,22 +472,13 @@ def test_anchors_in_sdxl(xl_pipe, depth):
 
 def test_prompts_by_frame_in_sdxl(xl_pipe):
     """The pooled embeddings are blended as well."""
-    xl_pipe.set_progress_bar_config(disable=True)
     latents = clip(xl_pipe, Settings(**ALONE, prompts=KEYFRAMES), "", steps=2)
     ends = [xl_pipe.encode_prompt(prompt) for prompt in (PROMPT, OTHER)]
     assert (ends[0][2] - ends[1][2]).abs().max() > 0.1
     for frame in range(5):
         blend = [(1 - frame / 4) * a + frame / 4 * b for a, b in zip(*ends)]
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-        still = xl_pipe(
-            **dict(zip(names, blend)),
-            num_inference_steps=2,
-            guidance_scale=5.0,
-            width=SIZE,
-            height=SIZE,
-            generator=torch.Generator().manual_seed(SEED),
-            output_type="latent",
-        ).images
+        still = plain(xl_pipe, steps=2, **dict(zip(names, blend)))
         assert (latents[frame] - still[0]).abs().max() < 1e-4
     assert (latents[4] - latents[0]).abs().max() > 1e-3
     assert_untouched(xl_pipe)
@@ -533,10 +492,10 @@ half_on_cpu = pytest.mark.skipif(torch.__version__ < (2, 2), reason="torch befor
 @half_on_cpu
 def test_half_precision():
     """As on CUDA: noise is drawn, and everything computed, in float16."""
-    pipe = host.load_pipeline(device="cpu").to(torch.float16)
+    pipe = checkpoints.load_pipeline(device="cpu").to(torch.float16)
     pipe.set_progress_bar_config(disable=True)
     use(pipe, "Euler a")
-    still = plain(pipe, steps=2)[0]
+    still = still_image(pipe, steps=2)
     latents = clip(pipe, Settings(frames=2, frames_per_pass=1), steps=2)
     assert latents.dtype == torch.float16
     assert abs(pixels(next(host.decode_frames(pipe, latents))) - pixels(still)).max() <= 2
@@ -547,8 +506,8 @@ def test_half_precision_of_sdxl(xl_pipe):
     """The VAE decodes in float32, as in the pipeline, and is in float16 again afterwards."""
     pipe = StableDiffusionXLPipeline(**copy.deepcopy(xl_pipe.components), add_watermarker=False).to(torch.float16)
     pipe.set_progress_bar_config(disable=True)
-    still = plain(pipe, steps=2)[0]
-    frames = list(host.sample_clip(pipe, PROMPT, Settings(frames=2), SEED, steps=2, width=SIZE, height=SIZE))
+    still = still_image(pipe, steps=2)
+    frames = images(pipe, Settings(frames=2), steps=2)
     assert abs(pixels(frames[0]) - pixels(still)).max() <= 2
     assert pipe.vae.dtype == torch.float16
 
@@ -558,7 +517,7 @@ def test_half_precision_of_sdxl(xl_pipe):
 
 def test_other_pipelines_are_refused(pipe):
     with pytest.raises(ValueError, match="StableDiffusionImg2ImgPipeline; give a StableDiffusionPipeline or"):
-        host.check_pipeline(StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False))
+        checkpoints.check_pipeline(StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False))
 
 
 def test_schedulers_with_noise_of_their_own_are_refused(pipe):
@@ -593,10 +552,8 @@ def test_wrong_arguments_are_refused(pipe):
         clip(pipe, Settings(frames=2), prompt=[PROMPT, PROMPT])
     with pytest.raises(ValueError, match="latents: cannot be given"):
         clip(pipe, Settings(frames=2), latents=torch.zeros(2, 4, 16, 16))
-    with (
-        host.ClipSampling(pipe, Settings(frames=2), SEED),
-        pytest.raises((ValueError, RuntimeError), match="3.*2 frames"),
-    ):
+    refused = pytest.raises((ValueError, RuntimeError), match="3.*2 frames")
+    with host.ClipSampling(pipe, Settings(frames=2), SEED), refused:
         pipe(PROMPT, num_images_per_prompt=3, num_inference_steps=1)
 
 
@@ -612,7 +569,7 @@ def folder(loaded, tmp_path_factory):
 
 
 def test_a_folder_gives_the_same_clip(pipe, folder):
-    other = host.load_pipeline(folder, device="cpu")
+    other = checkpoints.load_pipeline(folder, device="cpu")
     other.set_progress_bar_config(disable=True)
     assert other.unet.dtype == torch.float32
     assert torch.equal(clip(other, Settings(frames=2), steps=2), clip(pipe, Settings(frames=2), steps=2))
@@ -628,8 +585,8 @@ def test_a_folder_with_pickled_weights_is_refused(folder, tmp_path):
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save(load_file(weights), weights.with_suffix(".bin"))
     weights.unlink()
-    with pytest.raises(host.ModelError, match="pickled.*can run code.*safetensors"):
-        host.load_pipeline(copy, device="cpu")
+    with pytest.raises(checkpoints.ModelError, match="pickled.*can run code.*safetensors"):
+        checkpoints.load_pipeline(copy, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -643,29 +600,31 @@ def test_a_folder_with_pickled_weights_is_refused(folder, tmp_path):
 def test_other_files_are_refused(tmp_path, name, message):
     file = tmp_path / name
     file.write_bytes(b"\x80\x04")
-    with pytest.raises(host.ModelError, match=message):
-        host.load_pipeline(file, device="cpu")
+    with pytest.raises(checkpoints.ModelError, match=message):
+        checkpoints.load_pipeline(file, device="cpu")
 
 
 def test_models_that_are_not_there_are_refused(tmp_path):
-    with pytest.raises(host.ModelError, match="'owner/name'.*nothing is downloaded"):
-        host.load_pipeline("owner/name")
-    with pytest.raises(host.ModelError, match="no model_index.json"):
-        host.load_pipeline(tmp_path)
-    with pytest.raises(host.ModelError, match="config.*no folder"):
-        host.load_pipeline(host.TINY_SD / "tiny-sd.safetensors", tmp_path / "none")
+    with pytest.raises(checkpoints.ModelError, match="'owner/name'.*nothing is downloaded"):
+        checkpoints.load_pipeline("owner/name")
+    with pytest.raises(checkpoints.ModelError, match="no model_index.json"):
+        checkpoints.load_pipeline(tmp_path)
+    with pytest.raises(checkpoints.ModelError, match="config.*no folder"):
+        checkpoints.load_pipeline(checkpoints.TINY_SD / "tiny-sd.safetensors", tmp_path / "none")
 
 
 def test_folders_of_other_pipelines_are_refused(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(host.ModelError, match="FluxPipeline; ZS² works with StableDiffusionPipeline and"):
-        host.load_pipeline(tmp_path)
+    with pytest.raises(checkpoints.ModelError, match="FluxPipeline; ZS² works with StableDiffusionPipeline and"):
+        checkpoints.load_pipeline(tmp_path)
 
 
 def test_a_single_file_of_another_shape_needs_a_configuration():
-    with pytest.raises(host.ModelError, match="--config"):
-        host.load_pipeline(host.TINY_SD / "tiny-sd.safetensors", device="cpu")
-    pipe = host.load_pipeline(host.TINY_SD / "tiny-sd.safetensors", host.TINY_SD / "diffusers-config", device="cpu")
+    with pytest.raises(checkpoints.ModelError, match="--config"):
+        checkpoints.load_pipeline(checkpoints.TINY_SD / "tiny-sd.safetensors", device="cpu")
+    pipe = checkpoints.load_pipeline(
+        checkpoints.TINY_SD / "tiny-sd.safetensors", checkpoints.TINY_SD / "diffusers-config", device="cpu"
+    )
     assert isinstance(pipe.scheduler, DDIMScheduler)
 
 
@@ -674,24 +633,24 @@ def test_the_kind_of_a_single_file(tmp_path):
         tensors = {name: torch.zeros(1) for name in names}
         tensors["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(8, channels, 3, 3)
         save_file(tensors, tmp_path / "model.safetensors")
-        return host.model_kind(tmp_path / "model.safetensors")
+        return checkpoints.model_kind(tmp_path / "model.safetensors")
 
     sd1, sd2 = (
         "cond_stage_model.transformer.text_model.final_layer_norm.bias",
         "cond_stage_model.model.transformer.resblocks.0.ln_1.bias",
     )
     sdxl = "conditioner.embedders.1.model.transformer.resblocks.0.ln_1.bias"
-    assert host.model_kind(host.TINY_SD / "tiny-sd.safetensors") == "sd1"
+    assert checkpoints.model_kind(checkpoints.TINY_SD / "tiny-sd.safetensors") == "sd1"
     assert (kind(sd1), kind(sd2), kind(sdxl)) == ("sd1", "sd2", "sdxl")
-    with pytest.raises(host.ModelError, match="inpainting"):
+    with pytest.raises(checkpoints.ModelError, match="inpainting"):
         kind(sd1, channels=9)
-    with pytest.raises(host.ModelError, match="Instruct-Pix2Pix"):
+    with pytest.raises(checkpoints.ModelError, match="Instruct-Pix2Pix"):
         kind(sd1, channels=8)
-    with pytest.raises(host.ModelError, match="refiner"):
+    with pytest.raises(checkpoints.ModelError, match="refiner"):
         kind("conditioner.embedders.0.model.transformer.resblocks.0.ln_1.bias")
     save_file({"lora_unet_x.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
-    with pytest.raises(host.ModelError, match="LoRA"):
-        host.model_kind(tmp_path / "lora.safetensors")
+    with pytest.raises(checkpoints.ModelError, match="LoRA"):
+        checkpoints.model_kind(tmp_path / "lora.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -706,7 +665,7 @@ def test_the_kind_of_a_single_file(tmp_path):
     ],
 )
 def test_configurations_have_the_released_models_shapes(kind, component, parameters):
-    folder = host.CONFIGS / kind / component
+    folder = checkpoints.CONFIGS / kind / component
     with torch.device("meta"):
         if component == "unet":
             model = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder))
@@ -719,7 +678,7 @@ def test_configurations_have_the_released_models_shapes(kind, component, paramet
 
 
 def test_what_the_unet_predicts_is_found_out(pipe):
-    assert host.predicts_noise(pipe)
+    assert checkpoints.predicts_noise(pipe)
     forward = pipe.unet.forward
     alpha = pipe.scheduler.alphas_cumprod[-1].item()
 
@@ -733,8 +692,8 @@ def test_what_the_unet_predicts_is_found_out(pipe):
 
     pipe.unet.forward = velocity
     try:
-        assert not host.predicts_noise(pipe)
-        host._find_prediction_type(pipe, host.TINY_SD / "tiny-sd.safetensors")
+        assert not checkpoints.predicts_noise(pipe)
+        checkpoints.find_prediction_type(pipe, checkpoints.TINY_SD / "tiny-sd.safetensors")
         assert pipe.scheduler.config.prediction_type == "v_prediction"
     finally:
         del pipe.unet.forward

@@ -1,8 +1,8 @@
 """The sampling of clips with pipelines of `diffusers`, without a WebUI.
 
-`load_pipeline` opens a checkpoint, `sample_clip` samples a clip with it. `ClipSampling` is the scope inside which
-any call of the pipeline is a clip. Everything it changes is an attribute of the pipeline's own objects, and undone
-when the scope is left, however it is left.
+`sample_clip` samples a clip with a pipeline, such as `checkpoints.load_pipeline` gives. `ClipSampling` is the scope
+inside which any call of the pipeline is a clip. Everything it changes is an attribute of the pipeline's own objects,
+and undone when the scope is left, however it is left.
 """
 
 from __future__ import annotations
@@ -11,19 +11,12 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from diffusers import (
-    CosineDPMSolverMultistepScheduler,
-    DPMSolverSDEScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import DPMSolverSDEScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
-from transformers import CLIPTokenizer
 
 from zs2_lib.core.hooks import Pass
 from zs2_lib.core.noise import ClipNoise
@@ -32,19 +25,7 @@ from zs2_lib.hosts.undo import override, restore_afterwards
 from zs2_lib.settings.table import Settings
 from zs2_lib.settings.travel import Blend, PromptKeyframes, join
 
-TINY_SD = Path(__file__).parents[2] / "tiny-sd"
-"""The project's own checkpoint."""
-CONFIGS = Path(__file__).parent / "configs"
-"""The components of SD 1.x, SD 2.x and SDXL: what `diffusers` has to know of a single file, and would download."""
-PICKLED = (".bin", ".ckpt", ".pt", ".pth")
-PIPELINES = {cls.__name__: cls for cls in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
-
-
-class ModelError(ValueError):
-    """A checkpoint that cannot be used; the message names it, the reason and a remedy."""
-
-
-# --- sampling ------------------------------------------------------------------------------------------
+from .checkpoints import check_pipeline
 
 
 @dataclass(frozen=True)
@@ -60,42 +41,14 @@ class Progress:
 
 
 def sample_clip(
-    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
-    prompt: str,
-    settings: Settings,
-    seed: int,
-    *,
-    negative_prompt: str | None = None,
-    steps: int = 20,
-    guidance: float = 5.0,
-    width: int | None = None,
-    height: int | None = None,
-    progress: Callable[[Progress], None] | None = None,
-    **options,
+    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, prompt: str, settings: Settings, seed: int, **options
 ) -> Iterator[Image.Image]:
     """Samples a clip and returns its frames, which are decoded one by one as they are taken.
 
     Frame 1 is the image that the pipeline alone gives with `generator=torch.Generator().manual_seed(seed)`. The
-    scheduler is the pipeline's own. `width` and `height`, in pixels and multiples of 8, default to the model's size.
-    `progress` is called before each pass over some frames and may raise to stop. `options` are further arguments
-    of the pipeline (`eta`, `clip_skip`, `guidance_rescale`, …).
-
-    Raises ValueError for a pipeline that cannot make a clip, or wrong arguments.
+    `options` are the keyword arguments of `sample_latents`; it raises the same errors.
     """
-    latents = sample_latents(
-        pipe,
-        prompt,
-        settings,
-        seed,
-        negative_prompt=negative_prompt,
-        steps=steps,
-        guidance=guidance,
-        width=width,
-        height=height,
-        progress=progress,
-        **options,
-    )
-    return decode_frames(pipe, latents)
+    return decode_frames(pipe, sample_latents(pipe, prompt, settings, seed, **options))
 
 
 def sample_latents(
@@ -104,15 +57,19 @@ def sample_latents(
     settings: Settings,
     seed: int,
     *,
-    negative_prompt: str | None = None,
     steps: int = 20,
     guidance: float = 5.0,
-    width: int | None = None,
-    height: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     **options,
 ) -> torch.Tensor:
-    """The latents of a clip (frames, channels, height / 8, width / 8). The arguments are those of `sample_clip`."""
+    """Samples the latents of a clip (frames, channels, height / 8, width / 8) with the pipeline's own scheduler.
+
+    `progress` is called before each pass over some frames and may raise to stop. `options` are further arguments of
+    the pipeline: `negative_prompt`, `width` and `height` (pixels, multiples of 8; default: the model's size), `eta`,
+    `clip_skip`, `guidance_rescale`, …
+
+    Raises ValueError for a pipeline that cannot make a clip, or wrong arguments.
+    """
     if not isinstance(prompt, str):
         raise ValueError(f"prompt: {prompt!r} is not allowed; a clip has one prompt, a string")
     if "latents" in options:
@@ -122,11 +79,8 @@ def sample_latents(
     with ClipSampling(pipe, settings, seed, progress):
         return pipe(
             prompt,
-            negative_prompt=negative_prompt,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            width=width,
-            height=height,
             num_images_per_prompt=settings.frames,
             generator=torch.Generator().manual_seed(seed),
             output_type="latent",
@@ -222,14 +176,14 @@ class ClipSampling:
     def unet(self, sample: torch.Tensor, timestep, *args, return_dict: bool = True, **kwargs):
         """The UNet's `forward`, in passes of a few frames; one call is one step, and sees all rows of the clip.
 
-        With guidance `sample` is the block of the negative prompt and the block of the prompt, (2 frames, …); without, it
-        is one block, (frames, …).
+        With guidance `sample` is the block of the negative prompt and the block of the prompt, (2 frames, …); without,
+        it is one block, (frames, …).
         """
         rows = Rows.blocks(self.frames, 2 if self.pipe.do_classifier_free_guidance else 1)
         if sample.shape[0] != len(rows):
             raise ValueError(
-                f"ZS²: the UNet is called with {sample.shape[0]} rows for a clip of {self.frames} frames, which has {len(rows)}; "
-                f"call the pipeline with one prompt and num_images_per_prompt={self.frames}"
+                f"ZS²: the UNet is called with {sample.shape[0]} rows for a clip of {self.frames} frames, which has "
+                f"{len(rows)}; call the pipeline with one prompt and num_images_per_prompt={self.frames}"
             )
         call, calls = self.calls, self.pipe.num_timesteps
         self.calls += 1
@@ -244,7 +198,7 @@ class ClipSampling:
         noise_left = float(torch.as_tensor(timestep).reshape(-1)[0]) / self.pipe.scheduler.config.num_train_timesteps
         self.clip.begin_step(call, 1 - noise_left)
         output = self.clip.call(plain, rows, sample, timestep, *args, before_pass=before_pass, **kwargs)
-        return _UNetOutput(output) if return_dict else (output,)
+        return UNet2DConditionOutput(output) if return_dict else (output,)
 
     # --- the noise -----------------------------------------------------------------------------------------
 
@@ -301,11 +255,9 @@ def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes) -> Callable:
                 return before + (after - before) * blend.weight
 
             any_text = encoded[prompts.texts[0]][i]
-            return (
-                None
-                if any_text is None
-                else torch.stack([row(frame, prompts.at(frame)) for frame in range(len(any_text))])
-            )
+            if any_text is None:
+                return None
+            return torch.stack([row(frame, prompts.at(frame)) for frame in range(len(any_text))])
 
         return tuple(embeddings(i) for i in range(len(encoded[prompts.texts[0]])))
 
@@ -315,8 +267,8 @@ def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes) -> Callable:
 class CorrelatedDraws(TorchFunctionMode):
     """Scope in which `torch.randn` for a batch of frames draws the first frame's noise, and `noise` gives the others.
 
-    Every noise that `diffusers` draws goes through `torch.randn` or `torch.randn_like`, whatever the scheduler, so nothing
-    of it needs to be replaced. Raises RuntimeError for other random numbers, which could not be correlated.
+    Every noise that `diffusers` draws goes through `torch.randn` or `torch.randn_like`, whatever the scheduler, so
+    nothing of it needs to be replaced. Raises RuntimeError for other random numbers, which could not be correlated.
     """
 
     OTHERS = frozenset(
@@ -358,213 +310,7 @@ class CorrelatedDraws(TorchFunctionMode):
             return self.noise.draw(function(*still, **kwargs))
         if function in self.OTHERS:
             raise RuntimeError(
-                f"ZS²: random numbers are drawn by torch's {function.__name__}, which cannot be correlated over frames; "
-                "use another scheduler, such as DDIMScheduler"
+                f"ZS²: random numbers are drawn by torch's {function.__name__}, which cannot be correlated over "
+                "frames; use another scheduler, such as DDIMScheduler"
             )
         return function(*args, **kwargs)
-
-
-class _UNetOutput(tuple):
-    """What a UNet returns with return_dict=True: `output.sample`, or `output[0]`."""
-
-    def __new__(cls, sample: torch.Tensor):
-        return super().__new__(cls, (sample,))
-
-    @property
-    def sample(self) -> torch.Tensor:
-        return self[0]
-
-
-def check_pipeline(pipe) -> None:
-    """Raises ValueError, which names the remedy, if `pipe`, as it is set up, cannot make a clip."""
-    if not isinstance(pipe, tuple(PIPELINES.values())):
-        raise ValueError(
-            f"ZS² cannot make clips with {type(pipe).__name__}; give a StableDiffusionPipeline or StableDiffusionXLPipeline"
-        )
-    unet, scheduler = pipe.unet, pipe.scheduler
-    if hasattr(unet, "_orig_mod"):
-        raise ValueError("ZS² cannot hook a compiled UNet; set pipe.unet = pipe.unet._orig_mod")
-    if unet.config.in_channels != pipe.vae.config.latent_channels:
-        raise ValueError(
-            f"ZS²: the UNet takes {unet.config.in_channels} channels, not the {pipe.vae.config.latent_channels} of the latents: it is "
-            "a checkpoint for inpainting or editing; choose one that makes images from text"
-        )
-    if any(getattr(module, "fused_projections", False) for module in unet.modules()):
-        raise ValueError("ZS² needs separate projections for keys and values; call pipe.unfuse_qkv_projections()")
-    if hasattr(unet, "_tome_info"):
-        raise ValueError("ZS²: token merging merges other tokens in each frame; call tomesd.remove_patch(pipe)")
-    if isinstance(scheduler, CosineDPMSolverMultistepScheduler):  # one Brownian motion for the whole batch
-        raise ValueError(
-            f"ZS² cannot correlate the noise of {type(scheduler).__name__}; use another scheduler, such as DDIMScheduler"
-        )
-
-
-# --- checkpoints ---------------------------------------------------------------------------------------
-
-
-def load_pipeline(
-    model: str | Path | None = None,
-    config: str | Path | None = None,
-    device: str | torch.device | None = None,
-) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-    """Opens a checkpoint; nothing is downloaded, and nothing unpickled.
-
-    model: None for the project's own tiny checkpoint; a `.safetensors` file of SD 1.x, SD 2.x or SDXL, which is
-        sampled with DDIM; or a folder in the format of `diffusers`, which is sampled with the scheduler it names.
-    config: a folder with the configuration of a single file's components in the format of `diffusers`, for a model
-        of a shape of its own. Without it they have the shapes of SD 1.x, SD 2.x or SDXL, whichever the file is, and
-        whether it predicts ε or v is found out by one call of the UNet.
-    device: default is "cuda" if there is one, else "cpu". On CUDA the model runs in float16, elsewhere in float32.
-
-    Raises ModelError for what cannot be loaded.
-    """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    if model is None:
-        model, config = TINY_SD / "tiny-sd.safetensors", config or TINY_SD / "diffusers-config"
-    model = Path(model)
-    if not model.exists():
-        raise ModelError(
-            f"model: there is no {str(model)!r}; give a .safetensors file or a folder in the format of diffusers that is on "
-            "this machine (nothing is downloaded)"
-        )
-    if config is not None and (model.is_dir() or not Path(config).is_dir()):
-        problem = (
-            f"{str(model)!r} is a folder with a configuration of its own"
-            if model.is_dir()
-            else f"{str(config)!r} is no folder"
-        )
-        raise ModelError(
-            f"config: {problem}; it is for single .safetensors files and names a folder with a model_index.json"
-        )
-    try:
-        pipe = _load_folder(model, dtype) if model.is_dir() else _load_file(model, config, dtype)
-    except ModelError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, SafetensorError) as error:
-        remedy = (
-            "all its weights have to be complete .safetensors files"
-            if model.is_dir()
-            else "if its shape is not that of SD 1.x, SD 2.x or SDXL, give a folder in the format of diffusers with its configuration "
-            "(--config)"
-            if config is None
-            else f"its shape may not be that of the configuration {str(config)!r}"
-        )
-        reason = " ".join(str(error).split())
-        raise ModelError(
-            f"model: {str(model)!r} cannot be loaded ({type(error).__name__}: {reason[:300]}); {remedy}"
-        ) from error
-    pipe.to(device)
-    if model.is_file() and config is None:
-        _find_prediction_type(pipe, model)
-    return pipe
-
-
-def _load_folder(folder: Path, dtype: torch.dtype):
-    """A folder in the format of `diffusers`."""
-    cls = _pipeline_class(folder)
-    for component in filter(Path.is_dir, folder.iterdir()):
-        pickled = [file for file in component.iterdir() if file.suffix in PICKLED]
-        if pickled and not any(component.glob("*.safetensors")):
-            raise ModelError(
-                f"model: {str(pickled[0])!r} can run code when it is opened; get the folder with .safetensors files, or convert it to them"
-            )
-    half_only = (
-        any(folder.glob("unet/*.fp16*.safetensors"))
-        and not (folder / "unet/diffusion_pytorch_model.safetensors").exists()
-    )
-    return cls.from_pretrained(
-        folder, torch_dtype=dtype, use_safetensors=True, variant="fp16" if half_only else None, local_files_only=True
-    )
-
-
-def _load_file(file: Path, config: str | Path | None, dtype: torch.dtype):
-    """A single file in the format of the original releases, as the WebUI reads it."""
-    if file.suffix != ".safetensors":
-        raise ModelError(
-            f"model: {str(file)!r} is no .safetensors file (others, such as .ckpt and .bin, can run code when they are opened); "
-            "convert it to .safetensors"
-        )
-    tokenizers = {}
-    if config is None:
-        config = CONFIGS / model_kind(file)
-        vocabulary = (
-            TINY_SD / "diffusers-config" / "tokenizer"
-        )  # all of them use CLIP's; they differ in what pads a prompt
-        tokenizers["tokenizer"] = CLIPTokenizer.from_pretrained(
-            vocabulary, **({"pad_token": "!"} if config.name == "sd2" else {})
-        )
-        if config.name == "sdxl":
-            tokenizers["tokenizer_2"] = CLIPTokenizer.from_pretrained(vocabulary, pad_token="!")
-    return _pipeline_class(Path(config)).from_single_file(
-        str(file), config=str(config), torch_dtype=dtype, local_files_only=True, **tokenizers
-    )
-
-
-def _pipeline_class(folder: Path):
-    """The pipeline that a folder's `model_index.json` names."""
-    if not (folder / "model_index.json").is_file():
-        raise ModelError(
-            f"model: the folder {str(folder)!r} has no model_index.json; give a folder in the format of diffusers"
-        )
-    name = StableDiffusionPipeline.load_config(folder).get("_class_name")
-    if name not in PIPELINES:
-        raise ModelError(f"model: {str(folder)!r} is a {name}; ZS² works with {' and '.join(PIPELINES)}")
-    return PIPELINES[name]
-
-
-def model_kind(file: Path) -> str:
-    """ "sd1", "sd2" or "sdxl": whose shape a single file has, by its header. Raises ModelError for another one."""
-    with safe_open(file, framework="pt") as tensors:
-        names = set(tensors.keys())
-        first = "model.diffusion_model.input_blocks.0.0.weight"
-        channels = tensors.get_slice(first).get_shape()[1] if first in names else None
-    if channels in (8, 9):
-        what = "a checkpoint for inpainting" if channels == 9 else "an Instruct-Pix2Pix checkpoint"
-        raise ModelError(f"model: {str(file)!r} is {what}; choose one that makes images from text")
-    if channels is not None:
-        for kind, prefix in (
-            ("sdxl", "conditioner.embedders.1.model.transformer."),
-            ("sd2", "cond_stage_model.model.transformer."),
-            ("sd1", "cond_stage_model.transformer."),
-        ):
-            if any(name.startswith(prefix) for name in names):
-                return kind
-    raise ModelError(
-        f"model: {str(file)!r} is not a whole SD 1.x, SD 2.x or SDXL checkpoint (a LoRA, VAE, refiner or other architecture?); "
-        "choose a checkpoint that has UNet, VAE and text encoder in one file"
-    )
-
-
-def _find_prediction_type(pipe, file: Path) -> None:
-    """Sets what the UNet of a single file predicts, which the file does not say."""
-    if predicts_noise(pipe):
-        return
-    with safe_open(file, framework="pt") as tensors:
-        zero_snr = "ztsnr" in tensors.keys()  # SDXL's v-prediction models carry this mark
-    spacing = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_snr else {}
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="v_prediction", **spacing)
-    if not isinstance(pipe, StableDiffusionXLPipeline) and pipe.unet.config.cross_attention_dim == 1024:
-        pipe.unet.register_to_config(sample_size=96)  # SD 2.x with v-prediction makes images of 768×768 pixels
-
-
-@torch.no_grad()
-def predicts_noise(pipe) -> bool:
-    """Whether the UNet predicts the noise ε in its input, rather than v = √ᾱ ε - √(1 - ᾱ) x₀.
-
-    At the last time step the input is almost noise alone: ε correlates with it by about 1, v by about 0.
-    """
-    unet = pipe.unet
-    size = unet.config.sample_size // 2
-    x = torch.randn(1, unet.config.in_channels, size, size, generator=torch.Generator().manual_seed(0)).to(
-        unet.device, unet.dtype
-    )
-    kwargs = {"encoder_hidden_states": x.new_zeros(1, 77, unet.config.cross_attention_dim)}
-    if unet.config.addition_embed_type == "text_time":  # SDXL: pooled text, and the size of the image
-        pixels = float(size * pipe.vae_scale_factor)
-        kwargs["added_cond_kwargs"] = {
-            "text_embeds": x.new_zeros(1, pipe.text_encoder_2.config.projection_dim),
-            "time_ids": x.new_tensor([[pixels, pixels, 0, 0, pixels, pixels]]),
-        }
-    output = unet(x, pipe.scheduler.config.num_train_timesteps - 1, **kwargs).sample
-    return torch.corrcoef(torch.stack([x.flatten(), output.flatten()]).float())[0, 1].item() > 0.5
