@@ -12,8 +12,7 @@ from zs2_lib.core.noise import MODELS, SOLVERS, ClipNoise
 from zs2_lib.media.read import Selection
 from zs2_lib.media.write import FORMATS, check_clip
 
-from .schedule import Schedule, number_text
-from .travel import PromptKeyframes
+from .schedule import PromptKeyframes, Schedule, number_text
 
 MAX_FRAMES = 1024
 RETURNS = ("frames", "video", "both")

@@ -32,8 +32,8 @@ from zs2_lib.core.passes import Passes
 from zs2_lib.core.passes import Progress as PassProgress
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.undo import override, restore_afterwards
+from zs2_lib.settings.schedule import Blend, PromptKeyframes, join
 from zs2_lib.settings.table import Settings
-from zs2_lib.settings.travel import Blend, PromptKeyframes, join
 
 TINY_SD = Path(__file__).parents[2] / "tiny-sd"
 """The project's own checkpoint."""
