@@ -24,11 +24,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from zs2_lib.core.anchors import DEPTHS, PRESETS, AnchorRows, Anchors, deep_modules, phase_of
+from zs2_lib.core.anchors import DEPTHS, AnchorRows, Anchors, deep_modules, phase_of
 from zs2_lib.core.momentum import TemporalMomentum
 from zs2_lib.core.passes import Passes
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.diffusers import sampling as host
+from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.table import Settings
 
 from . import metrics, timing, unets

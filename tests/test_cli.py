@@ -12,9 +12,9 @@ from PIL import Image
 pytest.importorskip("diffusers")
 
 from zs2_lib import cli
-from zs2_lib.core.anchors import PRESETS
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.media.write import FORMATS
+from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.table import Settings
 
 ROOT = Path(__file__).parent.parent
