@@ -24,10 +24,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from zs2_lib.core.anchors import DEPTHS, PRESETS, AnchorRows, deep_modules, phase_of
+from zs2_lib.core.anchors import DEPTHS, AnchorRows, deep_modules, phase_of
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.diffusers import sampling as host
+from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.table import Settings
 
 from . import metrics, timing, unets

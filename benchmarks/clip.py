@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zs2_lib.core.anchors import PRESETS
+from zs2_lib.settings.presets import PRESETS
 
 from . import metrics
 from .clips import GUIDANCE, Job, decode, load, sample

@@ -20,8 +20,9 @@ from benchmarks import anchors, clip_score, document, ladders, metrics, noise, t
 from benchmarks import clip as whole_clip
 from benchmarks.clips import Job, decode, describe, load, sample, text2video_zero_times
 from benchmarks.judge import BACKGROUNDS, COLOURS, SHAPES, example_prompts, load_judge
-from zs2_lib.core.anchors import PRESETS, phase_of
+from zs2_lib.core.anchors import phase_of
 from zs2_lib.hosts.diffusers.checkpoints import TINY_SD
+from zs2_lib.settings.presets import PRESETS
 
 PROMPT = "a red circle on a blue background"
 

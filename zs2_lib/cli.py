@@ -213,7 +213,7 @@ def parser() -> Parser:
         help="width and height in pixels, multiples of 8; default: the model's own (128 for the tiny one)",
     )
 
-    from zs2_lib.core.anchors import PRESETS
+    from zs2_lib.settings.presets import PRESETS
 
     group = parser.add_argument_group("the clip")
     for option in clip_options():
@@ -248,13 +248,12 @@ def flag(option) -> str:
 
 def read_settings(options: argparse.Namespace, formats: tuple[str, ...]):
     """The clip's settings. Raises SettingsError for a value that is not allowed."""
-    from zs2_lib.core.anchors import PRESETS
+    from zs2_lib.settings.presets import PRESETS
     from zs2_lib.settings.table import Settings, one_of
 
     values = {}
     if options.speed is not None:
-        preset = PRESETS[one_of(*PRESETS)("--speed", options.speed)]
-        values = dict(zip(("anchor_stride", "anchor_depth", "anchor_start"), preset))
+        values = PRESETS[one_of(*PRESETS)("--speed", options.speed)]._asdict()
     for option in clip_options():
         value = getattr(options, option.name)
         if value is not None:

@@ -9,72 +9,8 @@ import re
 import pytest
 
 from zs2_lib.media.source import Selection
-from zs2_lib.settings.schedule import Schedule
+from zs2_lib.settings.schedule import PromptKeyframes, Schedule
 from zs2_lib.settings.table import Settings, SettingsError
-from zs2_lib.settings.travel import PromptKeyframes
-
-# --- schedules ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [
-        (0.05, [0.05] * 7),
-        (3, [3] * 7),
-        ("0.05", [0.05] * 7),
-        (" 5e-2 ", [0.05] * 7),
-        ("0:0.01, 4:0.05", [0.01, 0.02, 0.03, 0.04, 0.05, 0.05, 0.05]),
-        ("4 : 0.05,0:0.01,", [0.01, 0.02, 0.03, 0.04, 0.05, 0.05, 0.05]),
-        ("2:1, 3:0, 5:1", [1, 1, 1, 0, 0.5, 1, 1]),
-        ("3:0.7", [0.7] * 7),
-        (Schedule(((0, 0.0), (6, 6.0))), [0, 1, 2, 3, 4, 5, 6]),
-    ],
-)
-def test_schedules_are_linear_between_keyframes_and_held_outside(text, values):
-    schedule = Schedule.parse(text)
-    assert schedule.values(7) == pytest.approx(values)
-    assert schedule.bounds == (min(values), max(values))
-    assert schedule.is_constant == (len(set(values)) == 1)
-    again = Schedule.parse(str(schedule))
-    assert again.values(7) == schedule.values(7)
-
-
-@pytest.mark.parametrize("value", [0.1, 1 / 3, 0.0123456789, 1e-7, 123456789.0])
-def test_schedules_are_written_exactly(value):
-    assert Schedule.parse(str(Schedule.parse(value))).at(0) == value
-    assert Schedule.parse(str(Schedule.parse(f"0:{value!r}, 3:1"))).at(0) == value
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        ("", "no value given"),
-        (" , ", "no value given"),
-        ("fast", "'fast' is not a number"),
-        ("0.1, 0.2", "cannot read '0.1'"),
-        ("0:0.1, 0.2", "cannot read '0.2'"),
-        ("a:0.1", "cannot read 'a:0.1'"),
-        ("-1:0.1", "cannot read '-1:0.1'"),
-        ("1.5:0.1", "cannot read '1.5:0.1'"),
-        (":0.1", "cannot read ':0.1'"),
-        ("0:", "'' is not a number"),
-        ("0:0.1:0.2", "'0.1:0.2' is not a number"),
-        ("3:0.1, 03:0.2", "frame 3 has two values"),
-        ("nan", "not a finite number"),
-        ("0:inf", "not a finite number"),
-        (math.nan, "not a finite number"),
-        (-math.inf, "not a finite number"),
-        pytest.param(10**400, "not a finite number", id="huge"),
-        (True, "neither a number nor keyframes"),
-        (None, "neither a number nor keyframes"),
-        ([0.1], "neither a number nor keyframes"),
-        ({"0": 0.1}, "neither a number nor keyframes"),
-    ],
-)
-def test_schedules_that_cannot_be_read(value, words):
-    with pytest.raises(ValueError, match=words):
-        Schedule.parse(value)
-
 
 # --- values: those allowed, and the nearest ones that are not -----------------------------------------
 

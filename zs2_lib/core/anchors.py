@@ -32,8 +32,6 @@ DEPTHS = ("gentle", "medium", "strong")
 """Where the deep blocks begin: at the second downsampling, at the first, or a block before the first."""
 GROWTH = (0.8, 1.25)
 """Bounds of how a frame's distance from the line between its anchors grows in a step: they may be alike by chance."""
-PRESETS = {"exact": (1, "medium", 0.18), "balanced": (8, "medium", 0.18), "fast": (16, "medium", 0.12)}
-"""(stride, depth, start) by speed."""
 
 
 # --- which blocks are deep --------------------------------------------------------------------------------

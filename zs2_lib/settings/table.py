@@ -13,8 +13,7 @@ from zs2_lib.core.noise import MODELS, SOLVERS, ClipNoise
 from zs2_lib.media.formats import FORMATS, check_clip
 from zs2_lib.media.source import Selection
 
-from .schedule import Schedule, number_text
-from .travel import PromptKeyframes
+from .schedule import PromptKeyframes, Schedule, number_text
 
 MAX_FRAMES = 1024
 RETURNS = ("frames", "video", "both")

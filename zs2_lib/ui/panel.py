@@ -8,8 +8,8 @@ from dataclasses import fields
 
 import gradio as gr
 
-from zs2_lib.core.anchors import PRESETS
 from zs2_lib.media.source import Selection
+from zs2_lib.settings.presets import PRESETS, Preset
 from zs2_lib.settings.schedule import Schedule
 from zs2_lib.settings.table import FROM_SOURCE, Settings, SettingsError, infotext_key
 
@@ -134,8 +134,8 @@ def _speed_buttons(controls: Mapping, elem_id: Callable[[str], str]) -> None:
     """A button for each preset, which sets the anchor stride, depth and start."""
     for name, preset in PRESETS.items():
         button = gr.Button(f"Speed: {name}", elem_id=elem_id(f"speed_{name}"))
-        outputs = [controls[f"anchor_{part}"] for part in ("stride", "depth", "start")]
-        button.click(lambda preset=preset: preset, [], outputs, show_progress=False)
+        outputs = [controls[setting] for setting in Preset._fields]
+        button.click(lambda preset=preset: tuple(preset), [], outputs, show_progress=False)
 
 
 def _source_controls(elem_id: Callable[[str], str], is_img2img: bool) -> dict[str, gr.components.Component]:

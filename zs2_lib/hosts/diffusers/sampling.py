@@ -22,8 +22,8 @@ from zs2_lib.core.hooks import Pass
 from zs2_lib.core.noise import ClipNoise
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.undo import override, restore_afterwards
+from zs2_lib.settings.schedule import Blend, PromptKeyframes, join
 from zs2_lib.settings.table import Settings
-from zs2_lib.settings.travel import Blend, PromptKeyframes, join
 
 from .checkpoints import check_pipeline
 
