@@ -343,6 +343,28 @@ def test_neither_true_nor_false(host, frames, value):
     assert missing(["source_audio", repr(value), "true or false"], message) == [], message
 
 
+# --- the owner of the server -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_flags_of_the_owner(start, tmp_path):
+    """preload.py: more folders than the host's own, and less than a clip or a source may have elsewhere."""
+    flags = ("--zs2-source-dir", str(tmp_path / "films"), "--zs2-max-frames", "4", "--zs2-max-source-pixels", "9000")
+    (tmp_path / "films").mkdir()
+    small = folder(tmp_path / "films" / "small", size=(64, 64))
+    with start(*flags) as host:
+        clip = host.generate(**EDIT, alwayson_scripts={"ZS2": {"args": [{"source": str(small), "frames": 3}]}})
+        assert len(clip.files) == 3 + 1
+        for settings, payload, words in (
+            ({"frames": 5}, STILL, ["frames", "5", "--zs2-max-frames", "4"]),
+            ({"source": str(small)}, {}, ["source", "6", "--zs2-max-frames", "4", "source_end"]),
+            ({"source": str(folder(tmp_path / "films" / "large"))}, {}, ["128x128", "9000", "scale it down"]),
+            ({"source": str(folder(tmp_path / "elsewhere"))}, {}, ["elsewhere", str(tmp_path / "films")]),
+        ):
+            message = refusal(host, settings, **payload)
+            assert missing(words, message) == [], message
+
+
 # --- afterwards ------------------------------------------------------------------------------------------------
 
 
