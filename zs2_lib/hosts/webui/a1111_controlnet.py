@@ -22,7 +22,8 @@ from zs2_lib.core.momentum import TemporalMomentum
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.undo import override, override_item
 from zs2_lib.media.read import Source
-from zs2_lib.settings.table import FROM_SOURCE, Settings, SettingsError
+from zs2_lib.settings.kinds import SettingsError
+from zs2_lib.settings.table import FROM_SOURCE, Settings
 
 from .edit import SourceVideo, file_of, in_words, opened, same_draws
 

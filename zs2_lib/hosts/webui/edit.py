@@ -21,7 +21,8 @@ from PIL import Image, ImageChops
 
 from zs2_lib.hosts.undo import override
 from zs2_lib.media.read import Selection, Source, add_audio, open_source
-from zs2_lib.settings.table import MAX_FRAMES, Settings, SettingsError
+from zs2_lib.settings.kinds import SettingsError
+from zs2_lib.settings.table import MAX_FRAMES, Settings
 
 INIT_RESULTS = ("init_latent", "image_conditioning", "mask", "nmask")
 """What `p.init` leaves on `p` for the sampler, one row per image (the masks without that dimension)."""

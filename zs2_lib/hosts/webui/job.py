@@ -17,7 +17,9 @@ from PIL import Image
 
 from zs2_lib.hosts.undo import override
 from zs2_lib.media import write as video
-from zs2_lib.settings.table import Settings, SettingsError
+from zs2_lib.settings import recipe
+from zs2_lib.settings.kinds import SettingsError
+from zs2_lib.settings.table import Settings
 
 from . import a1111
 from . import edit as source_video
@@ -170,7 +172,7 @@ class Job:
         p, settings = self.p, self.settings
         p.all_seeds = _repeat(p.all_seeds[: p.n_iter], settings.frames)
         p.all_subseeds = _repeat(p.all_subseeds[: p.n_iter], settings.frames)
-        p.extra_generation_params.update(settings.infotext)
+        p.extra_generation_params.update(recipe.texts(settings))
         if self.travel:
             self.travel.begin(self._undo)
         if settings.frames == 1:

@@ -20,8 +20,8 @@ from modules.prompt_parser import (
 from modules.shared import opts
 
 from zs2_lib.hosts.undo import override
+from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.schedule import Blend, PromptKeyframes, join
-from zs2_lib.settings.table import SettingsError
 
 
 class Lora(NamedTuple):
