@@ -1,5 +1,7 @@
 """The command line, from its arguments to the files it writes."""
 
+import functools
+import importlib.util
 import os
 import signal
 import subprocess
@@ -11,6 +13,7 @@ from PIL import Image
 
 pytest.importorskip("diffusers")
 
+from zs2_lib import __main__ as program
 from zs2_lib import cli
 from zs2_lib.hosts.diffusers import checkpoints
 from zs2_lib.hosts.diffusers import sampling as host
@@ -33,19 +36,17 @@ def surroundings(monkeypatch):
 @pytest.fixture
 def pipe(monkeypatch):
     """The tiny checkpoint, loaded once for all tests."""
-    if not hasattr(pipe_cache, "pipe"):
-        pipe_cache.pipe = checkpoints.load_pipeline(device="cpu")
-    monkeypatch.setattr(checkpoints, "load_pipeline", lambda model, config: pipe_cache.pipe)
-    return pipe_cache.pipe
+    loaded = tiny_pipe()
+    monkeypatch.setattr(checkpoints, "load_pipeline", lambda model, config: loaded)
+    return loaded
 
 
-class pipe_cache:
-    pass
+tiny_pipe = functools.cache(functools.partial(checkpoints.load_pipeline, device="cpu"))
 
 
-def refused(capsys, *arguments) -> str:
+def refused(capsys, *arguments, main=cli.main) -> str:
     """The one line with which the command line refuses `arguments`."""
-    assert cli.main([PROMPT, *arguments]) == 2
+    assert main([PROMPT, *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     *notes, line = err.splitlines()
@@ -57,23 +58,30 @@ def refused(capsys, *arguments) -> str:
 # --- clips ---------------------------------------------------------------------------------------------
 
 
+def make(*arguments, prompt=PROMPT) -> None:
+    assert cli.main([prompt, *map(str, arguments)]) == 0
+
+
+def assert_clip_of_the_library(folder: Path, pipe, prompt: str, settings: Settings, **how) -> None:
+    """The images in `folder` are the frames that the library gives for QUICK and `settings`."""
+    frames = host.sample_clip(pipe, prompt, settings, 1, steps=2, width=64, height=64, **how)
+    for number, frame in enumerate(frames, start=1):
+        with Image.open(folder / f"{number:05}.png") as image:
+            assert max(abs(a - b) for a, b in zip(image.tobytes(), frame.tobytes())) <= 2
+
+
 def test_every_format(pipe, tmp_path, capsys):
     files = [tmp_path / f"new/{format}.{format}" for format in FORMATS]
     outputs = [argument for file in files for argument in ("-o", str(file))]
-    assert (
-        cli.main(
-            [PROMPT, *outputs, *QUICK, "--negative", "green: dark, small", "--motion", "0:0.01, 2:0.05", "--fps", "5"]
-        )
-        == 0
-    )
-    out, err = capsys.readouterr()
-
+    make(*outputs, *QUICK, "--negative", "green: dark, small", "--motion", "0:0.01, 2:0.05", "--fps", "5")
+    out = capsys.readouterr().out
     av = pytest.importorskip("av")
     text = (
         f"{PROMPT}\nNegative prompt: green: dark, small\nSteps: 2, Sampler: DDIM, CFG scale: 5, Seed: 1, Size: 64x64, "
         'Model: tiny-sd, ZS2 frames: 3, ZS2 fps: 5, ZS2 motion: "0:0.01, 2:0.05", ZS2 inertia: 0, ZS2 momentum: 0.98, '
         "ZS2 loop: False, ZS2 noise model: dependency, ZS2 alpha: 0.9, ZS2 candidates: 1, ZS2 solver: exact, "
-        "ZS2 frames per pass: 0, ZS2 anchor stride: 1, ZS2 anchor depth: medium, ZS2 anchor start: 0.18, ZS2 formats: mp4 gif webp apng webm png"
+        "ZS2 frames per pass: 0, ZS2 anchor stride: 1, ZS2 anchor depth: medium, ZS2 anchor start: 0.18, "
+        "ZS2 formats: mp4 gif webp apng webm png"
     )
     for format, file in zip(FORMATS, files):
         if format in ("mp4", "webm"):
@@ -95,15 +103,8 @@ def test_every_format(pipe, tmp_path, capsys):
 
 
 def test_the_clip_is_that_of_the_library(pipe, tmp_path):
-    assert (
-        cli.main([PROMPT, "-o", str(tmp_path / "a.png"), *QUICK, "--cfg", "1", "--loop", "--frames-per-pass", "2"]) == 0
-    )
-    frames = host.sample_clip(
-        pipe, PROMPT, Settings(frames=3, loop=True), 1, steps=2, guidance=1.0, width=64, height=64
-    )
-    for number, frame in enumerate(frames, start=1):
-        with Image.open(tmp_path / "a" / f"{number:05}.png") as image:
-            assert max(abs(a - b) for a, b in zip(image.tobytes(), frame.tobytes())) <= 2
+    make("-o", tmp_path / "a.png", *QUICK, "--cfg", "1", "--loop", "--frames-per-pass", "2")
+    assert_clip_of_the_library(tmp_path / "a", pipe, PROMPT, Settings(frames=3, loop=True), guidance=1.0)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +112,8 @@ def test_the_clip_is_that_of_the_library(pipe, tmp_path):
     [
         ([], PRESETS["exact"]),
         (["--speed", "fast"], PRESETS["fast"]),
-        (["--speed", "fast", "--anchor-stride", "3"], (3, *PRESETS["fast"][1:])),
-        (
-            ["--anchor-depth", "gentle", "--speed", "balanced"],
-            (PRESETS["balanced"][0], "gentle", PRESETS["balanced"][2]),
-        ),
+        (["--speed", "fast", "--anchor-stride", "3"], PRESETS["fast"]._replace(anchor_stride=3)),
+        (["--anchor-depth", "gentle", "--speed", "balanced"], PRESETS["balanced"]._replace(anchor_depth="gentle")),
     ],
 )
 def test_speed_sets_what_is_not_given(arguments, expected):
@@ -128,36 +126,27 @@ def test_prompts_by_frame(pipe, tmp_path, as_file, capsys):
     prompts = "0: on a blue background\n2: on a green background, dark"
     (tmp_path / "prompts.txt").write_text(prompts + "\n", encoding="utf-8")
     given = str(tmp_path / "prompts.txt") if as_file else prompts
-    assert (
-        cli.main(
-            ["a red circle", "-o", str(tmp_path / "a.png"), "-o", str(tmp_path / "a.gif"), *QUICK, "--prompts", given]
-        )
-        == 0
-    )
-    frames = host.sample_clip(
-        pipe, "a red circle", Settings(frames=3, prompts=prompts), 1, steps=2, width=64, height=64
-    )
-    for number, frame in enumerate(frames, start=1):
-        with Image.open(tmp_path / "a" / f"{number:05}.png") as image:
-            assert max(abs(a - b) for a, b in zip(image.tobytes(), frame.tobytes())) <= 2
+    outputs = ["-o", tmp_path / "a.png", "-o", tmp_path / "a.gif"]
+    make(*outputs, *QUICK, "--prompts", given, prompt="a red circle")
+    assert_clip_of_the_library(tmp_path / "a", pipe, "a red circle", Settings(frames=3, prompts=prompts))
     with Image.open(tmp_path / "a.gif") as image:
-        assert (
-            'ZS2 prompts: "0: on a blue background\\n2: on a green background, dark"' in image.info["comment"].decode()
-        )
-    assert cli.main([PROMPT, "-o", str(tmp_path / "a.gif"), *QUICK, "--prompts", "0: a\n3: b"]) == 0
+        text = image.info["comment"].decode()
+    assert 'ZS2 prompts: "0: on a blue background\\n2: on a green background, dark"' in text
+    make("-o", tmp_path / "a.gif", *QUICK, "--prompts", "0: a\n3: b")
     assert "zs2: Prompts at frame 3 are not reached" in capsys.readouterr().err
 
 
 def test_size_and_seed(pipe, tmp_path, capsys):
-    assert cli.main([PROMPT, "-o", str(tmp_path / "a.gif"), "--steps", "1", "--frames", "1", "--size", "96x64"]) == 0
+    arguments = ["-o", tmp_path / "a.gif", "--steps", "1", "--frames", "1", "--size", "96x64"]
+    make(*arguments)
     first = capsys.readouterr().out
     assert "1 frames of 96x64" in first
-    assert cli.main([PROMPT, "-o", str(tmp_path / "a.gif"), "--steps", "1", "--frames", "1", "--size", "96x64"]) == 0
+    make(*arguments)
     assert capsys.readouterr().out != first  # a new seed each time
 
 
 def test_notes_are_said(pipe, tmp_path, capsys):
-    assert cli.main([PROMPT, "-o", str(tmp_path / "a.gif"), *QUICK, "--loop", "--inertia", "0.5"]) == 0
+    make("-o", tmp_path / "a.gif", *QUICK, "--loop", "--inertia", "0.5")
     assert "zs2: Inertia 0.5 has no effect on a loop" in capsys.readouterr().err
 
 
@@ -167,22 +156,15 @@ def test_a_fresh_process_without_network(tmp_path):
         "import socket, sys\n"
         "def no_network(*args, **kwargs): sys.exit('the network was used')\n"
         "socket.getaddrinfo = socket.create_connection = socket.socket.connect = no_network\n"
-        "from zs2_lib.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
+        "from zs2_lib.__main__ import main; sys.exit(main(sys.argv[1:]))\n"
     )
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_", "DIFFUSERS_"))
-    }
+    ours = ("HF_", "TRANSFORMERS_", "DIFFUSERS_")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     environment["OMP_NUM_THREADS"] = "1"
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     environment["HF_HOME"] = str(tmp_path / "cache")
-    ran = subprocess.run(
-        [sys.executable, "-c", script, PROMPT, "-o", "clip.mp4", "--steps", "2", "--frames", "2"],
-        cwd=tmp_path,
-        env=environment,
-        text=True,
-        capture_output=True,
-    )
+    command = [sys.executable, "-c", script, PROMPT, "-o", "clip.mp4", "--steps", "2", "--frames", "2"]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith("clip.mp4: 2 frames of 128x128")
     assert "Warning" not in ran.stderr and "Traceback" not in ran.stderr
@@ -232,49 +214,41 @@ def test_an_interrupt_while_writing_leaves_the_old_clip(pipe, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("flag", "value", "words"),
     [
-        (["--frames", "0"], "--frames: 0 is not allowed; give a whole number from 1 to 1024"),
-        (["--frames", "2.5"], "--frames: 2.5 is not allowed; give a whole number from 1 to 1024"),
-        (["--frames", "many"], "--frames: 'many' is not allowed; give a whole number from 1 to 1024"),
-        (["--fps", "nan"], "--fps: nan is not allowed; give a number from 0.1 to 120"),
-        (["--motion", "-1"], "--motion: '-1' is not allowed; give a number of 0 or more, or keyframes"),
-        (["--motion", "0:a"], "--motion: '0:a' is not allowed: 'a' is not a number; give a number"),
-        (["--momentum", "1.5"], "--momentum: '1.5' is not allowed; give a number from 0 to 1"),
-        (["--inertia", ""], "--inertia: '' is not allowed: no value given"),
-        (["--noise-model", "depend"], "--noise-model: 'depend' is not allowed; give one of \"dependency\""),
-        (["--alpha", "2"], "--alpha: 2 is not allowed; give a number from 0 to 1"),
-        (["--frames-per-pass", "-1"], "--frames-per-pass: -1 is not allowed; give a whole number from 0 to 1024"),
-        (["--anchor-stride", "17"], "--anchor-stride: 17 is not allowed; give a whole number from 1 to 16"),
-        (
-            ["--anchor-depth", "strongest"],
-            '--anchor-depth: \'strongest\' is not allowed; give one of "gentle", "medium", "strong"',
-        ),
-        (
-            ["--speed", "faster"],
-            '--speed: \'faster\' is not allowed; give one of "exact", "balanced", "fast"; did you mean "fast"?',
-        ),
-        (["--loop", "--noise-model", "mixed"], 'loop: true is not allowed with noise_model "mixed"'),
-        (
-            ["--prompts", "0: a\n0: b"],
-            "--prompts: '0: a\\n0: b' is not allowed: frame 0 has two prompts; give each frame once",
-        ),
-        (
-            ["--prompts", "no-such-file"],
-            "--prompts: 'no-such-file' is not allowed: it is no line 'frame: prompt', and no text file",
-        ),
-        (["--steps", "0"], "--steps: 0 is not allowed; give a whole number from 1 to 999"),
-        (["--cfg", "x"], "--cfg: 'x' is not allowed; give a number from 0 to 100"),
-        (["--seed", "-1"], "--seed: -1 is not allowed; give a whole number from 0"),
-        (["--size", "100"], "--size: '100' is not allowed; give one number or WIDTHxHEIGHT, multiples of 8"),
-        (["--size", "0x64"], "--size: '0x64' is not allowed"),
-        (["--frame", "3"], "unrecognized arguments: --frame 3"),
-        (["--frames"], "argument --frames: expected one argument"),
+        ("--frames", "0", "0 is not allowed; give a whole number from 1 to 1024"),
+        ("--frames", "2.5", "2.5 is not allowed; give a whole number from 1 to 1024"),
+        ("--frames", "many", "'many' is not allowed; give a whole number from 1 to 1024"),
+        ("--fps", "nan", "nan is not allowed; give a number from 0.1 to 120"),
+        ("--motion", "-1", "'-1' is not allowed; give a number of 0 or more, or keyframes"),
+        ("--motion", "0:a", "'0:a' is not allowed: 'a' is not a number; give a number"),
+        ("--momentum", "1.5", "'1.5' is not allowed; give a number from 0 to 1"),
+        ("--inertia", "", "'' is not allowed: no value given"),
+        ("--noise-model", "depend", "'depend' is not allowed; give one of \"dependency\""),
+        ("--alpha", "2", "2 is not allowed; give a number from 0 to 1"),
+        ("--frames-per-pass", "-1", "-1 is not allowed; give a whole number from 0 to 1024"),
+        ("--anchor-stride", "17", "17 is not allowed; give a whole number from 1 to 16"),
+        ("--anchor-depth", "strongest", '\'strongest\' is not allowed; give one of "gentle", "medium", "strong"'),
+        ("--speed", "Fast", '\'Fast\' is not allowed; give one of "exact", "balanced", "fast"; did you mean "fast"?'),
+        ("--prompts", "0: a\n0: b", "'0: a\\n0: b' is not allowed: frame 0 has two prompts; give each frame once"),
+        ("--prompts", "no-such-file", "'no-such-file' is not allowed: it is no line 'frame: prompt', and no text file"),
+        ("--steps", "0", "0 is not allowed; give a whole number from 1 to 999"),
+        ("--cfg", "x", "'x' is not allowed; give a number from 0 to 100"),
+        ("--seed", "-1", "-1 is not allowed; give a whole number from 0"),
+        ("--size", "100", "'100' is not allowed; give one number or WIDTHxHEIGHT, multiples of 8"),
+        ("--size", "0x64", "'0x64' is not allowed"),
     ],
 )
-def test_wrong_values(capsys, tmp_path, arguments, message):
-    assert refused(capsys, "-o", str(tmp_path / "clip.mp4"), *arguments).startswith(message)
+def test_wrong_values(capsys, tmp_path, flag, value, words):
+    assert refused(capsys, "-o", str(tmp_path / "clip.mp4"), flag, value).startswith(f"{flag}: {words}")
     assert not list(tmp_path.iterdir())
+
+
+def test_wrong_flags(capsys):
+    loop = refused(capsys, "-o", "clip.mp4", "--loop", "--noise-model", "mixed")
+    assert loop.startswith('loop: true is not allowed with noise_model "mixed"')
+    assert refused(capsys, "-o", "clip.mp4", "--frame", "3") == "unrecognized arguments: --frame 3"
+    assert refused(capsys, "-o", "clip.mp4", "--frames") == "argument --frames: expected one argument"
 
 
 def test_wrong_outputs(capsys, tmp_path):
@@ -295,14 +269,12 @@ def test_wrong_models(capsys, tmp_path):
 
 
 def test_missing_packages(capsys, tmp_path, monkeypatch):
-    find_spec = cli.importlib.util.find_spec
-    monkeypatch.setattr(
-        cli.importlib.util, "find_spec", lambda name: None if name in ("diffusers", "av") else find_spec(name)
-    )
-    line = refused(capsys, "-o", str(tmp_path / "clip.gif"))
-    assert line == f"missing packages; install them with: {sys.executable} -m pip install diffusers"
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "av" else find_spec(name))
-    assert refused(capsys, "-o", str(tmp_path / "clip.mp4")).endswith("-m pip install av")
+    missing, find_spec = {"diffusers", "av"}, importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find_spec(name))
+    command = f"missing packages; install them with: {sys.executable} -m pip install"
+    assert refused(capsys, "-o", str(tmp_path / "clip.gif"), main=program.main) == f"{command} diffusers"
+    missing.remove("diffusers")
+    assert refused(capsys, "-o", str(tmp_path / "clip.mp4"), main=program.main) == f"{command} av"
 
 
 def test_help_explains_every_setting(capsys):
@@ -310,7 +282,6 @@ def test_help_explains_every_setting(capsys):
         cli.main(["--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for option in cli.clip_options():
-        assert cli.flag(option) in text
-        assert option.metadata["tooltip"].split()[0] in text
+    for row in cli.clip_options():
+        assert cli.flag(row) in text and row.tooltip.split()[0] in text
     assert "Default 8." in text and "Default 0.98." in text

@@ -1,7 +1,36 @@
-"""python -m zs2_lib: the command line, see cli.py."""
+"""python -m zs2_lib: the command line (cli.py), or in words which packages it lacks."""
 
+from __future__ import annotations
+
+import importlib.util
 import sys
 
-from zs2_lib.cli import main
+PACKAGES = {
+    "torch": "torch",
+    "numpy": "numpy",
+    "PIL": "pillow",
+    "tqdm": "tqdm",
+    "diffusers": "diffusers",
+    "transformers": "transformers",
+    "safetensors": "safetensors",
+}
+"""What is needed, by the name Python imports: the name under which pip installs it."""
 
-sys.exit(main())
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status, 2 where packages are missing."""
+    missing = [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        remedy = f"install them with: {sys.executable} -m pip install {' '.join(missing)}"
+        print(f"zs2: error: missing packages; {remedy}", file=sys.stderr)
+        return 2
+    try:
+        from zs2_lib.cli import main  # which imports them
+    except KeyboardInterrupt:
+        print("zs2: interrupted; the clip was not written", file=sys.stderr)
+        return 130
+    return main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
+import itertools
 import os
 import random
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from zs2_lib.media.formats import FORMATS, split_clip_name
+from zs2_lib.media.write import check_replaceable, write_clip
+from zs2_lib.settings import recipe
+from zs2_lib.settings.kinds import Choice, Kind, Number, Prompts, SettingsError, WholeNumber, YesNo
+from zs2_lib.settings.presets import PRESETS
+from zs2_lib.settings.table import Row, Settings
+
 PROGRAM = "python -m zs2_lib"
-PACKAGES = {
-    "torch": "torch",
-    "numpy": "numpy",
-    "PIL": "pillow",
-    "tqdm": "tqdm",
-    "diffusers": "diffusers",
-    "transformers": "transformers",
-    "safetensors": "safetensors",
-}
-"""What is needed, by the name Python imports: the name under which pip installs it."""
-VIDEO_PACKAGES = {"av": "av"}
-"""What mp4 and webm need besides."""
 
 
 class Refused(Exception):
@@ -43,7 +43,6 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console that cannot show λ
     try:
-        require(PACKAGES)
         run(arguments)
     except Refused as refusal:
         say(f"error: {refusal}")
@@ -65,49 +64,63 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(arguments: list[str] | None) -> None:
     """From the command line's arguments to the files of the clip."""
-    from zs2_lib.media.formats import FORMATS, split_clip_name
-    from zs2_lib.media.write import write_clip
-    from zs2_lib.settings.table import SettingsError
-
-    options = parser().parse_args(arguments)
-    try:
-        targets = [split_clip_name(name) for name in options.output]
-        settings = read_settings(options, tuple(format for _, format in targets))
-        width, height = read_size(options.size)
-        seed, steps, cfg = read_seed(options.seed), read_steps(options.steps), read_cfg(options.cfg)
-    except SettingsError as error:
-        raise Refused(error) from None
-    except ValueError as error:
-        raise Refused(f"--output: {error}") from None
-    for target, format in targets:
-        check_target(target, format)
-    if any(FORMATS[format].needs_av for format in settings.formats):
-        require(VIDEO_PACKAGES)
-    for note in settings.notes:
+    job = read_job(parser().parse_args(arguments))
+    for note in job.settings.notes:
         say(note)
+    say(f"loading {job.model or 'the tiny checkpoint'}")
+    pipe = load(job)
+    frames = tqdm(sample(pipe, job), "decoding", total=job.settings.frames)
+    write(frames, job, sampler=type(pipe.scheduler).__name__.removesuffix("Scheduler"))
 
-    say(f"loading {options.model or 'the tiny checkpoint'}")
+
+# --- the clip ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip, checked: what it is made with, and the files that it becomes."""
+
+    prompt: str
+    negative: str
+    model: str | None
+    config: str | None
+    settings: Settings
+    targets: list[tuple[Path, str]]
+    """Each file's path without suffix, and its format."""
+    size: tuple[int | None, int | None]
+    """Width and height in pixels; None for the model's own."""
+    seed: int
+    steps: int
+    cfg: float
+
+
+def load(job: Job):
+    """The pipeline. Refuses a model that cannot be loaded or that ZS² cannot sample with."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.simplefilter("ignore", FutureWarning)  # the libraries' words to their programmers
-    import torch
+    # imported here: they take seconds, which wrong values need not wait for, and they read the environment above
     from diffusers.utils.logging import disable_progress_bar
-    from tqdm import tqdm
 
     from zs2_lib.hosts.diffusers import checkpoints
-    from zs2_lib.hosts.diffusers import sampling as host
 
     disable_progress_bar()
-    if options.model is None and "OMP_NUM_THREADS" not in os.environ:
+    if job.model is None and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(
             1
         )  # of so small a model threads mostly wait for each other, on a busy machine for minutes
     try:
-        pipe = checkpoints.load_pipeline(options.model, options.config)
+        pipe = checkpoints.load_pipeline(job.model, job.config)
         checkpoints.check_pipeline(pipe)
     except ValueError as error:
         raise Refused(error) from None
+    return pipe
+
+
+def sample(pipe, job: Job) -> Iterable[Image.Image]:
+    """The frames, sampled; each is decoded when it is asked for."""
+    from zs2_lib.hosts.diffusers import sampling as host  # see `load`
 
     with tqdm(total=1.0, bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}") as bar:
 
@@ -118,53 +131,43 @@ def run(arguments: list[str] | None) -> None:
 
         frames = host.sample_clip(
             pipe,
-            options.prompt,
-            settings,
-            seed,
-            negative_prompt=options.negative or None,
-            steps=steps,
-            guidance=cfg,
-            width=width,
-            height=height,
+            job.prompt,
+            job.settings,
+            job.seed,
+            negative_prompt=job.negative or None,
+            steps=job.steps,
+            guidance=job.cfg,
+            width=job.size[0],
+            height=job.size[1],
             progress=show,
         )
         bar.n = 1.0
-        bar.set_description(f"{settings.frames} frames, {steps} steps")
-
-    model = Path(options.model).name.removesuffix(".safetensors") if options.model else "tiny-sd"
-    first, frames = peek(tqdm(frames, "decoding", total=settings.frames))
-    text = infotext(
-        options.prompt,
-        options.negative,
-        {
-            "Steps": steps,
-            "Sampler": type(pipe.scheduler).__name__.removesuffix("Scheduler"),
-            "CFG scale": f"{cfg:g}",
-            "Seed": seed,
-            "Size": f"{first.width}x{first.height}",
-            "Model": model,
-            **settings.infotext,
-        },
-    )
-    if len(targets) > 1:
-        frames = list(frames)
-    for target, format in targets:
-        file = write_clip(frames, target, format, settings.fps, text)
-        print(
-            f"{file}: {settings.frames} frames of {first.width}x{first.height}, {settings.frames / settings.fps:.3g} s, seed {seed}"
-        )
+        bar.set_description(f"{job.settings.frames} frames, {job.steps} steps")
+    return frames
 
 
-def peek(frames):
-    """The first of `frames`, and all of them."""
+def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:
+    """Writes the files, with the generation parameters in them, and says where they are."""
     frames = iter(frames)
     first = next(frames)
-
-    def everything():
-        yield first
-        yield from frames
-
-    return first, everything()
+    size, settings = f"{first.width}x{first.height}", job.settings
+    values = {
+        "Steps": job.steps,
+        "Sampler": sampler,
+        "CFG scale": f"{job.cfg:g}",
+        "Seed": job.seed,
+        "Size": size,
+        "Model": Path(job.model).name.removesuffix(".safetensors") if job.model else "tiny-sd",
+        **recipe.texts(settings),
+    }
+    text = recipe.parameters(job.prompt, job.negative, values)
+    frames = itertools.chain([first], frames)
+    if len(job.targets) > 1:
+        frames = list(frames)
+    for target, format in job.targets:
+        file = write_clip(frames, target, format, settings.fps, text)
+        seconds = settings.frames / settings.fps
+        print(f"{file}: {settings.frames} frames of {size}, {seconds:.3g} s, seed {job.seed}")
 
 
 # --- options -------------------------------------------------------------------------------------------
@@ -175,8 +178,8 @@ def parser() -> Parser:
     parser = Parser(
         prog=PROGRAM,
         allow_abbrev=False,
-        description="ZS² samples a video from an image diffusion model; without --model from a tiny one that comes with it and "
-        "knows coloured shapes on coloured backgrounds.",
+        description="ZS² samples a video from an image diffusion model; without --model from a tiny one that comes "
+        "with it and knows coloured shapes on coloured backgrounds.",
     )
     parser.add_argument("prompt", help='what to show, such as "a red circle on a blue background"')
     parser.add_argument(
@@ -191,7 +194,8 @@ def parser() -> Parser:
     parser.add_argument(
         "--model",
         metavar="PATH",
-        help="a .safetensors checkpoint of SD 1.x, SD 2.x or SDXL, or a folder in the format of diffusers; nothing is downloaded",
+        help="a .safetensors checkpoint of SD 1.x, SD 2.x or SDXL, or a folder in the format of diffusers; nothing is "
+        "downloaded",
     )
     parser.add_argument(
         "--config",
@@ -212,121 +216,114 @@ def parser() -> Parser:
         metavar="N|WxH",
         help="width and height in pixels, multiples of 8; default: the model's own (128 for the tiny one)",
     )
+    _add_clip_options(parser.add_argument_group("the clip"))
+    return parser
 
-    from zs2_lib.settings.presets import PRESETS
 
-    group = parser.add_argument_group("the clip")
-    for option in clip_options():
-        help = f"{option.metadata['label']}. {option.metadata['tooltip']}".replace("%", "%%")
-        if isinstance(option.default, bool):
-            group.add_argument(flag(option), action="store_true", default=None, help=help)
-        else:
-            metavar = "TEXT|FILE" if option.name == "prompts" else "|".join(option.metadata.get("choices", ())) or "X"
-            default = "none" if option.default is None else str(option.default).removesuffix(".0")
-            group.add_argument(flag(option), metavar=metavar, help=f"{help} Default {default}.")
+def _add_clip_options(group) -> None:
+    for row in clip_options():
+        help = f"{row.label}. {row.tooltip}".replace("%", "%%")
+        form = flag_form(row.kind)
+        if "action" not in form:
+            help += f" Default {row.kind.print(row.default) or 'none'}."
+        group.add_argument(flag(row), help=help, **form)
     presets = "; ".join(f"{name}: {', '.join(map(str, preset))}" for name, preset in PRESETS.items())
     group.add_argument(
         "--speed",
         metavar="|".join(PRESETS),
         help=f"Sets those of the anchor stride, depth and start that are not given. {presets}.",
     )
-    return parser
 
 
-def clip_options():
+def clip_options() -> list[Row]:
     """The settings that are options here: no source's, and the formats are known by the files' names."""
-    from zs2_lib.settings.table import INFOTEXT_OPTIONS
-
-    return [
-        option for option in INFOTEXT_OPTIONS if option.name != "formats" and option.metadata.get("group") != "source"
-    ]
+    return [row for row in recipe.CARRIED.values() if row.name != "formats" and row.group != "source"]
 
 
-def flag(option) -> str:
-    return "--" + option.name.replace("_", "-")
+def flag(row: Row) -> str:
+    return "--" + row.name.replace("_", "-")
 
 
-def read_settings(options: argparse.Namespace, formats: tuple[str, ...]):
+def flag_form(kind: Kind) -> dict[str, str]:
+    """How a flag for this kind of value is given, in argparse's words; it stores a text for the kind to read."""
+    match kind:
+        case YesNo():
+            return {"action": "store_const", "const": kind.print(True)}
+        case Choice():
+            return {"metavar": "|".join(kind.choices)}
+        case Prompts():
+            return {"metavar": "TEXT|FILE"}
+    return {"metavar": "X"}
+
+
+# --- values --------------------------------------------------------------------------------------------
+
+
+def read_job(options: argparse.Namespace) -> Job:
+    """The job that the options describe; refuses one that cannot be done, before anything is loaded or sampled."""
+    try:
+        targets = [split_clip_name(name) for name in options.output]
+        settings = read_settings(options, tuple(format for _, format in targets))
+        size = read_size(options.size)
+        seed = (
+            random.randrange(2**32) if options.seed is None else WholeNumber(0, 2**63 - 1).read("--seed", options.seed)
+        )
+        steps, cfg = WholeNumber(1, 999).read("--steps", options.steps), Number(0, 100).read("--cfg", options.cfg)
+    except SettingsError as error:
+        raise Refused(error) from None
+    except ValueError as error:
+        raise Refused(f"--output: {error}") from None
+    for target, format in targets:
+        check_target(target, format)
+    if any(FORMATS[format].needs_av for format in settings.formats) and importlib.util.find_spec("av") is None:
+        raise Refused(f"missing packages; install them with: {sys.executable} -m pip install av")
+    prompts = options.prompt, options.negative
+    return Job(*prompts, options.model, options.config, settings, targets, size, seed, steps, cfg)
+
+
+def read_settings(options: argparse.Namespace, formats: tuple[str, ...]) -> Settings:
     """The clip's settings. Raises SettingsError for a value that is not allowed."""
-    from zs2_lib.settings.presets import PRESETS
-    from zs2_lib.settings.table import Settings, one_of
-
     values = {}
     if options.speed is not None:
-        values = PRESETS[one_of(*PRESETS)("--speed", options.speed)]._asdict()
-    for option in clip_options():
-        value = getattr(options, option.name)
-        if value is not None:
-            if isinstance(option.default, (int, float)):
-                value = as_number(value)
-            if option.name == "prompts":
-                value = read_prompts(value)
-            values[option.name] = option.metadata["check"](flag(option), value)
+        values = PRESETS[Choice(tuple(PRESETS)).read("--speed", options.speed)]._asdict()
+    for row in clip_options():
+        text = getattr(options, row.name)
+        if text is not None:
+            if isinstance(row.kind, Prompts):
+                text = read_prompts(flag(row), text)
+            values[row.name] = row.kind.read(flag(row), text)
     return Settings(enabled=True, formats=formats, **values)
 
 
-def read_prompts(text: str) -> str:
+def read_prompts(flag: str, text: str) -> str:
     """`text` itself if it is empty or begins like a line of keyframes, else what the file of that name holds."""
-    from zs2_lib.settings.table import SettingsError
-
     if not text.strip() or re.match(r"\s*[0-9]+\s*:", text):
         return text
     try:
         return Path(text).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
-            f"--prompts: {text!r} is not allowed: it is no line 'frame: prompt', and no text file that can be read ({error}); "
-            "give such lines, or a file (UTF-8) that holds them"
+            f"{flag}: {text!r} is not allowed: it is no line 'frame: prompt', and no text file that can be read "
+            f"({error}); give such lines, or a file (UTF-8) that holds them"
         ) from None
-
-
-def read_seed(text: str | None) -> int:
-    from zs2_lib.settings.table import whole
-
-    return random.randrange(2**32) if text is None else whole(0, 2**63 - 1)("--seed", as_number(text))
-
-
-def read_steps(text: str) -> int:
-    from zs2_lib.settings.table import whole
-
-    return whole(1, 999)("--steps", as_number(text))
-
-
-def read_cfg(text: str) -> float:
-    from zs2_lib.settings.table import number
-
-    return number(0, 100)("--cfg", as_number(text))
 
 
 def read_size(text: str | None) -> tuple[int | None, int | None]:
     """(width, height) in pixels of "512" or "768x512"; nothing if nothing is given."""
-    from zs2_lib.settings.table import SettingsError
-
     if text is None:
         return None, None
     match = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text.lower())
     width, height = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if any(side % 8 or not 64 <= side <= 4096 for side in (width, height)):
         raise SettingsError(
-            f"--size: {text!r} is not allowed; give one number or WIDTHxHEIGHT, multiples of 8 from 64 to 4096, such as 512 or 768x512"
+            f"--size: {text!r} is not allowed; give one number or WIDTHxHEIGHT, multiples of 8 from 64 to 4096, "
+            "such as 512 or 768x512"
         )
     return width, height
 
 
-def as_number(text: str | bool) -> int | float | str | bool:
-    """The number that `text` stands for; the text itself if it is none, for the checks to refuse."""
-    for kind in (int, float):
-        try:
-            return kind(text) if isinstance(text, str) else text
-        except ValueError:
-            pass
-    return text
-
-
 def check_target(target: Path, format: str) -> None:
     """Refuses a clip that could not be written, before it is sampled."""
-    from zs2_lib.media.write import check_replaceable
-
     try:
         check_replaceable(target, format)
     except FileExistsError as error:
@@ -334,27 +331,6 @@ def check_target(target: Path, format: str) -> None:
     folder = next(folder for folder in target.absolute().parents if folder.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise Refused(f"--output: cannot write into {str(folder)!r}; choose a folder that can be written")
-
-
-# --- texts ---------------------------------------------------------------------------------------------
-
-
-def infotext(prompt: str, negative: str, values: Mapping[str, object]) -> str:
-    """The generation parameters as the WebUI writes and reads them."""
-
-    def quoted(value) -> str:
-        text = str(value)
-        return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
-
-    lines = [prompt] + ([f"Negative prompt: {negative}"] if negative else [])
-    return "\n".join(lines + [", ".join(f"{key}: {quoted(value)}" for key, value in values.items())])
-
-
-def require(packages: Mapping[str, str]) -> None:
-    """Refuses to go on without `packages`, with the command that installs them."""
-    missing = [name for module, name in packages.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise Refused(f"missing packages; install them with: {sys.executable} -m pip install {' '.join(missing)}")
 
 
 def say(text: str) -> None:

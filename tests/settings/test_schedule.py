@@ -7,8 +7,6 @@ import pytest
 
 from zs2_lib.settings.schedule import PromptKeyframes, Schedule, join
 
-# --- values -------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize(
     ("text", "values"),
@@ -119,13 +117,7 @@ def test_keyframes_that_cannot_be_read(value, words):
 
 @pytest.mark.parametrize(
     "keyframes",
-    [
-        ((0, A), (8, B)),
-        ((2, A), (5, B), (6, C), (9, A)),
-        ((4, A),),
-        ((0, A), (1, B)),
-        ((20, A), (30, B)),
-    ],
+    [((0, A), (8, B)), ((2, A), (5, B), (6, C), (9, A)), ((4, A),), ((0, A), (1, B)), ((20, A), (30, B))],
 )
 def test_each_frame_is_between_its_neighbouring_keyframes(keyframes):
     """Against the piecewise linear share of every keyframe, each a triangle with its top at the keyframe."""

@@ -9,23 +9,24 @@ import re
 import pytest
 
 from zs2_lib.media.source import Selection
+from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.schedule import PromptKeyframes, Schedule
-from zs2_lib.settings.table import Settings, SettingsError
+from zs2_lib.settings.table import Settings
 
 # --- values: those allowed, and the nearest ones that are not -----------------------------------------
 
 NO_NUMBER = [True, None, "8", [8], math.nan, math.inf, -math.inf]
 NO_SCHEDULE = [True, None, [0.1], math.nan, math.inf, 10**400, "fast", "", "0:0.1, 0:0.2", "-1:0.5", "0:0.1, 8"]
-NO_BOOLEAN = [1, 0, "true", None]
+NO_BOOLEAN = (1, 0, "true", None)
+YES_NO = ("enabled", "loop", "source_audio", "control_momentum")
 
 ALLOWED = {
-    "enabled": [True, False],
+    **dict.fromkeys(YES_NO, (True, False)),
     "frames": [1, 8, 8.0, 1024],
     "fps": [0.1, 8, 29.97, 120],
     "motion": [0, 0.05, 100, "0", "0:0.01, 8:0.05"],
     "inertia": [0, 0.5, 1, "0:0, 8:1"],
     "momentum": [0, 0.98, 1, "0:1, 8:0.9"],
-    "loop": [True, False],
     "prompts": ["0: a red circle", "0: a red circle\n12: a blue square", "3:", "", " \n"],
     "noise_model": ["dependency", "mixed", "progressive", "independent"],
     "alpha": [0, 0.9, 1],
@@ -38,26 +39,22 @@ ALLOWED = {
     "formats": [["mp4"], ("gif", "png"), ["mp4", "gif", "webp", "apng", "webm", "png"]],
     "return": ["frames", "video", "both"],
     "source": ["", "clip.mp4"],
-    "source_start": [0, 1.5, 360000],
-    "source_end": [0, 1.5, 360000],
+    **dict.fromkeys(("source_start", "source_end"), (0, 1.5, 360000)),
     "source_fps": [0, 12, 29.97, 120],
     "source_every": [1, 2.0, 1000],
-    "source_audio": [True, False],
     "mask": ["", "mask.png"],
     "control": [[], ["source", "", "clip.mp4"], ("source",)],
     "control_fit": ["hold", "loop", "stretch"],
-    "control_momentum": [True, False],
 }
 NEEDS = {"mask": {"source": "clip.mp4"}}
 """What a setting needs beside it."""
 REFUSED = {
-    "enabled": NO_BOOLEAN,
+    **dict.fromkeys(YES_NO, NO_BOOLEAN),
     "frames": [0, -1, 1025, 7.5, *NO_NUMBER],
     "fps": [0, 0.09, 120.1, *NO_NUMBER],
     "motion": [-0.001, "-1", "0:0.1, 8:-0.1", *NO_SCHEDULE],
     "inertia": [-0.001, 1.001, "0:0, 8:1.1", *NO_SCHEDULE],
     "momentum": [-0.001, 1.001, "0:-0.1, 8:1", *NO_SCHEDULE],
-    "loop": NO_BOOLEAN,
     "prompts": [7, True, ["0: a"], {"0": "a"}, "a red circle", "0: a\n0: b", "0: a\nb", "-1: a", "1.5: a", "0 a"],
     "noise_model": ["", "Mixed", "dependent", None, 1, ["mixed"]],
     "alpha": [-0.001, 1.001, *NO_NUMBER],
@@ -70,15 +67,12 @@ REFUSED = {
     "formats": [[], (), "mp4", None, {"mp4": True}, ["mp4", "avi"], [["mp4"]], [None]],
     "return": ["", "videos", None, True],
     "source": [None, 1, True, ["clip.mp4"]],
-    "source_start": [-0.1, 400000, *NO_NUMBER],
-    "source_end": [-0.1, 400000, *NO_NUMBER],
+    **dict.fromkeys(("source_start", "source_end"), (-0.1, 400000, *NO_NUMBER)),
     "source_fps": [-1, 120.1, *NO_NUMBER],
     "source_every": [0, 1001, 1.5, *NO_NUMBER],
-    "source_audio": NO_BOOLEAN,
     "mask": [None, 1, ["mask.png"]],
     "control": [None, "source", {"0": "source"}, [1], [None], [["source"]]],
     "control_fit": ["", "Hold", None, True],
-    "control_momentum": NO_BOOLEAN,
 }
 
 
@@ -98,8 +92,7 @@ def test_allowed_values(key, value):
     elif key == "prompts":
         assert kept == (PromptKeyframes.parse(value) if value.strip() else None)
     else:
-        assert kept == value
-        assert type(kept) is type(getattr(Settings(), "returns" if key == "return" else key))
+        assert kept == value and type(kept) is type(getattr(Settings(), "returns" if key == "return" else key))
 
 
 @each(REFUSED)
@@ -107,11 +100,8 @@ def test_refused_values(key, value):
     """The message begins with the key, says the value (or the list's item) and what would be right."""
     with pytest.raises(SettingsError) as refused:
         Settings.from_mapping({key: value})
-    wrong = (
-        next((item for item in value if item != "mp4"), value)
-        if key == "formats" and isinstance(value, list)
-        else value
-    )
+    is_list = key == "formats" and isinstance(value, list)
+    wrong = next((item for item in value if item != "mp4"), value) if is_list else value
     assert re.match(rf"{key}: {re.escape(repr(wrong))} is not allowed.*(give|may hold) ", str(refused.value))
 
 
@@ -219,85 +209,29 @@ def test_a_source_decides_what_is_left_open():
     settings = Settings.from_mapping({"source": "clip.mp4"})
     assert (settings.frames, settings.fps) == (0, 0)
     assert settings.selection == Selection()
-    settings = Settings.from_mapping(
-        {"source": "clip.mp4", "frames": 5, "fps": 6, "source_start": 1, "source_end": 2, "source_every": 2}
-    )
+    values = {"frames": 5, "fps": 6, "source_start": 1, "source_end": 2, "source_every": 2}
+    settings = Settings.from_mapping({"source": "clip.mp4", **values})
     assert (settings.frames, settings.fps) == (5, 6)
     assert settings.selection == Selection(start=1, end=2, every=2, frames=5)
 
 
 @pytest.mark.parametrize(
-    ("values", "notes"),
+    ("values", "note"),
     [
-        ({}, []),
-        (dict(inertia=0.5), []),
-        (dict(loop=True), []),
-        (dict(loop=True, inertia="0:0, 8:0.5"), ["Inertia 0:0, 8:0.5 has no effect on a loop"]),
-        (dict(prompts="0: a\n7: b"), []),
-        (
-            dict(prompts="0: a\n8: b\n12: c"),
-            ["Prompts at frame 8, 12 are not reached: the last of 8 frames is frame 7."],
-        ),
-        (dict(prompts="0: a\n4: b\n8: a", loop=True), []),
+        ({}, None),
+        (dict(inertia=0.5), None),
+        (dict(loop=True), None),
+        (dict(loop=True, inertia="0:0, 8:0.5"), "Inertia 0:0, 8:0.5 has no effect on a loop"),
+        (dict(prompts="0: a\n7: b"), None),
+        (dict(prompts="0: a\n8: b\n12: c"), "Prompts at frame 8, 12 are not reached: the last of 8 frames is frame 7."),
+        (dict(prompts="0: a\n4: b\n8: a", loop=True), None),
         (
             dict(prompts="0: a\n7: b", loop=True),
-            ["The loop jumps from its last prompt to its first; to lead back, end the prompts with '8: a'."],
+            "The loop jumps from its last prompt to its first; to lead back, end the prompts with '8: a'.",
         ),
-        (
-            dict(noise_model="progressive", inertia=0.5),
-            ['Inertia 0.5 has no effect with the noise model "progressive"'],
-        ),
+        (dict(noise_model="progressive", inertia=0.5), 'Inertia 0.5 has no effect with the noise model "progressive"'),
     ],
 )
-def test_notes(values, notes):
+def test_notes(values, note):
     said = Settings(**values).notes
-    assert len(said) == len(notes) and all(map(str.startswith, said, notes))
-
-
-# --- infotext -----------------------------------------------------------------------------------------
-
-
-def test_infotext_has_one_key_for_each_setting_of_the_clip():
-    settings = Settings(
-        enabled=True,
-        frames=12,
-        fps=29.97,
-        motion="0:0.01, 8:0.05",
-        inertia=0.5,
-        momentum=0.9,
-        alpha=1 / 3,
-        formats=["gif", "mp4"],
-        returns="video",
-    )
-    assert settings.infotext == {
-        "ZS2 frames": "12",
-        "ZS2 fps": "29.97",
-        "ZS2 motion": "0:0.01, 8:0.05",
-        "ZS2 inertia": "0.5",
-        "ZS2 momentum": "0.9",
-        "ZS2 loop": "False",
-        "ZS2 noise model": "dependency",
-        "ZS2 alpha": "0.3333333333333333",
-        "ZS2 candidates": "1",
-        "ZS2 solver": "exact",
-        "ZS2 frames per pass": "0",
-        "ZS2 anchor stride": "1",
-        "ZS2 anchor depth": "medium",
-        "ZS2 anchor start": "0.18",
-        "ZS2 formats": "gif mp4",
-    }
-
-
-def test_infotext_says_which_part_of_the_source_but_no_path():
-    infotext = Settings(source="/home/me/clip.mp4", source_start=1.5, mask="/home/me/mask.png").infotext
-    assert infotext["ZS2 source start"] == "1.5" and infotext["ZS2 source every"] == "1"
-    assert not [value for value in infotext.values() if "home" in value]
-
-
-def test_infotext_has_prompts_only_if_there_are_some():
-    assert "ZS2 prompts" not in Settings(prompts=" ").infotext
-    assert Settings(prompts=" 4:b, c \n0: a").infotext["ZS2 prompts"] == "0: a\n4: b, c"
-
-
-def test_infotext_keys_are_ones_the_host_can_read():
-    assert all(re.fullmatch(r"\w[\w \-/]+", key) for key in Settings(prompts="0: a").infotext)
+    assert len(said) == (note is not None) and all(each.startswith(note) for each in said)

@@ -22,7 +22,8 @@ from PIL import Image
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.hooks import Pass
 from zs2_lib.hosts.undo import override, override_item, wrap
-from zs2_lib.settings.table import Settings, SettingsError
+from zs2_lib.settings.kinds import SettingsError
+from zs2_lib.settings.table import Settings
 
 from . import errors
 from .controlnet import InitImages, Pictures, pictures_of, short

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 import numpy as np
 
 from zs2_lib.media.source import Source
-from zs2_lib.settings.table import FROM_SOURCE, Settings, SettingsError
+from zs2_lib.settings.kinds import SettingsError
+from zs2_lib.settings.table import FROM_SOURCE, Settings
 
 from .edit import Masks, SourceVideo
 from .files import file_of, in_words, opened

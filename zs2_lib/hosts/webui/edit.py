@@ -15,7 +15,8 @@ from PIL import Image, ImageChops
 from zs2_lib.hosts.undo import override, wrap
 from zs2_lib.media.sound import add_audio
 from zs2_lib.media.source import Selection, Source
-from zs2_lib.settings.table import Settings, SettingsError
+from zs2_lib.settings.kinds import SettingsError
+from zs2_lib.settings.table import Settings
 
 from .files import file_of, in_words, opened, temporary_folder
 from .limits import check_frames

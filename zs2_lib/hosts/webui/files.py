@@ -16,7 +16,7 @@ from modules.shared import opts
 
 from zs2_lib.media.read import open_source
 from zs2_lib.media.source import Source
-from zs2_lib.settings.table import SettingsError
+from zs2_lib.settings.kinds import SettingsError
 
 from .limits import max_source_pixels, source_folders
 

@@ -10,7 +10,9 @@ from modules import processing, shared
 from PIL import Image
 
 from zs2_lib.hosts.undo import override, wrap
-from zs2_lib.settings.table import Settings, SettingsError
+from zs2_lib.settings import recipe
+from zs2_lib.settings.kinds import SettingsError
+from zs2_lib.settings.table import Settings
 
 from . import sampling
 from .clips import Clips
@@ -165,7 +167,7 @@ class Job:
         p, settings = self.p, self.settings
         p.all_seeds = _repeat(p.all_seeds[: p.n_iter], settings.frames)
         p.all_subseeds = _repeat(p.all_subseeds[: p.n_iter], settings.frames)
-        p.extra_generation_params.update(settings.infotext)
+        p.extra_generation_params.update(recipe.texts(settings))
         if self.travel:
             self.travel.begin(self._undo)
         if settings.frames > 1:

@@ -9,7 +9,8 @@ from modules import paths_internal, shared
 from modules.shared import opts
 
 from zs2_lib.media.source import MAX_PIXELS
-from zs2_lib.settings.table import MAX_FRAMES, SettingsError
+from zs2_lib.settings.kinds import SettingsError
+from zs2_lib.settings.table import MAX_FRAMES
 
 
 def _flag(name: str, default):

@@ -17,8 +17,8 @@ from modules.prompt_parser import (
 )
 
 from zs2_lib.hosts.undo import wrap
+from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.schedule import Blend, PromptKeyframes, join
-from zs2_lib.settings.table import SettingsError
 
 from .seam import Adapter
 

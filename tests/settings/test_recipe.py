@@ -1,0 +1,63 @@
+"""Settings survive the infotext: what is written there, and what is read back."""
+
+import json
+import re
+
+import pytest
+
+from zs2_lib.settings import recipe
+from zs2_lib.settings.kinds import SettingsError
+from zs2_lib.settings.table import Settings
+
+
+def test_one_key_for_each_setting_of_the_clip():
+    values = dict(frames=12, fps=29.97, motion="0:0.01, 8:0.05", inertia=0.5, momentum=0.9, alpha=1 / 3)
+    texts = recipe.texts(Settings(enabled=True, formats=["gif", "mp4"], returns="video", **values))
+    assert ", ".join(f"{key}: {text!r}" for key, text in texts.items()) == (
+        "ZS2 frames: '12', ZS2 fps: '29.97', ZS2 motion: '0:0.01, 8:0.05', ZS2 inertia: '0.5', ZS2 momentum: '0.9', "
+        "ZS2 loop: 'False', ZS2 noise model: 'dependency', ZS2 alpha: '0.3333333333333333', ZS2 candidates: '1', "
+        "ZS2 solver: 'exact', ZS2 frames per pass: '0', ZS2 anchor stride: '1', ZS2 anchor depth: 'medium', "
+        "ZS2 anchor start: '0.18', ZS2 formats: 'gif mp4'"
+    )
+
+
+def test_which_part_of_the_source_but_no_path():
+    texts = recipe.texts(Settings(source="/home/me/clip.mp4", source_start=1.5, mask="/home/me/mask.png"))
+    assert texts["ZS2 source start"] == "1.5" and texts["ZS2 source every"] == "1"
+    assert not [text for text in texts.values() if "home" in text]
+
+
+def test_prompts_only_if_there_are_some():
+    assert "ZS2 prompts" not in recipe.texts(Settings(prompts=" "))
+    assert recipe.texts(Settings(prompts=" 4:b, c \n0: a"))["ZS2 prompts"] == "0: a\n4: b, c"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        dict(frames=3, fps=29.97, motion="0:0.01, 8:0.05", loop=False, alpha=1 / 3, formats=["gif", "png"]),
+        dict(prompts='0: a, "b"\n4: c\\d: e', solver="search", inertia=1, loop=True, anchor_depth="gentle"),
+    ],
+)
+def test_what_is_written_is_read_back(values):
+    settings = Settings(**values)
+    assert Settings(**recipe.read(recipe.texts(settings))) == settings
+    # as the WebUI splits the last line of the whole text (modules/infotext_utils.py)
+    text = recipe.parameters("a\nb", "c: d", {"Steps": 5, **recipe.texts(settings)})
+    found = re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', text.splitlines()[-1])
+    assert text.startswith("a\nb\nNegative prompt: c: d\nSteps: 5, ZS2 frames: ")
+    infotext = {key: json.loads(text) if text.startswith('"') else text for key, text in found}
+    assert infotext == {"Steps": "5", **recipe.texts(settings)}
+
+
+def test_an_infotext_speaks_of_what_it_has():
+    assert not recipe.is_of_clip({"Steps": "20"}) and recipe.read({"Steps": "20"}) == {}
+    assert recipe.read({"ZS2 frames": "3"}) == {"frames": 3, "prompts": None}
+    assert recipe.read({"ZS2 frames": "3", "ZS2 loop": "True"}, ("loop", "fps")) == {"loop": True}
+
+
+@pytest.mark.parametrize(("key", "text"), [("frames", "many"), ("loop", "yes"), ("motion", "-1"), ("formats", "avi")])
+def test_what_cannot_be_a_setting_is_refused(key, text):
+    with pytest.raises(SettingsError, match=f"^ZS2 {key}: .* is not allowed"):
+        recipe.read({f"ZS2 {key}": text})

@@ -1,0 +1,203 @@
+"""The kinds of values that settings have: each checks a value, prints it, and parses its text.
+
+What depends on a setting's kind and not on the setting (its control in the panel, its flag on the command line, its
+text in the infotext) is decided by the kind.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from .schedule import PromptKeyframes, Schedule, number_text
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message names the key, the value, what is allowed and a remedy.
+
+    A host that was asked over HTTP answers with `status_code` and `detail`; the WebUI looks for them among the
+    attributes of the instance.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.status_code = 422
+        self.detail = message
+
+
+class Kind:
+    """A kind of value. This one's text is the value itself."""
+
+    def check(self, key: str, value):
+        """`value`, of a JSON request or of `parse`, in its proper type. Raises SettingsError that names `key`."""
+        raise NotImplementedError
+
+    def print(self, value) -> str:
+        """The text of a checked value."""
+        return str(value)
+
+    def parse(self, text: str):
+        """The value that `text` stands for, still to be checked; where it stands for none, `text` itself."""
+        return text
+
+    def read(self, key: str, text: str):
+        """The checked value that `text` stands for. Raises SettingsError that names `key`."""
+        return self.check(key, self.parse(text))
+
+
+class YesNo(Kind):
+    def check(self, key: str, value) -> bool:
+        if not isinstance(value, bool):
+            raise SettingsError(f"{key}: {value!r} is not allowed; give true or false")
+        return value
+
+    def parse(self, text: str) -> bool | str:
+        return {"True": True, "False": False}.get(text, text)
+
+
+@dataclass(frozen=True)
+class Number(Kind):
+    """A number from `low` to `high`, and 0 where that leaves it to the source."""
+
+    low: float
+    high: float
+    or_zero: bool = False
+
+    def check(self, key: str, value) -> float:
+        if not self._allows(value):
+            raise SettingsError(f"{key}: {value!r} is not allowed; give a number from {self.low:g} to {self.high:g}")
+        return float(value)
+
+    def _allows(self, value) -> bool:
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        return is_number and (self.low <= value <= self.high or (self.or_zero and value == 0))
+
+    def print(self, value: float) -> str:
+        return number_text(value)
+
+    def parse(self, text: str) -> int | float | str:
+        for read in (int, float):
+            try:
+                return read(text)
+            except ValueError:
+                pass
+        return text
+
+
+class WholeNumber(Number):
+    """A whole number from `low` to `high`, and 0 where that leaves it to the source."""
+
+    def check(self, key: str, value) -> int:
+        if not self._allows(value) or value != int(value):
+            raise SettingsError(f"{key}: {value!r} is not allowed; give a whole number from {self.low} to {self.high}")
+        return int(value)
+
+    def print(self, value: int) -> str:
+        return str(value)
+
+
+@dataclass(frozen=True)
+class NumberSchedule(Kind):
+    """A number from `low` to `high` for every frame."""
+
+    low: float
+    high: float = math.inf
+
+    def check(self, key: str, value) -> Schedule:
+        limits = f"from {self.low:g} to {self.high:g}" if self.high < math.inf else f"of {self.low:g} or more"
+        keyframes = "keyframes of such numbers such as '0:0.01, 8:0.05' (frame:value, frames count from 0)"
+        allowed = f"a number {limits}, or {keyframes}"
+        try:
+            schedule = Schedule.parse(value)
+        except ValueError as error:
+            raise SettingsError(f"{key}: {value!r} is not allowed: {error}; give {allowed}") from None
+        if schedule.bounds[0] < self.low or schedule.bounds[1] > self.high:
+            raise SettingsError(f"{key}: {value!r} is not allowed; give {allowed}")
+        return schedule
+
+
+class Prompts(Kind):
+    """A prompt for every frame, or None, whose text is empty: the same prompt for all frames."""
+
+    def check(self, key: str, value) -> PromptKeyframes | None:
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return None
+        try:
+            return PromptKeyframes.parse(value)
+        except ValueError as error:
+            raise SettingsError(
+                f"{key}: {value!r} is not allowed: {error}; give a line 'frame: prompt' for each keyframe "
+                "(frames count from 0), or nothing"
+            ) from None
+
+    def print(self, value: PromptKeyframes | None) -> str:
+        return "" if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class Choice(Kind):
+    """One of `choices`."""
+
+    choices: tuple[str, ...]
+
+    def check(self, key: str, value) -> str:
+        if value not in self.choices:
+            raise SettingsError(
+                f"{key}: {value!r} is not allowed; give one of {_quoted(self.choices)}{nearest(value, self.choices)}"
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Choices(Kind):
+    """One or more of `choices`, none of which holds a space, each once."""
+
+    choices: tuple[str, ...]
+
+    def check(self, key: str, value) -> tuple[str, ...]:
+        allowed = _quoted(self.choices)
+        if not isinstance(value, (list, tuple)) or not value:
+            raise SettingsError(f"{key}: {value!r} is not allowed; give a list of one or more of {allowed}")
+        for item in value:
+            if item not in self.choices:
+                raise SettingsError(
+                    f"{key}: {item!r} is not allowed; the list may hold {allowed}{nearest(item, self.choices)}"
+                )
+        return tuple(dict.fromkeys(value))
+
+    def print(self, value: tuple[str, ...]) -> str:
+        return " ".join(value)
+
+    def parse(self, text: str) -> list[str]:
+        return text.split()
+
+
+class File(Kind):
+    """A file or folder as a host takes it, a path or base64; empty for none."""
+
+    def check(self, key: str, value) -> str:
+        if not isinstance(value, str):
+            raise SettingsError(f"{key}: {value!r} is not allowed; give a text")
+        return value.strip()
+
+
+class Files(Kind):
+    """A list of files, or of words that stand for one."""
+
+    def check(self, key: str, value) -> tuple[str, ...]:
+        if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+            raise SettingsError(f"{key}: {value!r} is not allowed; give a list of texts, one for each")
+        return tuple(value)
+
+
+def nearest(value, allowed: Collection[str]) -> str:
+    """The end of a message: the one of `allowed` that a text may have meant; nothing for what is no text."""
+    match = difflib.get_close_matches(value, allowed, n=1, cutoff=0.0) if isinstance(value, str) else []
+    return f'; did you mean "{match[0]}"?' if match else ""
+
+
+def _quoted(choices: Collection[str]) -> str:
+    return ", ".join(f'"{choice}"' for choice in choices)
