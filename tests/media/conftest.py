@@ -1,7 +1,5 @@
 """One file of each kind that is read, made once."""
 
-from __future__ import annotations
-
 import media_files
 import pytest
 

@@ -1,7 +1,5 @@
 """Sources for the tests: videos, animated images and folders, each frame with its number painted on."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 
 import numpy as np
@@ -43,8 +41,8 @@ def number_on(picture):
 
 
 def write_video(
-    path, count=24, codec="libx264", options=X264, fps=24, times=None, size=SIZE, pix_fmt="yuv420p", frame=None, setup=None,
-    index_first=False,
+    path, count=24, codec="libx264", options=X264, fps=24, times=None, size=SIZE, pix_fmt="yuv420p", frame=None,
+    setup=None, index_first=False,
 ):  # fmt: skip
     """A video with the numbers 0, 1, ... on its frames.
 
@@ -74,11 +72,9 @@ def write_video(
     return path
 
 
-def write_images(path, count=24, fps=10, alpha=False):
+def write_images(path, count=24, fps=10):
     """A numbered GIF, WebP or APNG (by the suffix), or PNG folder."""
-    format = path.suffix[1:] or "png"
-    frames = [paint(number) for number in range(count)]
-    return write_clip(frames, path.with_suffix(""), format, fps)
+    return write_clip(map(paint, range(count)), path.with_suffix(""), path.suffix[1:] or "png", fps)
 
 
 KINDS = {
@@ -94,7 +90,6 @@ KINDS = {
     "apng": lambda folder: write_images(folder / "a.apng"),
     "folder": lambda folder: write_images(folder / "a"),
 }
-RATES = {"gif": 25, "webp": 10, "apng": 10, "folder": 8}
 
 
 def numbers(source, selection=EVERYTHING):
@@ -104,20 +99,9 @@ def numbers(source, selection=EVERYTHING):
     return found
 
 
-def on_screen(times, moment):
-    """The number of the frame that is on the screen: the last that has appeared."""
-    return max(number for number, time in enumerate(times) if time <= moment + 1e-9)
-
-
 def grainy(number):
     """A number under so much noise that compressing it does not make it small."""
     return paint(number) // 2 + np.random.default_rng(number).integers(0, 32, (48, 64, 3), dtype=np.uint8)
-
-
-def cut_file(path, share):
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
-    return path
 
 
 def quarters(size=SIZE):

@@ -1,7 +1,5 @@
 """What a format takes is said before a clip is made: names, rates, and why not."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -32,16 +30,13 @@ def test_unknown_formats_are_refused(format, nearest):
         check_clip(format, 8)
 
 
-@pytest.mark.parametrize(
-    "name, path, format",
-    [
-        ("clip.mp4", "clip", "mp4"),
-        ("out/clip.apng", "out/clip", "apng"),
-        ("motion_0.05.gif", "motion_0.05", "gif"),
-        ("CLIP.WEBM", "CLIP", "webm"),
-        ("frames.png", "frames", "png"),
-    ],
-)
+NAMES = [
+    ("clip.mp4", "clip", "mp4"), ("out/clip.apng", "out/clip", "apng"), ("motion_0.05.gif", "motion_0.05", "gif"),
+    ("CLIP.WEBM", "CLIP", "webm"), ("frames.png", "frames", "png"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, path, format", NAMES)
 def test_typed_names(name, path, format):
     stem, found = split_clip_name(name)
     assert (stem.as_posix(), found) == (path, format)

@@ -1,20 +1,16 @@
 """Animated images and folders of pictures show what browsers show, at the same times."""
 
-from __future__ import annotations
-
 import struct
 
 import numpy as np
 import pytest
-from media_files import SIZE, close, numbers, on_screen, on_white, paint, quarters, transparent, write_images
+from media_files import SIZE, close, numbers, on_white, paint, quarters, transparent, write_images
 from PIL import Image
 
 from zs2_lib.media.read import open_source
 from zs2_lib.media.source import Selection
 
 av = pytest.importorskip("av")
-
-# Animated images ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("format", ["gif", "webp", "apng"])
@@ -31,8 +27,9 @@ def test_animated_images_with_unequal_durations(tmp_path, format):
     assert [time for time, _ in source.frames()] == pytest.approx(times)
     assert (source.info.variable, source.info.duration) == (True, pytest.approx(0.89))
     for fps in (5, 24, 100):
-        expected = [on_screen(times, number / fps) for number in range(100) if number / fps < 0.89 - 1e-9]
-        assert numbers(source, Selection(fps=fps)) == expected
+        moments = np.arange(0, 0.89 - 1e-9, 1 / fps)
+        on_screen = np.searchsorted(times, moments + 1e-9, side="right") - 1  # the last frame that has appeared
+        assert numbers(source, Selection(fps=fps)) == on_screen.tolist()
 
 
 def test_a_last_frame_that_stays(tmp_path):
@@ -76,7 +73,7 @@ def test_a_gif_of_patches_looks_as_in_another_reader(tmp_path):
     """Frames that change a part, keep, clear or restore what was there, in local palettes with transparent pixels."""
     generator = np.random.default_rng(0)
     frames = []
-    for number in range(12):
+    for _ in range(12):
         patch = Image.fromarray(generator.integers(0, 256, (48, 64, 4), dtype=np.uint8).round(-6))
         alpha = np.zeros((48, 64), np.uint8)
         top, left = generator.integers(0, 30, 2)
@@ -117,24 +114,12 @@ def test_an_apngs_still_is_not_part_of_the_animation(tmp_path):
     assert (numbers(source), source.info.duration) == ([0, 1, 2, 3], pytest.approx(0.4))
 
 
-# Folders and pictures -----------------------------------------------------------------------------------------------
-
-
 def test_folder_order_is_natural(tmp_path):
-    names = [
-        "frame10.png",
-        "frame2.PNG",
-        "Frame1.jpg",
-        "frame02b.bmp",
-        "frame100.tif",
-        "a/ignored.png",
-        "b9.webp",
-        "B10.jpeg",
-    ]
     order = ["b9.webp", "B10.jpeg", "Frame1.jpg", "frame2.PNG", "frame02b.bmp", "frame10.png", "frame100.tif"]
     (tmp_path / "a").mkdir()
-    for name in names:
-        Image.fromarray(paint(order.index(name) if name in order else 99)).save(tmp_path / name)
+    for number in (5, 3, 2, 4, 6, 0, 1):
+        Image.fromarray(paint(number)).save(tmp_path / order[number])
+    Image.fromarray(paint(99)).save(tmp_path / "a" / "ignored.png")
     for name in ("notes.txt", ".hidden.png", "thumbs.db"):
         (tmp_path / name).write_bytes(b"no picture")
     assert numbers(open_source(tmp_path)) == list(range(7))
@@ -154,20 +139,20 @@ def test_a_folder_plays_at_the_rate_it_is_given(tmp_path):
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 def test_exif_orientation(tmp_path, suffix):
     upright = Image.fromarray(quarters())
-    stored = {  # how to store it such that the orientation makes it upright
-        1: upright,
-        2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-        3: upright.transpose(Image.Transpose.ROTATE_180),
-        4: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
-        5: upright.transpose(Image.Transpose.TRANSPOSE),
-        6: upright.transpose(Image.Transpose.ROTATE_90),
-        7: upright.transpose(Image.Transpose.TRANSVERSE),
-        8: upright.transpose(Image.Transpose.ROTATE_270),
-    }
-    for orientation, image in stored.items():
+    turn = Image.Transpose
+    turns = (
+        turn.FLIP_LEFT_RIGHT,
+        turn.ROTATE_180,
+        turn.FLIP_TOP_BOTTOM,
+        turn.TRANSPOSE,
+        turn.ROTATE_90,
+        turn.TRANSVERSE,
+    )
+    stored = [upright, *map(upright.transpose, (*turns, turn.ROTATE_270))]  # such that orientations 1 to 8 undo it
+    options = {"jpg": {"quality": 95}, "webp": {"lossless": True}}.get(suffix, {})
+    for orientation, image in enumerate(stored, 1):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        options = {"jpg": {"quality": 95}, "webp": {"lossless": True}}.get(suffix, {})
         image.save(tmp_path / f"{orientation}.{suffix}", exif=exif, **options)
     source = open_source(tmp_path)
     assert source.info.size == SIZE

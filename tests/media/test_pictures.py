@@ -1,7 +1,5 @@
 """Whatever frames are handed in as, they become RGB pictures of one size, or are refused."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,22 +21,17 @@ def test_transparency_is_laid_on_white():
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_bad_clips_are_refused(tmp_path, format):
-    def write(*frames):
-        write_clip(iter(frames), tmp_path / "folder" / "clip", format, 8)
-
     frame = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(ValueError, match="at least 1 frame, got 0"):
-        write()
-    with pytest.raises(ValueError, match="frame 3 is 8x6, but frame 1 is 8x8"):
-        write(frame, frame, frame[:6])
-    with pytest.raises(ValueError, match=r"frame 1 is an array \(8, 8, 3\) of float32"):
-        write(frame.astype(np.float32))
-    with pytest.raises(ValueError, match=r"frame 2 is an array \(3, 8, 8\)"):
-        write(frame, frame.transpose(2, 0, 1))
-    with pytest.raises(ValueError, match="frame 1 has the mode F"):
-        write(Image.new("F", (8, 8)))
-    with pytest.raises(TypeError, match="frame 1 is a str"):
-        write("frame.png")
+    for error, message, *frames in (
+        (ValueError, "at least 1 frame, got 0"),
+        (ValueError, "frame 3 is 8x6, but frame 1 is 8x8", frame, frame, frame[:6]),
+        (ValueError, r"frame 1 is an array \(8, 8, 3\) of float32", frame.astype(np.float32)),
+        (ValueError, r"frame 2 is an array \(3, 8, 8\)", frame, frame.transpose(2, 0, 1)),
+        (ValueError, "frame 1 has the mode F", Image.new("F", (8, 8))),
+        (TypeError, "frame 1 is a str", "frame.png"),
+    ):
+        with pytest.raises(error, match=message):
+            write_clip(iter(frames), tmp_path / "folder" / "clip", format, 8)
     assert [entry.name for entry in tmp_path.rglob("*")] in ([], ["folder"])
 
 

@@ -1,6 +1,4 @@
-"""Whatever kind a source is of, the right frame comes at the right time, and what cannot be read is refused in words."""
-
-from __future__ import annotations
+"""Whatever kind a source is of, the right frame comes at the right time; what cannot be read is refused in words."""
 
 import gc
 import itertools
@@ -14,21 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from media_files import (
-    GROUPS,
-    KINDS,
-    RATES,
-    SIZE,
-    close,
-    cut_file,
-    grainy,
-    number_on,
-    numbers,
-    paint,
-    quarters,
-    write_images,
-    write_video,
-)  # fmt: skip
+from media_files import GROUPS, KINDS, close, grainy, number_on, numbers, paint, quarters, write_images, write_video
 from PIL import Image
 
 from zs2_lib.media import read as read_module
@@ -39,7 +23,7 @@ from zs2_lib.media.write import write_clip
 
 av = pytest.importorskip("av")
 
-# The right frames ---------------------------------------------------------------------------------------------------
+RATES = {"gif": 25, "webp": 10, "apng": 10, "folder": 8}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,7 +32,7 @@ def test_every_frame_at_its_time(kinds, kind):
     fps = RATES.get(kind, 24)
 
     info = source.info
-    assert (info.size, info.frames, info.fps, info.variable) == (SIZE, 24, fps, False)
+    assert (info.size, info.frames, info.fps, info.variable) == ((64, 48), 24, fps, False)
     assert info.duration == pytest.approx(24 / fps)
     assert not (info.has_audio or info.hdr or info.broken)
     assert source.clip_fps() == fps
@@ -56,7 +40,7 @@ def test_every_frame_at_its_time(kinds, kind):
     tick = 1e-9 if kind in ("mp4", "mov", "ts", "mpeg4", "folder", "webp", "apng", "gif") else 5.1e-4
     for expected, (time, picture) in itertools.zip_longest(range(24), source.frames()):
         assert number_on(picture) == expected
-        assert (picture.mode, picture.size) == ("RGB", SIZE)
+        assert (picture.mode, picture.size) == ("RGB", (64, 48))
         assert time == pytest.approx(expected / fps, abs=tick)
 
 
@@ -175,9 +159,6 @@ def test_contact_strip(kinds, kind):
         source.contact_strip(most=0)
 
 
-# Files as they come -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "webm", "gif", "webp", "apng"])
 def test_the_content_tells_what_a_file_is(kinds, kind, tmp_path):
     for name in ("a.txt", "a.mp4", "a.gif", "a", "sp ace & ünïcode 猫.png", "http:a.mp4", "a%03d.mp4"):
@@ -186,28 +167,30 @@ def test_the_content_tells_what_a_file_is(kinds, kind, tmp_path):
         assert numbers(open_source(str(path)), Selection(every=10)) == [0, 10, 20]
 
 
-@pytest.mark.parametrize("share", [0.3, 0.7, 0.98])
+def cut_file(path, share):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+@pytest.mark.parametrize("share", [0.4, 0.7, 0.98])
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "webm", "gif", "apng"])
 def test_truncated_files_say_where_they_break_off(tmp_path, kind, share):
+    path = tmp_path / f"a.{kind}"
     if kind in ("gif", "apng"):
-        path = write_clip(map(grainy, range(60)), tmp_path / "a", kind, 25)
+        write_clip(map(grainy, range(60)), tmp_path / "a", kind, 25)
     elif kind == "webm":
-        path = write_video(
-            tmp_path / "a.webm", 60, "libvpx-vp9", {"deadline": "realtime", "crf": "10"}, 25, frame=grainy
-        )
+        write_video(path, 60, "libvpx-vp9", {"deadline": "realtime", "crf": "10"}, 25, frame=grainy)
     else:
-        path = write_video(
-            tmp_path / f"a.{kind}", 60, options=GROUPS["many"], fps=25, frame=grainy, index_first=kind == "mp4"
-        )
+        write_video(path, 60, options=GROUPS["many"], fps=25, frame=grainy, index_first=kind == "mp4")
     assert open_source(path).info.frames == 60 and not open_source(path).info.broken
 
     source = open_source(cut_file(path, share))
     info = source.info
     assert info.broken
     assert 5 < info.frames < 60 and info.duration == pytest.approx(info.frames / 25)
-    with pytest.raises(
-        ValueError, match=rf"breaks off at {info.duration:.2f} s.* set the end to {info.duration:.2f} s"
-    ):
+    end = f"{info.duration:.2f} s"
+    with pytest.raises(ValueError, match=rf"breaks off at {end}.* set the end to {end}"):
         source.frames()
     with pytest.raises(ValueError, match="breaks off"):
         source.count(Selection(end=2.4))
@@ -243,15 +226,11 @@ def test_files_are_closed(kinds, kind):
         assert open_files(path) == 0
     one, other = source.frames(), source.frames(Selection(start=0.4))
     first = number_on(next(other)[1])
-    assert [(number_on(a[1]), number_on(b[1])) for a, b in zip(one, other)][:3] == [
-        (n, first + n + 1) for n in range(3)
-    ]
+    pairs = [(number_on(a[1]), number_on(b[1])) for a, b in zip(one, other)]
+    assert pairs[:3] == [(n, first + n + 1) for n in range(3)]
     one.close()
     other.close()
     assert open_files(path) == 0
-
-
-# Refusals -----------------------------------------------------------------------------------------------------------
 
 
 def png(width, height):
@@ -277,10 +256,8 @@ def audio_only(path, cover=False):
             container.mux(sound.encode(frame))
         container.mux(sound.encode(None))
         if cover:
-            container.mux(
-                picture.encode(av.VideoFrame.from_ndarray(paint(0), format="rgb24").reformat(format="yuvj420p"))
-            )
-            container.mux(picture.encode(None))
+            cover = av.VideoFrame.from_ndarray(paint(0), format="rgb24").reformat(format="yuvj420p")
+            container.mux([*picture.encode(cover), *picture.encode(None)])
     return path
 
 
@@ -336,39 +313,35 @@ BAD_FILES = {
     "a playlist": (lambda p: saved(p / "a.mp4", b"#EXTM3U\n#EXTINF:5,\n/b.ts\n#EXT-X-ENDLIST\n"), "a.mp4 is no video"),
     "a list of files": (
         lambda p: saved(p / "a.mp4", f"ffconcat version 1.0\nfile {write_video(p / 'b.mp4', 2).name}\n".encode()),
-        "a.mp4 is no video",
-    ),
+        "a.mp4 is no video"),
     "audio only": (lambda p: audio_only(p / "a.mp4"), "a.mp4 holds sound but no video"),
     "audio with a cover": (lambda p: audio_only(p / "a.mp4", cover=True), "a.mp4 holds sound but no video"),
-    "no index": (lambda p: cut_file(write_video(p / "a.mp4"), 0.5), "a.mp4 is no video, or it is damaged or incomplete"),
+    "no index": (
+        lambda p: cut_file(write_video(p / "a.mp4"), 0.5), "a.mp4 is no video, or it is damaged or incomplete"),
     "zero frames": (lambda p: no_frames(p / "a.mp4"), "a.mp4 holds no frame that can be decoded"),
     "out of order": (lambda p: write_video(p / "a.avi"), "a.avi does not say in which order .* convert it to MP4"),
     "huge video": (lambda p: huge_video(p / "a.mkv"), "a.mkv is 9000x9000, but a frame may have 67 million pixels"),
     "bomb": (lambda p: saved(p / "a.png", png(50000, 50000)), "a.png has too many pixels: scale it down"),
-    "large picture": (lambda p: saved(p / "a.png", png(9000, 9000)), "a.png is 9000x9000, but a frame may have 67 million"),
+    "large picture": (lambda p: saved(p / "a.png", png(9000, 9000)), "9000x9000, but a frame may have 67 million"),
     "0x0": (lambda p: saved(p / "a.gif", b"GIF89a" + bytes(200)), "a.gif is (damaged|0x0)"),
     "head of a gif": (lambda p: saved(p / "a.gif", b"GIF89a"), "a.gif is damaged"),
     "corrupt gif": (
-        lambda p: saved(p / "a.gif", b"GIF89a" + struct.pack("<HHBBB", 64, 48, 0x80, 0, 0) + b"\x09" * 99),
-        "a.gif is damaged",
-    ),
+        lambda p: saved(p / "a.gif", b"GIF89a\x40\0\x30\0\x80\0\0" + b"\t" * 99), "a.gif is damaged"),
     "half a webp": (lambda p: cut_file(write_images(p / "a.webp"), 0.5), "a.webp (is damaged|breaks off)"),
     "half a picture": (lambda p: saved(p / "a.png", picture_bytes(p / "a.png", 0.5)), "a.png is damaged"),
     "empty folder": (lambda p: folder_of(p / "a"), r"the folder .*a holds no frames: .* end with \.png, \.jpg"),
     "folder without pictures": (lambda p: folder_of(p / "a", ("a.txt", b"x"), ("b.mp4", b"x")), "holds no frames"),
     "folder with text as a picture": (
         lambda p: folder_of(p / "a", ("1.png", paint(0)), ("2.png", b"no picture")),
-        "2.png is damaged, or no picture in spite of its name",
-    ),
-    "folder with an empty picture": (lambda p: folder_of(p / "a", ("1.png", paint(0)), ("2.png", b"")), "2.png is damaged"),
+        "2.png is damaged, or no picture in spite of its name"),
+    "folder with an empty picture": (
+        lambda p: folder_of(p / "a", ("1.png", paint(0)), ("2.png", b"")), "2.png is damaged"),
     "folder with half a picture": (
         lambda p: folder_of(p / "a", ("1.png", paint(0)), ("2.png", picture_bytes(p / "x.png", 0.5))),
-        "2.png is damaged",
-    ),
+        "2.png is damaged"),
     "folder of two sizes": (
         lambda p: folder_of(p / "a", ("1.png", paint(0)), ("2.png", paint(1)), ("3.png", paint(2, (48, 64)))),
-        "3.png is 48x64, but 1.png is 64x48: a folder of frames needs one size",
-    ),
+        "3.png is 48x64, but 1.png is 64x48: a folder of frames needs one size"),
     "folder with a bomb": (lambda p: folder_of(p / "a", ("1.png", png(50000, 50000))), "1.png has too many pixels"),
 }  # fmt: skip
 
@@ -385,9 +358,7 @@ def test_bad_files_are_refused(tmp_path, case):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_most_pixels_can_be_fewer(kinds, kind):
     assert open_source(kinds[kind], max_pixels=64 * 48).count() == 24
-    with pytest.raises(
-        ValueError, match=r"64x48, but a frame may have 0.00 million pixels \(such as 55x55\): scale it down"
-    ):
+    with pytest.raises(ValueError, match=r"64x48, but a frame may have .* pixels \(such as 55x55\): scale it down"):
         open_source(kinds[kind], max_pixels=64 * 48 - 1)
 
 
@@ -409,30 +380,20 @@ def test_files_that_may_not_be_read(kinds, kind, monkeypatch):
         open_source(kinds[kind])
 
 
-@pytest.mark.parametrize(
-    "values, message",
-    [
-        ({"start": -1}, "start is -1, but a source begins at 0 s"),
-        ({"start": float("nan")}, "start is nan"),
-        ({"start": float("inf")}, "start is inf"),
-        ({"end": 0}, "end is 0, but has to come after the start, 0 s"),
-        ({"start": 2, "end": 1}, "end is 1, but has to come after the start, 2 s"),
-        ({"start": 2, "end": 2}, "end is 2, but has to come after the start, 2 s"),
-        ({"end": float("nan")}, "end is nan"),
-        ({"fps": 0}, "fps is 0, but a selection takes 0.1 to 240 frames per second"),
-        ({"fps": -24}, "fps is -24"),
-        ({"fps": float("nan")}, "fps is nan"),
-        ({"fps": float("inf")}, "fps is inf"),
-        ({"fps": 241}, "fps is 241"),
-        ({"every": 0}, "every is 0, but has to be a whole number from 1 on"),
-        ({"every": -2}, "every is -2"),
-        ({"every": 1.5}, "every is 1.5"),
-        ({"every": float("nan")}, "every is nan"),
-        ({"frames": 0}, "frames is 0, but has to be a whole number from 1 on"),
-        ({"frames": -1}, "frames is -1"),
-        ({"frames": float("inf")}, "frames is inf"),
-    ],
-)
+BAD_SELECTIONS = [
+    ({"start": -1}, "start is -1, but a source begins at 0 s"), ({"start": math.nan}, "start is nan"),
+    ({"start": math.inf}, "start is inf"), ({"end": 0}, "end is 0, but has to come after the start, 0 s"),
+    ({"start": 2, "end": 1}, "end is 1, but has to come after the start, 2 s"), ({"end": math.nan}, "end is nan"),
+    ({"start": 2, "end": 2}, "end is 2, but has to come after the start, 2 s"), ({"fps": -24}, "fps is -24"),
+    ({"fps": 0}, "fps is 0, but a selection takes 0.1 to 240 frames per second"), ({"fps": math.nan}, "fps is nan"),
+    ({"fps": math.inf}, "fps is inf"), ({"fps": 241}, "fps is 241"), ({"every": -2}, "every is -2"),
+    ({"every": 0}, "every is 0, but has to be a whole number from 1 on"), ({"every": 1.5}, "every is 1.5"),
+    ({"every": math.nan}, "every is nan"), ({"frames": -1}, "frames is -1"), ({"frames": math.inf}, "frames is inf"),
+    ({"frames": 0}, "frames is 0, but has to be a whole number from 1 on"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("values, message", BAD_SELECTIONS)
 def test_selections_that_no_source_could_serve(values, message):
     with pytest.raises(ValueError, match=message):
         Selection(**values)

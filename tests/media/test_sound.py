@@ -1,7 +1,5 @@
 """A clip gets the sound of the time that its frames come from, in time with them, or stays as it was."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 
 import numpy as np

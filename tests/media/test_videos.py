@@ -1,7 +1,5 @@
 """Frames of a video are exact to the frame and look as a player shows them, also after a seek and in damaged files."""
 
-from __future__ import annotations
-
 import os
 import random
 import struct
@@ -13,19 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from media_files import (
-    GROUPS,
-    SIZE,
-    close,
-    grainy,
-    number_on,
-    numbers,
-    on_screen,
-    on_white,
-    quarters,
-    transparent,
-    write_video,
-)  # fmt: skip
+from media_files import GROUPS, SIZE, close, grainy, number_on, numbers, on_white, quarters, transparent, write_video
 from PIL import Image
 
 from zs2_lib.media import decode, video_index, videos
@@ -33,9 +19,6 @@ from zs2_lib.media.read import open_source
 from zs2_lib.media.source import Selection
 
 av = pytest.importorskip("av")
-
-# Time ---------------------------------------------------------------------------------------------------------------
-
 
 VARIABLE = [0, 0.040, 0.080, 0.500, 0.520, 0.540, 1.234, 1.300, 2.0, 2.1, 2.15, 2.9]
 
@@ -52,7 +35,7 @@ def test_variable_frame_rate(tmp_path, suffix):
         for start in (0, 0.3, 0.5, 1.9):
             moments = start + np.arange(0, 2.9 - start, 1 / fps)
             found = numbers(source, Selection(start=start, fps=fps))[: len(moments)]
-            assert found == [on_screen(VARIABLE, moment) for moment in moments]
+            assert found == (np.searchsorted(VARIABLE, moments + 1e-9, side="right") - 1).tolist()
     assert numbers(source, Selection(start=0.05, end=1.3)) == [2, 3, 4, 5, 6]
     assert numbers(source, Selection(every=4)) == [0, 4, 8]
     assert float(source.clip_fps()) == pytest.approx(11 / 2.9, rel=1e-3)
@@ -124,9 +107,6 @@ def test_edit_lists(tmp_path):
     assert numbers(source, Selection(fps=6)) == [12, 16, 20, 24, 28, 32]
 
 
-# Seeking ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
 @pytest.mark.parametrize("group", GROUPS)
 def test_any_frame_can_be_the_first(tmp_path, group, suffix, monkeypatch):
@@ -157,10 +137,8 @@ def count_decoded(monkeypatch):
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm"])
 def test_a_late_start_does_not_decode_what_comes_before(tmp_path, monkeypatch, suffix):
-    codec, options = (
-        ("libvpx-vp9", {"g": "25", "deadline": "realtime"}) if suffix == "webm" else ("libx264", GROUPS["many"])
-    )
-    path = write_video(tmp_path / f"a.{suffix}", 250, codec=codec, options=options)
+    webm = ("libvpx-vp9", {"g": "25", "deadline": "realtime"})
+    path = write_video(tmp_path / f"a.{suffix}", 250, *(webm if suffix == "webm" else ("libx264", GROUPS["many"])))
     decoded = count_decoded(monkeypatch)
     source = open_source(path)
     assert len(decoded) < 30
@@ -193,10 +171,8 @@ def test_pictures_that_are_never_shown(tmp_path):
         target = new.add_stream_from_template(stream)
         for number, packet in enumerate(packet for packet in old.demux(stream) if packet.size):
             data = bytes(packet)
-            copies = (
-                [data] if number % 4 else [data, bytes([data[0] & ~0x10]) + data[1:]]
-            )  # without the flag that shows it
-            for offset, content in enumerate(copies):
+            unshown = bytes([data[0] & ~0x10]) + data[1:]  # without the flag that shows it
+            for offset, content in enumerate([data] if number % 4 else [data, unshown]):
                 copy = av.Packet(content)
                 copy.pts = copy.dts = packet.pts + 20 * offset
                 copy.time_base, copy.is_keyframe, copy.stream = packet.time_base, True, target
@@ -213,20 +189,16 @@ writes_rotation = pytest.mark.skipif(
     not hasattr(av.video.stream.VideoStream, "set_display_rotation"), reason="this PyAV cannot write the rotation"
 )
 
-# The right look -----------------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 @pytest.mark.parametrize("mirrored", [False, True])
 @writes_rotation
 def test_rotation(tmp_path, suffix, degrees, mirrored):
-    path = write_video(
-        tmp_path / f"a.{suffix}",
-        3,
-        frame=lambda number: quarters(),
-        setup=lambda stream: stream.set_display_rotation(degrees, hflip=mirrored),
-    )
+    def setup(stream):
+        stream.set_display_rotation(degrees, hflip=mirrored)
+
+    path = write_video(tmp_path / f"a.{suffix}", 3, frame=lambda number: quarters(), setup=setup)
     shown = np.rot90(quarters(), degrees // 90)  # counterclockwise, as the display matrix says, and then mirrored
     shown = np.fliplr(shown) if mirrored else shown
     source = open_source(path)
@@ -259,17 +231,13 @@ def test_pixels_become_square_before_they_are_turned(tmp_path):
     assert close(next(source.frames())[1], np.rot90(quarters((128, 48))))
 
 
-@pytest.mark.parametrize(
-    "name, codec, pix_fmt",
-    [
-        ("a.webm", "libvpx-vp9", "yuva420p"),
-        ("a8.webm", "libvpx", "yuva420p"),
-        ("a.mov", "qtrle", "argb"),
-        ("prores.mov", "prores_ks", "yuva444p10le"),
-        ("png.mov", "png", "rgba"),
-        ("a.mkv", "ffv1", "bgra"),
-    ],
-)
+TRANSPARENT = [
+    ("a.webm", "libvpx-vp9", "yuva420p"), ("a8.webm", "libvpx", "yuva420p"), ("a.mov", "qtrle", "argb"),
+    ("prores.mov", "prores_ks", "yuva444p10le"), ("png.mov", "png", "rgba"), ("a.mkv", "ffv1", "bgra"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, codec, pix_fmt", TRANSPARENT)
 def test_transparent_videos_are_laid_on_white(tmp_path, name, codec, pix_fmt):
     options = {"auto-alt-ref": "0"} if "vpx" in codec else {}
     source = open_source(write_video(tmp_path / name, 5, codec, options, frame=transparent, pix_fmt=pix_fmt))
@@ -326,15 +294,8 @@ def test_interlaced(tmp_path, colours):
 
 
 COLOURS = [
-    (255, 0, 0),
-    (0, 255, 0),
-    (0, 0, 255),
-    (255, 255, 255),
-    (0, 0, 0),
-    (128, 128, 128),
-    (230, 40, 60),
-    (10, 200, 120),
-]
+    (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (128, 128, 128), (230, 40, 60), (10, 200, 120),
+]  # fmt: skip
 MATRICES = {"BT.601": (6, 0.299, 0.114), "BT.709": (1, 0.2126, 0.0722), "BT.2020": (9, 0.2627, 0.0593)}
 
 
@@ -371,13 +332,14 @@ def write_colours(path, matrix, full, pix_fmt, bits, size=SIZE, tagged=True):
     return write_video(path, len(COLOURS), "ffv1", {}, pix_fmt=pix_fmt, size=size, frame=frame, setup=setup)
 
 
+BITS = {"yuv420p": 8, "yuv420p10le": 10, "yuv422p10le": 10, "yuv444p12le": 12}
+
+
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
-@pytest.mark.parametrize(
-    "pix_fmt, bits", [("yuv420p", 8), ("yuv420p10le", 10), ("yuv422p10le", 10), ("yuv444p12le", 12)]
-)
-def test_colours(tmp_path, matrix, full, pix_fmt, bits):
-    source = open_source(write_colours(tmp_path / "a.mkv", matrix, full, pix_fmt, bits))
+@pytest.mark.parametrize("pix_fmt", BITS)
+def test_colours(tmp_path, matrix, full, pix_fmt):
+    source = open_source(write_colours(tmp_path / "a.mkv", matrix, full, pix_fmt, BITS[pix_fmt]))
     assert source.count() == len(COLOURS)
     for colour, (_, picture) in zip(COLOURS, source.frames()):
         assert np.abs(np.asarray(picture, int) - colour).max() <= 2, colour
@@ -400,9 +362,6 @@ def test_hdr_is_said(tmp_path, transfer, hdr):
     path = write_video(tmp_path / "a.mp4", 3, pix_fmt="yuv420p10le", setup=setup)
     assert open_source(path).info.hdr is hdr
     assert numbers(open_source(path)) == [0, 1, 2]
-
-
-# Files as they come -------------------------------------------------------------------------------------------------
 
 
 def test_a_file_that_lacks_only_what_comes_after_the_frames_is_complete(tmp_path):
@@ -450,15 +409,13 @@ for _ in range(4):
 
 
 def test_a_decoder_that_reports_errors_while_it_is_freed(tmp_path):
-    """FFmpeg's threads wait for Python's lock to report an error, and who frees them, with the lock, waits for the threads."""
-    size = (960, 540)
-    path = write_video(
-        tmp_path / "a.mkv",
-        12,
-        size=size,
-        options={"preset": "ultrafast", "bf": "0", "g": "90", "crf": "30"},
-        frame=(lambda number: np.random.default_rng(number).integers(0, 256, (*reversed(size), 3), dtype=np.uint8)),
-    )
+    """FFmpeg's threads wait for Python's lock to report an error; who frees them, with the lock, waits for them."""
+
+    def noise(number):
+        return np.random.default_rng(number).integers(0, 256, (540, 960, 3), dtype=np.uint8)
+
+    options = {"preset": "ultrafast", "bf": "0", "g": "90", "crf": "30"}
+    path = write_video(tmp_path / "a.mkv", 12, size=(960, 540), options=options, frame=noise)
     with av.open(str(path)) as container:
         packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     data = bytearray(path.read_bytes())
@@ -466,9 +423,8 @@ def test_a_decoder_that_reports_errors_while_it_is_freed(tmp_path):
         for share in range(40, 60):
             data[position + length * share // 100] ^= 0xFF
     path.write_bytes(data)
-    subprocess.run(
-        [sys.executable, "-c", FREED_WHILE_IT_REPORTS, path], check=True, timeout=120, stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-c", FREED_WHILE_IT_REPORTS, path]
+    subprocess.run(command, check=True, timeout=120, stderr=subprocess.DEVNULL)
 
 
 def test_memory_does_not_grow_with_the_clip(tmp_path):

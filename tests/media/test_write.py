@@ -1,7 +1,5 @@
 """Clips are written, read back with independent readers, and compared: frames, colours, time and text."""
 
-from __future__ import annotations
-
 import io
 import os
 import zipfile
@@ -100,9 +98,6 @@ def names(folder):
     return sorted(entry.name for entry in folder.iterdir())
 
 
-# Round trips --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("format", FORMATS)
 def test_round_trip(tmp_path, format):
     clip = moving_clip()
@@ -138,9 +133,8 @@ def test_odd_sizes(tmp_path, format):
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("size", [(1, 1), (64, 48)])
 def test_one_frame(tmp_path, format, size):
-    frames, seconds, text = read(
-        write_clip([Image.new("RGB", size, (200, 30, 90))], tmp_path / "clip", format, 8, TEXT), format
-    )
+    clip = [Image.new("RGB", size, (200, 30, 90))]
+    frames, seconds, text = read(write_clip(clip, tmp_path / "clip", format, 8, TEXT), format)
     assert len(frames) == 1 and text == TEXT
     assert np.abs(frames[0][: size[1], : size[0]].astype(int) - (200, 30, 90)).max() <= 3
     if format in ("mp4", "webm", "gif"):  # of one frame, readers of WebP and APNG do not report a duration
@@ -203,9 +197,6 @@ def test_a_frames_own_metadata_stays_out(tmp_path, format):
             assert not {"parameters", "comment", "exif", "icc_profile"} & set(image.info)
 
 
-# Time ---------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("fps", [8, 12.5, 23.976, 29.97, 50, Fraction(30000, 1001), np.float32(7.5), 0.1])
 @pytest.mark.parametrize("format", ANIMATED_IMAGES)
 def test_rounded_durations_add_up(tmp_path, format, fps):
@@ -244,9 +235,6 @@ def test_loop(tmp_path, loop):
         with Image.open(write_clip(moving_clip(2), tmp_path / "clip", format, 8, loop=loop)) as image:
             plays[format] = image.info.get("loop")
     assert plays == ({"gif": 0, "webp": 0, "apng": 0} if loop else {"gif": None, "webp": 1, "apng": 1})
-
-
-# Formats ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("format", ["mp4", "webm"])
@@ -315,12 +303,10 @@ def test_text_of_any_kind(tmp_path, format, text):
 
 
 def test_webui_reads_the_exif_comment(tmp_path):
-    piexif = pytest.importorskip("piexif")
-    import piexif.helper
-
+    piexif, helper = pytest.importorskip("piexif"), pytest.importorskip("piexif.helper")
     with Image.open(write_clip(moving_clip(3), tmp_path / "clip", "webp", 8, TEXT)) as image:
         comment = piexif.load(image.info["exif"])["Exif"][piexif.ExifIFD.UserComment]
-    assert piexif.helper.UserComment.load(comment) == TEXT
+    assert helper.UserComment.load(comment) == TEXT
 
 
 def test_png_folder(tmp_path):
@@ -353,9 +339,6 @@ def test_a_missing_encoder_is_named(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="pip install av"):
         write_clip(moving_clip(2), tmp_path / "clip", "webm", 8)
     assert names(tmp_path) == []
-
-
-# All or nothing -----------------------------------------------------------------------------------------------------
 
 
 class Broken(Exception):
