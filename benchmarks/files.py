@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from zs2_lib.media.formats import FORMATS
 from zs2_lib.media.read import open_source
-from zs2_lib.media.write import FORMATS, write_clip
+from zs2_lib.media.write import write_clip
 
 from .document import PALETTE, Figures, Target, label_ends, megabytes, table
 from .timing import in_own_process, process_peak, seconds

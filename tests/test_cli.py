@@ -15,7 +15,7 @@ from zs2_lib import cli
 from zs2_lib.core.anchors import PRESETS
 from zs2_lib.hosts.diffusers import checkpoints
 from zs2_lib.hosts.diffusers import sampling as host
-from zs2_lib.media.write import FORMATS
+from zs2_lib.media.formats import FORMATS
 from zs2_lib.settings.table import Settings
 
 ROOT = Path(__file__).parent.parent

@@ -65,12 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(arguments: list[str] | None) -> None:
     """From the command line's arguments to the files of the clip."""
-    from zs2_lib.media import write as video
+    from zs2_lib.media.formats import FORMATS, split_clip_name
+    from zs2_lib.media.write import write_clip
     from zs2_lib.settings.table import SettingsError
 
     options = parser().parse_args(arguments)
     try:
-        targets = [video.split_clip_name(name) for name in options.output]
+        targets = [split_clip_name(name) for name in options.output]
         settings = read_settings(options, tuple(format for _, format in targets))
         width, height = read_size(options.size)
         seed, steps, cfg = read_seed(options.seed), read_steps(options.steps), read_cfg(options.cfg)
@@ -80,7 +81,7 @@ def run(arguments: list[str] | None) -> None:
         raise Refused(f"--output: {error}") from None
     for target, format in targets:
         check_target(target, format)
-    if {"mp4", "webm"} & set(settings.formats):
+    if any(FORMATS[format].needs_av for format in settings.formats):
         require(VIDEO_PACKAGES)
     for note in settings.notes:
         say(note)
@@ -148,7 +149,7 @@ def run(arguments: list[str] | None) -> None:
     if len(targets) > 1:
         frames = list(frames)
     for target, format in targets:
-        file = video.write_clip(frames, target, format, settings.fps, text)
+        file = write_clip(frames, target, format, settings.fps, text)
         print(
             f"{file}: {settings.frames} frames of {first.width}x{first.height}, {settings.frames / settings.fps:.3g} s, seed {seed}"
         )
@@ -325,10 +326,10 @@ def as_number(text: str | bool) -> int | float | str | bool:
 
 def check_target(target: Path, format: str) -> None:
     """Refuses a clip that could not be written, before it is sampled."""
-    from zs2_lib.media import write as video
+    from zs2_lib.media.write import check_replaceable
 
     try:
-        video._check_replaceable(video.clip_path(target, format), format)
+        check_replaceable(target, format)
     except FileExistsError as error:
         raise Refused(f"--output: {error}") from None
     folder = next(folder for folder in target.absolute().parents if folder.exists())

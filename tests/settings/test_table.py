@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from zs2_lib.media.read import Selection
+from zs2_lib.media.source import Selection
 from zs2_lib.settings.schedule import Schedule
 from zs2_lib.settings.table import Settings, SettingsError
 from zs2_lib.settings.travel import PromptKeyframes

@@ -17,19 +17,26 @@ def wrap(undo: ExitStack, owner, name: str, replacement: Callable) -> None:
     """Puts `replacement(original, *args, **kwargs)` over a method of the instance `owner` until `undo` is closed.
 
     Another extension may keep what it finds there, and call it or put it back later: from then on that is the original.
+    What another has put over it since stays.
     """
-    original, within = getattr(owner, name), True
+    before, original, within = vars(owner).get(name), getattr(owner, name), True
 
     @functools.wraps(original)
     def wrapped(*args, **kwargs):
         return replacement(original, *args, **kwargs) if within else original(*args, **kwargs)
 
-    def pass_through() -> None:
+    def unwrap() -> None:
         nonlocal within
         within = False
+        if vars(owner).get(name) is not wrapped:
+            return
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
 
-    override(undo, owner, name, wrapped)
-    undo.callback(pass_through)
+    setattr(owner, name, wrapped)
+    undo.callback(unwrap)
 
 
 def restore_afterwards(undo: ExitStack, owner, name: str) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, fields
 from zs2_lib.core.anchors import DEPTHS
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.noise import MODELS, SOLVERS, ClipNoise
-from zs2_lib.media.read import Selection
-from zs2_lib.media.write import FORMATS, check_clip
+from zs2_lib.media.formats import FORMATS, check_clip
+from zs2_lib.media.source import Selection
 
 from .schedule import Schedule, number_text
 from .travel import PromptKeyframes
@@ -284,7 +284,7 @@ class Settings:
         "Output formats",
         "The files written for each clip, beside its frames. mp4 plays everywhere; gif, webp and apng also play in "
         "the gallery and carry the settings for PNG Info; png is a folder of numbered images.",
-        choices=FORMATS,
+        choices=tuple(FORMATS),
     )
     returns: str = setting(
         "both",

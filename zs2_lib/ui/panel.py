@@ -9,7 +9,7 @@ from dataclasses import fields
 import gradio as gr
 
 from zs2_lib.core.anchors import PRESETS
-from zs2_lib.media.read import Selection
+from zs2_lib.media.source import Selection
 from zs2_lib.settings.schedule import Schedule
 from zs2_lib.settings.table import FROM_SOURCE, Settings, SettingsError, infotext_key
 

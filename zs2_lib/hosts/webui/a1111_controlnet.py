@@ -1,14 +1,15 @@
 """A control image for every frame, with the units of the extension sd-webui-controlnet (v1.1.455).
 
-The extension preprocesses one image per unit, and shows it to all rows of a UNet call. Here its own preprocessing runs once
-per frame, and before each UNet call every unit is given the images of that call's rows. Everything else stays the
+The extension preprocesses one image per unit, and shows it to all rows of a UNet call. Here its own preprocessing runs
+once per frame, and before each UNet pass every unit is given the images of that pass's rows. Everything else stays the
 extension's: what a unit does to a frame is what it does to the still.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,26 +19,20 @@ import torch
 from modules import devices, scripts, shared
 from PIL import Image
 
-from zs2_lib.core.momentum import TemporalMomentum
-from zs2_lib.core.rows import Rows
-from zs2_lib.hosts.undo import override, override_item
-from zs2_lib.media.read import Source
-from zs2_lib.settings.table import FROM_SOURCE, Settings, SettingsError
+from zs2_lib.core.clip import Clip
+from zs2_lib.core.hooks import Pass
+from zs2_lib.hosts.undo import override, override_item, wrap
+from zs2_lib.settings.table import Settings, SettingsError
 
-from .edit import SourceVideo, file_of, in_words, opened, same_draws
+from . import errors
+from .controlnet import InitImages, Pictures, pictures_of, short
+from .edit import Masks, SourceVideo, same_draws
+from .seam import ControlUnits
 
-PER_FRAME = (
-    "ControlNet",
-    "ControlLoRA",
-    "ControlNetUnion",
-    "InstantID",
-    "T2I_Adapter",
-    "IPAdapter",
-    "AttentionInjection",
-)
-"""The extension's kinds of unit (its ControlModelType) that can have an image for each frame."""
 NETWORKS = ("ControlNet", "ControlLoRA", "ControlNetUnion", "InstantID")
-"""Those with a model like the UNet's way down."""
+"""The extension's kinds of unit (its ControlModelType) with a model like the UNet's way down."""
+PER_FRAME = (*NETWORKS, "T2I_Adapter", "IPAdapter", "AttentionInjection")
+"""Those that can have an image for each frame."""
 
 
 def script_of(p):
@@ -65,61 +60,37 @@ def _globals(script) -> dict:
     return getattr(type(script), "controlnet_main_entry", lambda: None).__globals__
 
 
-# --- the frames of a unit ----------------------------------------------------------------------------------
+# --- the units with their pictures ------------------------------------------------------------------------------------
 
 
-class Pictures:
-    """The control images of a clip: `index[frame]` says which of the pictures, read one by one, is that of the frame."""
-
-    def __init__(self, source: Source, picks: np.ndarray, key: str):
-        self.source, self.key = source, key
-        self.numbers, self.index = np.unique(picks, return_inverse=True)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    @contextmanager
-    def units(self, p, unit) -> Iterator[Iterator]:
-        """The unit with each picture in turn as its image; a mask that it has stays."""
-
-        def with_pictures():
-            mask = _mask_of(unit)
-            for _, picture in self.source.read(self.numbers):
-                picture = np.asarray(picture.convert("RGB"))
-                shown = {"image": picture, "mask": mask if mask is None else _resized(mask, picture)}
-                yield unit.copy(update={"image": shown, "mask": None})
-
-        with in_words(self.key):
-            yield with_pictures()
+@contextmanager
+def _shown(pictures: Pictures | InitImages, p, unit) -> Iterator[Iterator]:
+    """The unit with each of its pictures in turn."""
+    with ExitStack() as undo:
+        if isinstance(pictures, Pictures):
+            yield _with_pictures(pictures, unit)
+        else:
+            for name in ("init_images", "image_mask"):
+                override(undo, p, name, getattr(p, name))
+            yield _with_init_images(p.init_images, pictures.masks, p, unit)
 
 
-class InitImages:
-    """The job's init images, one for each frame, with their masks: what the extension takes where a unit has no image."""
+def _with_pictures(pictures: Pictures, unit) -> Iterator:
+    """The unit with each picture as its image; a mask that it has stays."""
+    mask = _mask_of(unit)
+    for picture in pictures:
+        shown = {"image": picture, "mask": mask if mask is None else _resized(mask, picture)}
+        yield unit.copy(update={"image": shown, "mask": None})
 
-    def __init__(self, frames: int, source: SourceVideo | None):
-        self.index = np.arange(frames)
-        self.masks = source.masks if source else None
 
-    def __len__(self) -> int:
-        return len(self.index)
-
-    @contextmanager
-    def units(self, p, unit) -> Iterator[Iterator]:
-        """The unit itself, each time with another init image (and mask) on `p`."""
-        with ExitStack() as undo:
-            images = iter(p.init_images)
-            masks = iter(self.masks) if self.masks else None
-            override(undo, p, "init_images", None)
-            override(undo, p, "image_mask", p.image_mask)
-
-            def with_images():
-                for image in images:
-                    p.init_images = [image]
-                    if masks:
-                        p.image_mask = next(masks)
-                    yield unit.copy()
-
-            yield with_images()
+def _with_init_images(images: Sequence, masks: Masks | None, p, unit) -> Iterator:
+    """The unit itself, each time with another init image (and mask) on `p`."""
+    masks = iter(masks) if masks else None
+    for image in images:
+        p.init_images = [image]
+        if masks:
+            p.image_mask = next(masks)
+        yield unit.copy()
 
 
 def _mask_of(unit):
@@ -133,26 +104,14 @@ def _resized(mask: np.ndarray, picture: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(mask).resize((picture.shape[1], picture.shape[0]), Image.Resampling.NEAREST))
 
 
-def fitted(count: int, frames: int, fit: str) -> np.ndarray:
-    """Which of `count` control images belongs to each of `frames` frames: the first ones if there are enough, else by `fit`:
-    "hold" keeps the last, "loop" begins again, "stretch" spreads them evenly.
-    """
-    if count >= frames:
-        return np.arange(frames)
-    if fit == "loop":
-        return np.arange(frames) % count
-    if fit == "stretch":
-        return np.rint(np.arange(frames) * (count - 1) / (frames - 1)).astype(int)
-    return np.minimum(np.arange(frames), count - 1)
-
-
 # --- the units of a job --------------------------------------------------------------------------------------
 
 
 @dataclass
 class Unit:
-    """An enabled unit: its number in the tab, the pictures it takes per frame (None: its one image), and what the extension
-    made of them, one after the other: hints (pictures, channels, height, width) on the CPU, or values of another kind.
+    """An enabled unit: its number in the tab, the pictures it takes per frame (None: its one image), and what the
+    extension made of them, one after the other: hints (pictures, channels, height, width) on the CPU, or values of
+    another kind.
     """
 
     number: int
@@ -163,32 +122,25 @@ class Unit:
     embeds: list | None = None
 
 
-class ControlUnits:
-    """The enabled units of the job `p`, which makes clips of `frames` frames."""
+class Units(ControlUnits):
+    """The enabled units of the job `p`, which makes clips."""
 
-    def __init__(self, p, script, units: list[Unit], settings: Settings, note: Callable[[str], None], with_maps: bool):
-        self.p, self.script, self.units, self.settings, self.note = p, script, units, settings, note
-        self.with_maps = with_maps
-        self.error: Exception | None = None
+    def __init__(self, p, script, units: list[Unit], with_maps: bool):
+        self.p, self.script, self.units, self.with_maps = p, script, units, with_maps
+        self._now: Pass | None = None
         self._draws: list[torch.Tensor] = []
         self._next_draw = 0
-        self.rows: Rows | None = None
 
     @classmethod
-    def of(
-        cls, p, settings: Settings, source: SourceVideo | None, undo: ExitStack, note, with_maps: bool
-    ) -> ControlUnits | None:
-        """The units of `p`, or None if it has none; changes to the extension are undone with `undo`.
-
-        Raises SettingsError if `settings` ask for what the units cannot do.
-        """
+    def of(cls, p, settings: Settings, source: SourceVideo | None, undo: ExitStack, note, with_maps: bool):
+        """The units of `p`, or None if it has none: see `Adapter.control_units`."""
         script = script_of(p)
         asked = [number for number, value in enumerate(settings.control) if value]
         if script is None:
             if asked:
                 raise SettingsError(
-                    f"control: {_short(settings.control)} is not allowed: the extension sd-webui-controlnet is not installed; "
-                    "install it from Extensions > Available, or leave control out"
+                    f"control: {short(settings.control)} is not allowed: the extension sd-webui-controlnet is not "
+                    "installed; install it from Extensions > Available, or leave control out"
                 )
             return None
         try:
@@ -206,19 +158,24 @@ class ControlUnits:
         units = []
         for number, (unit, value) in enumerate(given):
             if unit.enabled:
-                pictures = _pictures_of(p, unit, number, value, settings, source, undo, note)
+                if value and unit.ipadapter_input is not None:
+                    raise SettingsError(
+                        f"control: entry {number} is {short(value)}, but ControlNet unit {number} has ipadapter_input; "
+                        "give one of both"
+                    )
+                has_own = unit.image is not None or unit.ipadapter_input is not None
+                pictures = pictures_of(p, number, value, has_own, settings, source, undo, note)
                 units += [Unit(number, pictures) for _ in range(_count(unit))]
         if not units:
             return None
-        control = cls(p, script, units, settings, note, with_maps)
+        control = cls(p, script, units, with_maps)
         names = _globals(script)
         override_item(undo, names, "get_control", control._per_frame(names["get_control"]))
-        override(undo, script, "controlnet_main_entry", control._keeping_errors(script.controlnet_main_entry))
+        wrap(undo, script, "controlnet_main_entry", control._set_up)
         return control
 
     @property
     def use_source(self) -> bool:
-        """Whether a unit takes its frames from the source video."""
         return any(isinstance(unit.pictures, Pictures) and unit.pictures.key == "source" for unit in self.units)
 
     # --- preprocessing -----------------------------------------------------------------------------------
@@ -230,57 +187,56 @@ class ControlUnits:
             ours = self.units[idx] if p is self.p and idx < len(self.units) else None
             if ours is not None and "lama" in unit.module:
                 raise SettingsError(
-                    f"ControlNet unit {ours.number}: the preprocessor {unit.module!r} is not allowed, it changes the noise of the frames; "
-                    "choose 'inpaint_only'"
+                    f"ControlNet unit {ours.number}: the preprocessor {unit.module!r} is not allowed, it changes the "
+                    "noise of the frames; choose 'inpaint_only'"
                 )
             if ours is None or ours.pictures is None:
                 return get_control(p, unit, idx, control_model_type, preprocessor)
             if control_model_type.name not in PER_FRAME:
                 raise SettingsError(
-                    f"control: ControlNet unit {ours.number} is a {control_model_type.value}, which takes one image for all frames; give it "
-                    "an image of its own"
+                    f"control: ControlNet unit {ours.number} is a {control_model_type.value}, which takes one image "
+                    "for all frames; give it an image of its own"
                 )
-            controls, hires_controls, maps, pictures = [], [], [], ours.pictures
-            with pictures.units(p, unit) as units:
-                for number, one in enumerate(units, 1):
-                    shared.state.textinfo = f"ControlNet unit {ours.number}: picture {number} of {len(pictures)}"
-                    (control,), (hires_control,), new = get_control(p, one, idx, control_model_type, preprocessor)
-                    controls.append(_on_cpu(control))
-                    hires_controls.append(_on_cpu(hires_control))
-                    maps += new if number == 1 else []
-                    if shared.state.interrupted:  # the host looks for it before it samples
-                        pictures.index = np.minimum(pictures.index, number - 1)
-                        break
-            shared.state.textinfo = None
-            if not isinstance(controls[0], torch.Tensor):
-                ours.hints = controls
-                return controls[:1], hires_controls[:1], maps if self.with_maps else []
-            ours.hints = torch.cat(controls)
-            ours.hires_hints = torch.cat(hires_controls) if hires_controls[0] is not None else None
-            # the extension lays these over the finished frames, by their number
-            finished = "inpaint_only" in unit.module or "recolor" in unit.module
-            low, high = (
-                hints[pictures.index] if finished and hints is not None else hints
-                for hints in (ours.hints, ours.hires_hints)
-            )
-            return [low], [high], maps if self.with_maps else []
+            return self._controls_of_frames(ours, get_control, p, unit, idx, control_model_type, preprocessor)
 
         return get_controls
 
-    def _keeping_errors(self, main_entry: Callable) -> Callable:
-        """The extension's `controlnet_main_entry`; the host prints and forgets what it raises, so it is raised by what comes next."""
+    def _controls_of_frames(self, ours: Unit, get_control: Callable, p, unit, *args):
+        """What `get_control` makes of each picture of `ours`, kept there; and what the extension goes on with."""
+        controls, hires_controls, maps, pictures = [], [], [], ours.pictures
+        with _shown(pictures, p, unit) as units:
+            for number, one in enumerate(units, 1):
+                shared.state.textinfo = f"ControlNet unit {ours.number}: picture {number} of {len(pictures)}"
+                (control,), (hires_control,), new = get_control(p, one, *args)
+                controls.append(_on_cpu(control))
+                hires_controls.append(_on_cpu(hires_control))
+                maps += new if number == 1 else []
+                if shared.state.interrupted:  # the host looks for it before it samples
+                    pictures.index = np.minimum(pictures.index, number - 1)
+                    break
+        shared.state.textinfo = None
+        maps = maps if self.with_maps else []
+        if not isinstance(controls[0], torch.Tensor):
+            ours.hints = controls
+            return controls[:1], hires_controls[:1], maps
+        ours.hints = torch.cat(controls)
+        ours.hires_hints = torch.cat(hires_controls) if hires_controls[0] is not None else None
+        # the extension lays these over the finished frames, by their number
+        finished = "inpaint_only" in unit.module or "recolor" in unit.module
+        low, high = (
+            hints[pictures.index] if finished and hints is not None else hints
+            for hints in (ours.hints, ours.hires_hints)
+        )
+        return [low], [high], maps
 
-        def entry(p):
-            if p is not self.p:
-                return main_entry(p)
-            try:
-                main_entry(p)
-            except Exception as error:
-                self.error = error
-                p.init = lambda *args, **kwargs: self.check()
-                raise
-
-        return entry
+    def _set_up(self, main_entry: Callable, p) -> None:
+        """The extension's `controlnet_main_entry`, which sets the units up in a callback of the host."""
+        try:
+            main_entry(p)
+        except Exception as error:
+            if p is self.p:
+                errors.keep(p, error if isinstance(error, SettingsError) else SettingsError(f"ControlNet: {error}"))
+            raise
 
     # --- sampling ------------------------------------------------------------------------------------------
 
@@ -290,54 +246,42 @@ class ControlUnits:
         return self.script.latest_network
 
     def check(self) -> None:
-        """Raises the extension's error, if it could not set up its units."""
-        if isinstance(self.error, SettingsError):
-            raise self.error
-        if self.error is not None or self.network is None:
-            refusal = SettingsError(
-                f"ControlNet: {self.error or 'its units could not be set up; see the log of the WebUI'}"
-            )
-            refusal.status_code, refusal.detail = 422, str(refusal)
-            raise refusal from self.error
+        errors.raise_kept(self.p)
+        if self.network is None:
+            raise SettingsError("ControlNet: its units could not be set up; see the log of the WebUI")
 
-    def begin(self, undo: ExitStack, attention: TemporalMomentum) -> None:
-        """Prepares the units for the sampling of a clip, until `undo` is closed."""
+    def begin(self, undo: ExitStack, clip: Clip) -> None:
         self.check()
         network = self.network
-        attention.fewer_rows = lambda: self.rows.take(network.current_uc_indices)
-        override(undo, network, "original_forward", self._without_momentum(network.original_forward, attention))
-        hook = sys.modules[type(network).__module__]
-        override(undo, hook, "predict_q_sample", self._same_reference_noise(hook.predict_q_sample))
+        wrap(undo, network, "original_forward", functools.partial(_without_momentum, clip))
+        wrap(undo, sys.modules[type(network).__module__], "predict_q_sample", self._same_reference_noise)
         for param, unit in zip(network.control_params, self.units):
             if param.control_model_type.name == "IPAdapter":
                 override(undo, param.control_model, "image_emb", param.control_model.image_emb)
                 undo.callback(setattr, param.control_model, "cache", {})
             if param.control_model_type.name == "T2I_Adapter" and unit.pictures is not None:
-                override(undo, param.control_model, "forward", self._adapted(param, unit, param.control_model.forward))
+                wrap(undo, param.control_model, "forward", self._adapted(param, unit))
                 # the extension would repeat the control of one image for all rows first
                 override(undo, param, "cfg_injection", False)
 
     @property
     def models(self) -> list[torch.nn.Module]:
-        """The ControlNet models, which run inside the UNet's calls on the same rows; two units may share one."""
         params = self.network.control_params
         return [param.control_model.control_model for param in params if param.control_model_type.name in NETWORKS]
 
     @property
     def need_all_frames(self) -> bool:
-        """Whether a unit looks into the deep blocks of the UNet, where anchor passes would leave frames out."""
         return any(
             param.control_model_type.name in ("AttentionInjection", "IPAdapter")
             for param in self.network.control_params
         )
 
     def begin_call(self) -> None:
-        """A UNet call of the host begins; its passes follow."""
         self._draws = []
 
-    def set_rows(self, rows: Rows) -> None:
-        """Gives every unit the images of `rows`, those of the UNet pass that comes next."""
-        self.rows, self._next_draw = rows, 0
+    def prepare(self, now: Pass) -> None:
+        self._now, self._next_draw = now, 0
+        now.repeated = lambda: now.rows.take(self.network.current_uc_indices)
         for param, unit in zip(self.network.control_params, self.units):
             if param.control_model_type.name == "IPAdapter":
                 self._set_embeds(param.control_model, unit)
@@ -345,8 +289,10 @@ class ControlUnits:
                 self._set_hints(param, unit)
 
     def _numbers(self, unit: Unit) -> torch.Tensor:
-        index = np.zeros(max(self.rows.frames) + 1, int) if unit.pictures is None else unit.pictures.index
-        return torch.from_numpy(index[list(self.rows.frames)])
+        """Which of the unit's pictures each row of the pass shows (rows,)."""
+        frames = self._now.rows.frames
+        index = np.zeros(max(frames) + 1, int) if unit.pictures is None else unit.pictures.index
+        return torch.from_numpy(index[list(frames)])
 
     def _set_hints(self, param, unit: Unit) -> None:
         numbers, device = self._numbers(unit), devices.get_device_for("controlnet")
@@ -384,37 +330,28 @@ class ControlUnits:
         rows = [unit.embeds[number] for number in self._numbers(unit)]
         model.image_emb = type(rows[0])(*(torch.cat(embeds) for embeds in zip(*rows)))
 
-    def _without_momentum(self, forward: Callable, attention: TemporalMomentum) -> Callable:
-        """The UNet's own `forward`, by which a reference unit shows it the reference first: no frames of the clip."""
+    def _same_reference_noise(self, predict_q_sample: Callable, model, latents: torch.Tensor, t, noise=None):
+        """The extension's `predict_q_sample`, which puts noise on a reference's `latents` (rows, channels, height,
+        width): that of the still, the same for all frames.
+        """
+        rows = self._now and self._now.rows
+        if noise is None and rows is not None and len(latents) == len(rows):
+            groups = list(dict.fromkeys(rows.groups))
+            if self._next_draw == len(self._draws):
+                self._draws.append(torch.randn_like(latents[:1].expand(len(groups), *latents.shape[1:])))
+            noise = self._draws[self._next_draw][[groups.index(group) for group in rows.groups]]
+            self._next_draw += 1
+        return predict_q_sample(model, latents, t, noise)
 
-        def reference_pass(*args, **kwargs):
-            with attention.suspended():
-                return forward(*args, **kwargs)
-
-        return reference_pass
-
-    def _same_reference_noise(self, predict_q_sample: Callable) -> Callable:
-        """The extension's `predict_q_sample`, which puts noise on a reference: that of the still, the same for all frames."""
-
-        def noised(model, latents, t, noise=None):
-            if noise is None and self.rows is not None and len(latents) == len(self.rows):
-                groups = list(dict.fromkeys(self.rows.groups))
-                if self._next_draw == len(self._draws):
-                    self._draws.append(torch.randn_like(latents[:1].expand(len(groups), *latents.shape[1:])))
-                noise = self._draws[self._next_draw][[groups.index(group) for group in self.rows.groups]]
-                self._next_draw += 1
-            return predict_q_sample(model, latents, t, noise)
-
-        return noised
-
-    def _adapted(self, param, unit: Unit, forward: Callable) -> Callable:
-        """A T2I-Adapter's `forward`, for the pictures of the rows. As for a still, the control of the first pass serves in that of
-        hires.fix too, unless the unit is for the latter only; and with "ControlNet is more important" it is the prompt's alone.
+    def _adapted(self, param, unit: Unit) -> Callable:
+        """A T2I-Adapter's `forward`, for the pictures of the rows. As for a still, the control of the first pass serves
+        in that of hires.fix too, unless the unit is for the latter only; and with "ControlNet is more important" it is
+        the prompt's alone.
         """
         hires_only, prompt_only = param.hr_option.name == "HIGH_RES_ONLY", param.cfg_injection
         hints = unit.hires_hints if hires_only and unit.hires_hints is not None else unit.hints
 
-        def adapted(hint=None, **kwargs):
+        def adapted(forward, hint=None, **kwargs):
             param.control_model.reset()  # it keeps what it made of the rows before
             controls = forward(hint=hints[self._numbers(unit)].to(hint), **kwargs)
             return [control * self.network.model.cond_mark for control in controls] if prompt_only else controls
@@ -422,41 +359,13 @@ class ControlUnits:
         return adapted
 
 
+def _without_momentum(clip: Clip, forward: Callable, *args, **kwargs):
+    """The UNet's own `forward`, by which a reference unit shows it the reference first: no frames of the clip."""
+    with clip.suspended():
+        return forward(*args, **kwargs)
+
+
 # --- what the units take ---------------------------------------------------------------------------------------
-
-
-def _pictures_of(p, unit, number: int, value: str, settings: Settings, source: SourceVideo | None, undo, note):
-    """Where the frames of a unit come from: `value` is its entry in `control`."""
-    frames = settings.frames
-    if not value:
-        has_own = unit.image is not None or unit.ipadapter_input is not None
-        init_images = len(getattr(p, "init_images", None) or [])
-        if has_own or (source is None and init_images < 2):
-            return None
-        return InitImages(frames, source) if init_images else Pictures(source.source, source.picks, "source")
-    if unit.ipadapter_input is not None:
-        raise SettingsError(
-            f"control: entry {number} is {_short(value)}, but ControlNet unit {number} has ipadapter_input; give one of both"
-        )
-    if value == FROM_SOURCE:
-        if source is None:
-            raise SettingsError(
-                f'control: entry {number} is "{FROM_SOURCE}", but there is no source; give `source`, or a video or folder'
-            )
-        return Pictures(source.source, source.picks, "source")
-    key = f"control[{number}]"
-    video = opened(key, file_of(key, value, undo, p.is_api))
-    count = video.info.frames
-    if count < frames and count > 1:
-        what = {"hold": "the last is held", "loop": "they begin again", "stretch": "they are spread over the clip"}[
-            settings.control_fit
-        ]
-        note(
-            f'ControlNet unit {number} has {count} frames for {frames}: {what} (control_fit "{settings.control_fit}"; hold, loop or stretch).'
-        )
-    elif count > frames:
-        note(f"ControlNet unit {number} has {count} frames for {frames}: the first {frames} are used.")
-    return Pictures(video, fitted(count, frames, settings.control_fit), key)
 
 
 def _take_batch_tabs(p, script, settings: Settings) -> list[tuple]:
@@ -473,7 +382,7 @@ def _take_batch_tabs(p, script, settings: Settings) -> list[tuple]:
         if unit.enabled and unit.input_mode == mode.BATCH:
             folder = unit.batch_images
             if not isinstance(folder, (str, Path)) or not str(folder).strip():
-                raise SettingsError(f"ControlNet unit {number}: its Batch tab is {_short(folder)}; give it a folder")
+                raise SettingsError(f"ControlNet unit {number}: its Batch tab is {short(folder)}; give it a folder")
             entries[number] = entries[number] or str(folder)
             unit = unit.copy(update={"input_mode": mode.SIMPLE, "image": None})
         units.append(unit)
@@ -490,8 +399,3 @@ def _count(unit) -> int:
 
 def _on_cpu(value):
     return value.cpu() if isinstance(value, torch.Tensor) else value
-
-
-def _short(value) -> str:
-    text = repr(value)
-    return text if len(text) < 100 else text[:100] + "…"

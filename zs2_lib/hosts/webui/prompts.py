@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -17,15 +15,16 @@ from modules.prompt_parser import (
     MulticondLearnedConditioning,
     ScheduledPromptConditioning,
 )
-from modules.shared import opts
 
-from zs2_lib.hosts.undo import override
+from zs2_lib.hosts.undo import wrap
 from zs2_lib.settings.table import SettingsError
 from zs2_lib.settings.travel import Blend, PromptKeyframes, join
 
+from .seam import Adapter
+
 
 class Lora(NamedTuple):
-    """The weights with which a LoRA is applied to the text encoder and the UNet, and the ranks it is cut to, if it is."""
+    """The weights with which a LoRA is applied to the text encoder and the UNet, and the ranks it is cut to, if any."""
 
     text: float
     unet: float
@@ -44,11 +43,12 @@ class PromptTravel:
     pass, which then may hold one frame only (`weights_change`).
     """
 
-    def __init__(self, p, prompts: PromptKeyframes):
+    def __init__(self, p, prompts: PromptKeyframes, adapter: Adapter):
         self.p = p
         self.prompts = prompts
+        self.adapter = adapter
         self._loras: dict[bool, dict[str, dict[str, Lora]]] = {}
-        """For the first pass (False) and that of hires.fix (True): the LoRAs of each keyframe; none if all have the same."""
+        """For the first pass (False) and that of hires.fix (True): each keyframe's LoRAs; none if all have the same."""
 
     def begin(self, undo: ExitStack) -> None:
         """Changes the conditioning of `p`, whose prompts are set up, until `undo` is closed.
@@ -58,8 +58,8 @@ class PromptTravel:
         p = self.p
         for common in dict.fromkeys([*p.all_prompts, *(getattr(p, "all_hr_prompts", None) or [])]):
             self._networks(common)
-        override(undo, p, "parse_extra_network_prompts", self._with_networks(p.parse_extra_network_prompts))
-        override(undo, p, "get_conds_with_caching", self._by_frame(p.get_conds_with_caching))
+        wrap(undo, p, "parse_extra_network_prompts", self._parse_networks)
+        wrap(undo, p, "get_conds_with_caching", self._conds_by_frame)
 
     # --- additional networks -------------------------------------------------------------------------------
 
@@ -73,81 +73,88 @@ class PromptTravel:
         loras = self._loras.get(bool(getattr(self.p, "is_hr_pass", False)))
         if loras:
             before, after, weight = self.prompts.at(frame)
-            _apply(
+            self.adapter.set_lora_weights(
                 {
                     name: Lora(_mean(a.text, b.text, weight), _mean(a.unet, b.unet, weight), a.dyn)
                     for name, a, b in ((name, loras[before][name], loras[after][name]) for name in loras[before])
                 }
             )
 
-    def _with_networks(self, parse: Callable) -> Callable:
-        """The host's `parse_extra_network_prompts`, which takes the networks from the prompt; here also from the keyframes."""
-
-        def parse_prompts():
-            p = self.p
-            prompts = {False: p.prompts[0]}
-            if getattr(p, "enable_hr", False):
-                prompts[True] = p.all_hr_prompts[p.iteration * p.batch_size]
-            result = parse()
-            for hires, common in prompts.items():
-                networks, self._loras[hires] = self._networks(common)
-                setattr(p, "hr_extra_network_data" if hires else "extra_network_data", networks)
-            return result
-
-        return parse_prompts
+    def _parse_networks(self, parse: Callable):
+        """The host's `parse_extra_network_prompts`, which takes the networks from the prompt; here from the keyframes
+        as well.
+        """
+        p = self.p
+        prompts = {False: p.prompts[0]}
+        if getattr(p, "enable_hr", False):
+            prompts[True] = p.all_hr_prompts[p.iteration * p.batch_size]
+        result = parse()
+        for hires, common in prompts.items():
+            networks, self._loras[hires] = self._networks(common)
+            setattr(p, "hr_extra_network_data" if hires else "extra_network_data", networks)
+        return result
 
     def _networks(self, common: str) -> tuple[dict, dict[str, dict[str, Lora]]]:
-        """The networks that the host has to load for the keyframes after the prompt `common`, as it reads them from prompts;
-        and the LoRAs of each keyframe, or nothing if all have the same.
+        """The networks that the host has to load for the keyframes after the prompt `common`, as it reads them from
+        prompts; and the LoRAs of each keyframe, or nothing if all have the same.
 
         Raises SettingsError for prompts of which the host can make no blend.
         """
-        texts = self.prompts.texts
-        plain, networks_of_all = _parsed(common)
-        parsed = {text: _parsed(text) for text in texts}
-        weighted = prompt_parser.re_weight.search(plain)
-        if weighted and weighted[2] and any(texts):
-            raise self._error(
-                f"the prompt {plain.strip()!r} ends with the weight {weighted[2]}, which has to stand at the end of the whole; "
-                "put the part with a weight first, or into the keyframes"
-            )
-        first = texts[0]
-        parts = {text: len(prompt_parser.re_AND.split(join(plain, parsed[text][0]))) for text in texts}
-        for text in texts:
-            if parts[text] != parts[first]:
-                raise self._error(
-                    f"{self._named(first)} has {parts[first]} part(s) joined by AND, {self._named(text)} has {parts[text]}; "
-                    "give all keyframes as many parts"
-                )
-
-        data = {text: _merged(networks_of_all, parsed[text][1]) for text in texts}
-        networks = {text: _by_kind(data[text]) for text in texts}
-        if all(networks[text] == networks[first] for text in texts):
+        plain, networks_of_all = self._parsed(common)
+        parsed = {text: self._parsed(text) for text in self.prompts.texts}
+        self._check_parts(plain, {text: prompt for text, (prompt, _) in parsed.items()})
+        data = {text: _merged(networks_of_all, own) for text, (_, own) in parsed.items()}
+        networks = {text: _by_kind(each) for text, each in data.items()}
+        first, *others = self.prompts.texts
+        if all(networks[text] == networks[first] for text in others):
             return data[first], {}
-        for text in texts:
+        for text in others:
             for kind in networks[text].keys() | networks[first].keys():
                 if kind != "lora" and networks[text].get(kind) != networks[first].get(kind):
                     raise self._error(
-                        f"the networks <{kind}:…> of {self._named(first)} and {self._named(text)} differ, and only LoRAs can "
-                        "change over the frames; name them in the tab's prompt, for all frames"
+                        f"the networks <{kind}:…> of {self._named(first)} and {self._named(text)} differ, and only "
+                        "LoRAs can change over the frames; name them in the tab's prompt, for all frames"
                     )
-        loras = {text: self._read_loras(text, networks[text].get("lora", [])) for text in texts}
+        loras = self._loras_of_all(
+            {text: self._read_loras(text, each.get("lora", [])) for text, each in networks.items()}
+        )
+        union = {kind: params for kind, params in data[first].items() if _kind(kind) != "lora"}
+        union["lora"] = [lora.params(name) for name, lora in loras[first].items()]
+        return union, loras
+
+    def _check_parts(self, plain: str, prompts: dict[str, str]) -> None:
+        """Raises SettingsError if the keyframes' `prompts`, each after `plain`, do not fit together part by part."""
+        weighted = prompt_parser.re_weight.search(plain)
+        if weighted and weighted[2] and any(prompts):
+            raise self._error(
+                f"the prompt {plain.strip()!r} ends with the weight {weighted[2]}, which has to stand at the end of "
+                "the whole; put the part with a weight first, or into the keyframes"
+            )
+        parts = {text: len(prompt_parser.re_AND.split(join(plain, prompt))) for text, prompt in prompts.items()}
+        first, *others = parts
+        for text in others:
+            if parts[text] != parts[first]:
+                raise self._error(
+                    f"{self._named(first)} has {parts[first]} part(s) joined by AND, {self._named(text)} has "
+                    f"{parts[text]}; give all keyframes as many parts"
+                )
+
+    def _loras_of_all(self, loras: dict[str, dict[str, Lora]]) -> dict[str, dict[str, Lora]]:
+        """The LoRAs of each keyframe with those of the others at weight 0."""
         names = list(dict.fromkeys(name for each in loras.values() for name in each))
         dyns = {name: {each[name].dyn for each in loras.values() if name in each} for name in names}
         for name in names:
             if len(dyns[name]) > 1:
                 raise self._error(
-                    f"the ranks (dyn) of <lora:{name}:…> differ between keyframes; only its weights can change: give one"
+                    f"the ranks (dyn) of <lora:{name}:…> differ between keyframes; only its weights can change: give "
+                    "one"
                 )
-        loras = {
+        return {
             text: {name: each.get(name, Lora(0.0, 0.0, *dyns[name])) for name in names} for text, each in loras.items()
         }
-        union = {kind: params for kind, params in data[first].items() if _kind(kind) != "lora"}
-        union["lora"] = [lora.params(name) for name, lora in loras[first].items()]
-        return union, loras
 
     def _read_loras(self, text: str, params: list[tuple[str, ...]]) -> dict[str, Lora]:
-        """The LoRAs of the keyframe `text` by name, from the parts of its tags, by the rules of the host's ExtraNetworkLora."""
+        """The LoRAs of the keyframe `text` by name, from the parts of its tags as the host's ExtraNetworkLora reads."""
         loras = {}
         for parts in params:
             tag = f"<lora:{':'.join(parts)}>"
@@ -171,40 +178,42 @@ class PromptTravel:
 
     # --- conditioning --------------------------------------------------------------------------------------
 
-    def _by_frame(self, get_conds: Callable) -> Callable:
+    def _conds_by_frame(
+        self, get_conds: Callable, function, required_prompts, steps, caches, extra_network_data, hires_steps=None
+    ):
         """The host's `get_conds_with_caching`, with a conditioning of its own for each frame.
 
         The negative prompt is the same for all frames, and left to the host, but for LoRA weights that change.
         """
+        positive = function is prompt_parser.get_multicond_learned_conditioning
+        loras = self._loras.get(extra_network_data is getattr(self.p, "hr_extra_network_data", None))
+        if not positive and not loras:
+            return get_conds(function, required_prompts, steps, caches, extra_network_data, hires_steps)
 
-        def conds(function, required_prompts, steps, caches, extra_network_data, hires_steps=None):
-            positive = function is prompt_parser.get_multicond_learned_conditioning
-            loras = self._loras.get(extra_network_data is getattr(self.p, "hr_extra_network_data", None))
-            if not positive and not loras:
-                return get_conds(function, required_prompts, steps, caches, extra_network_data, hires_steps)
+        @functools.cache
+        def encoded(common: str, text: str) -> list[ComposableScheduledPromptConditioning]:
+            if loras:
+                self.adapter.set_lora_weights(loras[text])
+            prompt = join(common, self._parsed(text)[0]) if positive else common
+            prompts = prompt_parser.SdConditioning([prompt], copy_from=required_prompts)
+            result = get_conds(function, prompts, steps, [[None, None]], extra_network_data, hires_steps)
+            return result.batch[0] if positive else [ComposableScheduledPromptConditioning(result[0])]
 
-            @functools.cache
-            def encoded(common: str, text: str) -> list[ComposableScheduledPromptConditioning]:
-                if loras:
-                    _apply(loras[text])
-                prompt = join(common, _parsed(text)[0]) if positive else common
-                prompts = prompt_parser.SdConditioning([prompt], copy_from=required_prompts)
-                result = get_conds(function, prompts, steps, [[None, None]], extra_network_data, hires_steps)
-                return result.batch[0] if positive else [ComposableScheduledPromptConditioning(result[0])]
+        @functools.cache
+        def blended(common: str, blend: Blend) -> list[ComposableScheduledPromptConditioning]:
+            before, after = (_lengthened(encoded(common, text), tokens) for text in blend[:2])
+            return _blended(before, after, blend.weight) if blend.weight else before
 
-            @functools.cache
-            def blended(common: str, blend: Blend) -> list[ComposableScheduledPromptConditioning]:
-                before, after = (_lengthened(encoded(common, text), tokens) for text in blend[:2])
-                return _blended(before, after, blend.weight) if blend.weight else before
+        frames = [(common, self.prompts.at(frame)) for frame, common in enumerate(required_prompts)]
+        tokens = math.lcm(*(_tokens(encoded(common, text)) for common, blend in frames for text in blend[:2]))
+        batch = [blended(common, blend) for common, blend in frames]
+        if positive:
+            return MulticondLearnedConditioning(shape=(len(batch),), batch=batch)
+        return [parts[0].schedules for parts in batch]
 
-            frames = [(common, self.prompts.at(frame)) for frame, common in enumerate(required_prompts)]
-            tokens = math.lcm(*(_tokens(encoded(common, text)) for common, blend in frames for text in blend[:2]))
-            batch = [blended(common, blend) for common, blend in frames]
-            if positive:
-                return MulticondLearnedConditioning(shape=(len(batch),), batch=batch)
-            return [parts[0].schedules for parts in batch]
-
-        return conds
+    def _parsed(self, prompt: str) -> tuple[str, dict]:
+        """A prompt without its comments and tags, and the networks of the tags by name, as the host reads them."""
+        return extra_networks.parse_prompt(self.adapter.without_comments(prompt))
 
     # --- errors --------------------------------------------------------------------------------------------
 
@@ -219,7 +228,8 @@ class PromptTravel:
 
 
 def _blended(before: list, after: list, weight: float) -> list[ComposableScheduledPromptConditioning]:
-    """(1 - weight) `before` + weight `after`, two prompts of as many parts joined by AND: each part's conditioning and weight.
+    """(1 - weight) `before` + weight `after`, two prompts of as many parts joined by AND: each part's conditioning and
+    weight.
 
     Of two schedules over the steps (by prompt editing) comes one that changes where either does.
     """
@@ -235,7 +245,7 @@ def _blended(before: list, after: list, weight: float) -> list[ComposableSchedul
 
 
 def _at_step(schedule: list[ScheduledPromptConditioning], step: int):
-    """The conditioning that the host takes at `step`: that of the first entry that has not ended, else the first one."""
+    """The conditioning that the host takes at `step`: that of the first entry that has not ended, else the first."""
     return next((entry.cond for entry in schedule if step <= entry.end_at_step), schedule[0].cond)
 
 
@@ -280,11 +290,6 @@ def _text(cond) -> torch.Tensor:
 # --- additional networks ---------------------------------------------------------------------------------
 
 
-def _parsed(prompt: str) -> tuple[str, dict]:
-    """A prompt without its comments and tags, and the networks of the tags by name, as the host reads them."""
-    return extra_networks.parse_prompt(re.sub("#.*", "", prompt) if opts.enable_prompt_comments else prompt)
-
-
 def _merged(common: dict, own: dict) -> dict:
     return {name: common.get(name, []) + own.get(name, []) for name in {**common, **own}}
 
@@ -299,11 +304,3 @@ def _kind(name: str) -> str:
     """The kind of network that a tag's name stands for: "lyco" is another name of "lora"."""
     network = extra_networks.extra_network_registry.get(name) or extra_networks.extra_network_aliases.get(name)
     return network.name if network else name
-
-
-def _apply(loras: dict[str, Lora]) -> None:
-    """Sets the weights of loaded LoRAs; the host brings a layer's weights up to date when the layer is called next."""
-    for network in sys.modules["networks"].loaded_networks:
-        lora = loras.get(network.mentioned_name)
-        if lora is not None:
-            network.te_multiplier, network.unet_multiplier = lora.text, lora.unet

@@ -1,0 +1,181 @@
+"""A clip gets the sound of the time that its frames come from, in time with them, or stays as it was."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from media_files import SIZE, paint
+
+from zs2_lib.media import sound as sound_module
+from zs2_lib.media.read import open_source
+from zs2_lib.media.sound import add_audio
+from zs2_lib.media.source import Selection
+from zs2_lib.media.write import write_clip
+
+av = pytest.importorskip("av")
+
+
+SOUNDS = {
+    "aac.mp4": ("libx264", "aac", 44100),
+    "aac.mkv": ("libx264", "aac", 48000),
+    "mp3.mp4": ("libx264", "libmp3lame", 44100),
+    "pcm.mov": ("libx264", "pcm_s16le", 22050),
+    "opus.webm": ("libvpx", "libopus", 48000),
+}
+
+
+def write_sound(path, video_codec="libx264", audio_codec="aac", rate=44100, seconds=4, fps=24, layout="stereo"):
+    """A numbered video with a beep of 50 ms at 0 s, 0.5 s, 1 s, ..."""
+    with av.open(str(path), "w") as container:
+        pictures = container.add_stream(video_codec, rate=fps, options={"g": "24"})
+        pictures.width, pictures.height = SIZE
+        pictures.pix_fmt = "yuv420p"
+        sound = container.add_stream(audio_codec, rate=rate, layout=layout)
+        for number in range(seconds * fps):
+            frame = av.VideoFrame.from_ndarray(paint(number), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, fps)
+            container.mux(pictures.encode(frame))
+        container.mux(pictures.encode(None))
+        time = np.arange(rate * seconds) / rate
+        samples = np.where(time % 0.5 < 0.05, np.sin(2 * np.pi * 1000 * time) / 2, 0).astype(np.float32)
+        for start in range(0, len(samples), 1024):
+            block = np.repeat(samples[None, start : start + 1024], 1 if layout == "mono" else 2, axis=0)
+            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=layout)
+            frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    return path
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sounds")
+    return {name: write_sound(folder / name, *codecs) for name, codecs in SOUNDS.items()}
+
+
+def beeps(path):
+    """(codec, when each beep begins, when the sound ends), in seconds."""
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        resampler = av.AudioResampler("fltp", "mono", stream.sample_rate)
+        samples, begin = [], None
+        for frame in container.decode(stream):
+            begin = float(frame.pts * frame.time_base) if begin is None else begin
+            samples += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+        loud = np.flatnonzero(np.abs(np.concatenate(samples)) > 0.15)
+        starts = loud[np.r_[True, np.diff(loud) > stream.sample_rate // 5]]
+        end = begin + sum(map(len, samples)) / stream.sample_rate
+        return stream.codec_context.codec.canonical_name, starts / stream.sample_rate + begin, end
+
+
+def pictures_of(path):
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        text = container.metadata.get("comment") or container.metadata.get("COMMENT")
+        frames = [(float(frame.time), frame.to_ndarray().tobytes()) for frame in container.decode(stream)]
+        return frames, stream.average_rate, text
+
+
+@pytest.mark.parametrize("name", SOUNDS)
+@pytest.mark.parametrize("format", ["mp4", "webm"])
+@pytest.mark.parametrize("selection", [Selection(start=1.25, end=3, fps=12), Selection(every=3)], ids=["part", "whole"])
+def test_sound_stays_in_time(tmp_path, sounds, name, format, selection):
+    source = open_source(sounds[name])
+    assert source.info.has_audio
+    pictures = (picture for _, picture in source.frames(selection))
+    clip = write_clip(pictures, tmp_path / "clip", format, source.clip_fps(selection), "seed 1")
+    before = pictures_of(clip)
+    add_audio(clip, source, selection)
+
+    assert pictures_of(clip) == before and before[2] == "seed 1"
+    assert [entry.name for entry in tmp_path.iterdir()] == [clip.name]
+    seconds = float(source.count(selection) / source.clip_fps(selection))
+    codec, starts, end = beeps(clip)
+    expected = np.arange(0, 4, 0.5) - selection.start
+    expected = expected[(expected >= 0) & (expected < seconds - 0.03)]
+    np.testing.assert_allclose(starts[: len(expected)], expected, atol=2e-3)
+    assert end == pytest.approx(seconds, abs=0.03)
+    kept = {"mp4": ("aac", "mp3", "opus"), "webm": ("opus",)}[format]
+    original = name.split(".")[0]
+    assert codec == (original if original in kept else kept[0])
+    with av.open(str(clip)) as container:
+        assert container.duration / 1e6 == pytest.approx(seconds, abs=0.03)
+
+
+def test_sound_is_replaced(tmp_path, sounds):
+    source = open_source(sounds["aac.mp4"])
+    selection = Selection(end=2)
+    clip = write_clip((p for _, p in source.frames(selection)), tmp_path / "clip", "mp4", 24)
+    add_audio(clip, source, selection)
+    add_audio(clip, open_source(sounds["pcm.mov"]), selection)
+    with av.open(str(clip)) as container:
+        assert (len(container.streams.audio), len(container.streams.video)) == (1, 1)
+    assert beeps(clip)[1] == pytest.approx([0, 0.5, 1, 1.5], abs=2e-3)
+
+
+def test_sound_of_a_video_whose_clock_does_not_begin_at_0(tmp_path, sounds):
+    shifted = tmp_path / "shifted.mkv"
+    with av.open(str(sounds["aac.mkv"])) as old, av.open(str(shifted), "w") as new:
+        targets = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
+        for packet in old.demux():
+            if packet.size:
+                packet.pts += 7000
+                packet.dts = None if packet.dts is None else packet.dts + 7000
+                packet.stream = targets[packet.stream.index]
+                new.mux(packet)
+    source = open_source(shifted)
+    selection = Selection(start=2.25)
+    clip = write_clip((p for _, p in source.frames(selection)), tmp_path / "clip", "mp4", 24)
+    add_audio(clip, source, selection)
+    assert beeps(clip)[1][:3] == pytest.approx([0.25, 0.75, 1.25], abs=2e-3)
+
+
+def test_sound_of_a_clip_with_frames_in_between(tmp_path, sounds):
+    """2m - 1 frames at twice the rate, as frame interpolation makes them, are a little shorter than the selection."""
+    source = open_source(sounds["aac.mp4"])
+    selection = Selection(fps=6)
+    frames = list(source.frames(Selection(fps=12)))[:-1]
+    clip = write_clip((picture for _, picture in frames), tmp_path / "clip", "mp4", 12)
+    add_audio(clip, source, selection)
+    assert len(beeps(clip)[1]) == 8
+
+
+def test_sound_that_cannot_be_added_leaves_the_clip_alone(tmp_path, sounds, kinds, monkeypatch):
+    source = open_source(sounds["aac.mp4"])
+    clip = write_clip((p for _, p in source.frames()), tmp_path / "clip", "mp4", 24)
+    before = clip.read_bytes()
+
+    def refused(message, *arguments, error=ValueError):
+        with pytest.raises(error, match=message):
+            add_audio(*arguments)
+        assert clip.read_bytes() == before
+        assert [entry.name for entry in tmp_path.iterdir()] == ["clip.mp4"]
+
+    refused("clip.mp4 lasts 4.00 s, but the selection of aac.mp4 1.00 s: .* drift away", clip, source, Selection(end=1))
+    refused("a.mp4 has no sound to add to clip.mp4", clip, open_source(kinds["mp4"]))
+    refused("a.gif has no sound", clip, open_source(kinds["gif"]))
+    refused("start is 9 s, but aac.mp4 ends at 4.00 s", clip, source, Selection(start=9))
+    refused("cannot add sound to clip.gif: only .mp4 and .webm", tmp_path / "clip.gif", source)
+    refused("there is no file or folder", tmp_path / "other.mp4", source, error=FileNotFoundError)
+    damaged = tmp_path.parent / "damaged.mov"
+    data = bytearray(sounds["aac.mp4"].read_bytes())
+    with av.open(str(sounds["aac.mp4"])) as container:
+        for packet in container.demux(audio=0):
+            if packet.size:
+                data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    damaged.write_bytes(data)
+    webm = write_clip((p for _, p in source.frames()), tmp_path.parent / "clip", "webm", 24)
+    with pytest.raises(ValueError, match="the sound of damaged.mov cannot be added to clip.webm .*convert it to AAC"):
+        add_audio(webm, open_source(damaged))
+
+    monkeypatch.setattr(sound_module, "_copied_sound", lambda *arguments: iter(()))
+    refused("aac.mp4 has no sound from 0.00 to 4.00 s to add to clip.mp4", clip, source)
+
+    def broken(*arguments):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(sound_module, "_copied_sound", broken)
+    refused(None, clip, source, error=KeyboardInterrupt)

@@ -1,0 +1,108 @@
+"""Which picture each ControlNet unit shows in each frame of a clip, whatever ControlNet the host has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import numpy as np
+
+from zs2_lib.media.source import Source
+from zs2_lib.settings.table import FROM_SOURCE, Settings, SettingsError
+
+from .edit import Masks, SourceVideo
+from .files import file_of, in_words, opened
+
+TOO_FEW = {"hold": "the last is held", "loop": "they begin again", "stretch": "they are spread over the clip"}
+"""What becomes of the frames that a unit has no picture for, by the setting `control_fit`."""
+
+
+class Pictures:
+    """The control images of a clip: `index[frame]` says which of the pictures, read one by one, is that of the frame.
+
+    `key` is the setting that names them.
+    """
+
+    def __init__(self, source: Source, picks: np.ndarray, key: str):
+        self.source, self.key = source, key
+        self.numbers, self.index = np.unique(picks, return_inverse=True)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The pictures, (height, width, rgb) in 0..255."""
+        with in_words(self.key):
+            for _, picture in self.source.read(self.numbers):
+                yield np.asarray(picture.convert("RGB"))
+
+
+class InitImages:
+    """The job's init images, one for each frame, with their masks: what a unit without an image takes."""
+
+    def __init__(self, frames: int, masks: Masks | None):
+        self.index = np.arange(frames)
+        self.masks = masks
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def fitted(count: int, frames: int, fit: str) -> np.ndarray:
+    """Which of `count` control images belongs to each of `frames` frames (frames,): the first ones if there are enough,
+    else by `fit`: "hold" keeps the last, "loop" begins again, "stretch" spreads them evenly.
+    """
+    if count >= frames:
+        return np.arange(frames)
+    if fit == "loop":
+        return np.arange(frames) % count
+    if fit == "stretch":
+        return np.rint(np.arange(frames) * (count - 1) / (frames - 1)).astype(int)
+    return np.minimum(np.arange(frames), count - 1)
+
+
+def pictures_of(
+    p,
+    number: int,
+    value: str,
+    has_own: bool,
+    settings: Settings,
+    source: SourceVideo | None,
+    undo: ExitStack,
+    note: Callable[[str], None],
+) -> Pictures | InitImages | None:
+    """Where the frames of the job's unit `number` come from, whose entry in `control` is `value`; None: from its own
+    image, which it has if `has_own`. `note(text)` tells the user something. Raises SettingsError.
+    """
+    frames = settings.frames
+    if not value:
+        init_images = len(getattr(p, "init_images", None) or [])
+        if has_own or (source is None and init_images < 2):
+            return None
+        if init_images:
+            return InitImages(frames, source.masks if source else None)
+        return Pictures(source.source, source.picks, "source")
+    if value == FROM_SOURCE:
+        if source is None:
+            raise SettingsError(
+                f'control: entry {number} is "{FROM_SOURCE}", but there is no source; give `source`, or a video or '
+                "folder"
+            )
+        return Pictures(source.source, source.picks, "source")
+    key = f"control[{number}]"
+    video = opened(key, file_of(key, value, undo, p.is_api))
+    count = video.info.frames
+    if 1 < count < frames:
+        note(
+            f"ControlNet unit {number} has {count} frames for {frames}: {TOO_FEW[settings.control_fit]} "
+            f'(control_fit "{settings.control_fit}"; hold, loop or stretch).'
+        )
+    elif count > frames:
+        note(f"ControlNet unit {number} has {count} frames for {frames}: the first {frames} are used.")
+    return Pictures(video, fitted(count, frames, settings.control_fit), key)
+
+
+def short(value) -> str:
+    """`value` for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) < 100 else text[:100] + "…"

@@ -1,0 +1,38 @@
+"""The one road for errors that the host would swallow.
+
+The host prints what a script's callback raises and goes on: the answer would be plain pictures that look like success.
+So the first error of a job is kept on its `p`, and raised by what the host calls next outside of a callback: a method
+of `p`, or the UNet. The API answers it with the status that it carries, 422 for a SettingsError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def keep(p, error: Exception) -> None:
+    """Stops the job `p` with `error`, unless another one has come first."""
+    if vars(p).get("zs2_error") is None:
+        p.zs2_error = error
+
+    def stop(*args, **kwargs):
+        raise_kept(p)
+
+    p.setup_prompts = p.init = p.sample = stop
+
+
+def raise_kept(p) -> None:
+    """Raises the error that was kept, if there is one."""
+    error = vars(p).get("zs2_error")
+    if error is not None:
+        raise error
+
+
+@contextmanager
+def kept(p) -> Iterator[None]:
+    """An error inside stops the job `p` with its message."""
+    try:
+        yield
+    except Exception as error:
+        keep(p, error)

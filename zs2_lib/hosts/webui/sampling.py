@@ -1,0 +1,150 @@
+"""The sampling of one clip in a WebUI: which adapter fits the host, and the scope that asks it.
+
+Everything here is undone when the scope is left, however it is left.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import torch
+from modules import sd_samplers_common, shared
+
+from zs2_lib.core.hooks import Pass
+from zs2_lib.hosts.undo import restore_afterwards, wrap
+from zs2_lib.settings.table import Settings
+
+from . import errors
+from .a1111 import A1111
+from .prompts import PromptTravel
+from .seam import Adapter, ControlUnits, Model
+
+ADAPTERS: tuple[type[Adapter], ...] = (A1111,)
+
+
+def host() -> type[Adapter]:
+    """The adapter of this host."""
+    return ADAPTERS[0]
+
+
+class ClipSampling:
+    """Scope around the host's `p.sample` in which its batch is sampled as the frames of one clip.
+
+    Inside it every UNet call passes through `unet_call`, the UNet's self-attention has temporal momentum, and all noise
+    the host draws is correlated over the frames. Errors in the host's callbacks are raised at the next UNet call.
+    """
+
+    def __init__(
+        self,
+        p,
+        adapter: Adapter,
+        settings: Settings,
+        travel: PromptTravel | None = None,
+        control: ControlUnits | None = None,
+    ):
+        self.p = p
+        self.adapter = adapter
+        self.control = control
+        self.control_momentum = settings.control_momentum
+        self.travel = travel if travel and travel.weights_change else None
+        self.clip = settings.clip(int(p.seeds[0]))
+        self.stepping = False
+        self._undo = ExitStack()
+        self._model: Model | None = None
+        self._undo_model = ExitStack()
+
+    def __enter__(self) -> ClipSampling:
+        refusal = self.adapter.refusal()
+        if refusal:
+            raise RuntimeError(refusal)
+        with ExitStack() as undo:
+            undo.enter_context(self.clip)
+            undo.callback(self._undo_model.close)
+            if self.control:
+                self.control.begin(undo, self.clip)
+            self._follow_model()
+            self.adapter.share_first_image(undo)
+            restore_afterwards(undo, self.p, "rng")
+            undo.callback(setattr, shared.state, "textinfo", None)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._undo.close()
+
+    # --- the UNet ----------------------------------------------------------------------------------------------------
+
+    def _follow_model(self) -> None:
+        """Hooks the model that samples now: the refiner and a checkpoint for hires.fix replace it mid-way."""
+        model = self.adapter.model()
+        if self._model and model.owner is self._model.owner:
+            return
+        self._undo_model.close()
+        self._model = model
+        wrap(self._undo_model, model.owner, "apply_model", self.unet_call)
+        self.clip.attach(model.unet, self.control.models if self.control else (), self.control_momentum)
+
+    def begin_step(self, denoiser) -> None:
+        """A new step of the sampler: its UNet calls follow."""
+        self._follow_model()
+        self.adapter.begin_step(denoiser)
+        self.stepping, self.denoiser_call = True, denoiser.step
+        # the host's step number goes up after each `calls` of the denoiser, first after the very first one
+        calls = max(denoiser.total_steps // denoiser.steps, 1)
+        self.step = denoiser.step // calls + 1
+        self.part_of_step = (max(denoiser.step - 1, 0) % calls / calls, 1 / calls if denoiser.step else 0.0)
+
+    def unet_call(self, original: Callable, x: torch.Tensor, t: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """The host's `apply_model`, `original`, in passes of a few frames; sees every UNet call in order."""
+        errors.raise_kept(self.p)
+        if not self.stepping:  # another extension's call, outside of a sampler's step
+            return original(x, t, *args, **kwargs)
+        call = self.adapter.call(x.shape[0])
+        if call.start == 0:
+            self.clip.begin_step(self.denoiser_call, self.adapter.time(t))
+        step, same_tiles = shared.state.sampling_step, self.adapter.same_tiles()
+        if self.control:
+            self.control.begin_call()
+
+        def before_pass(now: Pass) -> None:
+            if shared.state.interrupted or shared.state.skipped:
+                raise sd_samplers_common.InterruptedException
+            same_tiles()
+            self._prepare(now)
+            start, length = self.part_of_step
+            done = call.start + now.done * (call.stop - call.start)
+            shared.state.sampling_step = step + start + length * done
+
+        try:
+            return self.clip.call(original, call.rows, x, t, *args, before_pass=before_pass, **kwargs)
+        finally:
+            shared.state.sampling_step = step
+
+    def _prepare(self, now: Pass) -> None:
+        """What changes from pass to pass beside the rows: LoRA weights, control images, and what the user sees."""
+        first, last = now.frames
+        if self.travel:
+            self.travel.set_weights(first - 1)
+        if self.control:
+            self.control.prepare(now)
+        shared.state.textinfo = f"Step {self.step}: frames {first} to {last} of {self.clip.frames}"
+
+    # --- the noise ---------------------------------------------------------------------------------------------------
+
+    def correlate(self, noise: torch.Tensor) -> None:
+        """Correlates `noise` (frames, channels, height, width), which the host samples next, in place, and what it will
+        draw while it samples.
+
+        The first row is the noise of the still and stays. Called before the first pass and before that of hires.fix.
+        """
+        p, clip = self.p, self.clip
+        scale = getattr(p, "initial_noise_multiplier", 1.0)  # img2img has scaled the noise already
+        if scale:
+            noise[1:] = clip.noise.draw(noise[:1] / scale)[1:] * scale
+        still = copy.copy(p.rng)  # the host's own draws for frame 1
+        still.generators = p.rng.generators[:1]
+        p.rng = copy.copy(p.rng)
+        p.rng.next = lambda: clip.noise.draw(still.next())
+        self.adapter.correlate_own_draws(clip, self._undo)

@@ -1,0 +1,137 @@
+"""What an adapter answers about a host: the questions that the sampling of a clip in a WebUI asks, and no others."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import torch
+
+from zs2_lib.core.clip import Clip
+from zs2_lib.core.hooks import Pass
+from zs2_lib.core.rows import Rows
+from zs2_lib.settings.table import Settings
+
+from .edit import SourceVideo
+
+
+class Model(NamedTuple):
+    """The model that samples now: whose `apply_model` UNet calls go through, and the module with the attention."""
+
+    owner: torch.nn.Module
+    unet: torch.nn.Module
+
+
+class Call(NamedTuple):
+    """A UNet call of the host: its rows, and where in the step it lies, `start` to `stop` of 0 to 1."""
+
+    rows: Rows
+    start: float
+    stop: float
+
+
+class ControlUnits(ABC):
+    """The enabled ControlNet units of a job."""
+
+    @property
+    @abstractmethod
+    def use_source(self) -> bool:
+        """Whether a unit takes its frames from the source video."""
+
+    @property
+    @abstractmethod
+    def need_all_frames(self) -> bool:
+        """Whether a unit looks into the deep blocks of the UNet, where anchor passes would leave frames out."""
+
+    @property
+    @abstractmethod
+    def models(self) -> list[torch.nn.Module]:
+        """The ControlNet models, which run inside the UNet's calls on the same rows; two units may share one."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises SettingsError if the units could not be set up."""
+
+    @abstractmethod
+    def begin(self, undo: ExitStack, clip: Clip) -> None:
+        """Prepares the units for the sampling of a clip, until `undo` is closed."""
+
+    @abstractmethod
+    def begin_call(self) -> None:
+        """A UNet call of the host begins; its passes follow."""
+
+    @abstractmethod
+    def prepare(self, now: Pass) -> None:
+        """Gives every unit the images of the pass that comes next."""
+
+
+class Adapter(ABC):
+    """What a host answers about a job `p` and the model that samples it; one subclass for each kind of host.
+
+    What needs no `self` is answered before there is a job.
+    """
+
+    def __init__(self, p):
+        self.p = p
+
+    @abstractmethod
+    def refusal(self) -> str | None:
+        """Why the model cannot be hooked, with a remedy; None if it can."""
+
+    @abstractmethod
+    def model(self) -> Model:
+        """The model that samples now. Asked again in each step: refiner and hires.fix may bring another."""
+
+    @abstractmethod
+    def begin_step(self, denoiser) -> None:
+        """A step of the host's `denoiser` begins: its UNet calls follow."""
+
+    @abstractmethod
+    def call(self, rows: int) -> Call:
+        """The next UNet call of the step, which has so many rows. Raises RuntimeError if it does not fit the step.
+
+        What is carried from frame to frame is forgotten where a call has `start` 0.
+        """
+
+    @abstractmethod
+    def time(self, t: torch.Tensor) -> float:
+        """How far the diffusion is at the UNet's argument `t` (rows,), from noise (0) to the picture (1)."""
+
+    @abstractmethod
+    def same_tiles(self) -> Callable[[], None]:
+        """Remembers the random choices that layers make in a call; the function makes the next pass choose alike."""
+
+    @abstractmethod
+    def share_first_image(self, undo: ExitStack) -> None:
+        """Gives all frames the init image and the image condition of the first, which the VAE draws noise for."""
+
+    @abstractmethod
+    def correlate_own_draws(self, clip: Clip, undo: ExitStack) -> None:
+        """Correlates the noise that samplers draw, or step sizes that they choose, without asking `p.rng`."""
+
+    @abstractmethod
+    def control_units(
+        self, settings: Settings, source: SourceVideo | None, undo: ExitStack, note: Callable[[str], None], maps: bool
+    ) -> ControlUnits | None:
+        """The enabled ControlNet units of the job, or None if it has none; changes to them are undone with `undo`.
+
+        `note(text)` tells the user something; `maps` says whether what preprocessors make of the pictures is part of
+        the job's result. Raises SettingsError if `settings` ask for what the units cannot do.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def control_unit_count() -> int:
+        """How many ControlNet units the panel has; 0 where there is no ControlNet."""
+
+    @staticmethod
+    @abstractmethod
+    def without_comments(prompt: str) -> str:
+        """A prompt as the host encodes it."""
+
+    @staticmethod
+    @abstractmethod
+    def set_lora_weights(weights: dict) -> None:
+        """Sets the weights of loaded LoRAs for the UNet calls that follow; `weights` has a `prompts.Lora` by name."""

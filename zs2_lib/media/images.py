@@ -1,0 +1,142 @@
+"""Animated images (GIF, WebP, APNG), single pictures, and folders of pictures as sources.
+
+Pillow itself and not imageio, whose plugin cannot be kept to some kinds of files and changes how the whole process
+reads GIFs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from .formats import FORMATS
+from .pictures import PICTURE_ERRORS, by, eight_bits, rgb_picture, turned, turned_size, upright_turn
+from .source import Clock, Source, check_size, in_words
+
+_PICTURE_FORMATS = ("GIF", "WEBP", "PNG", "JPEG", "BMP", "TIFF")
+_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether Pillow rather than FFmpeg reads a file that begins with these 12 bytes."""
+    return head.startswith((b"GIF8", b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")) or (
+        head[:4] == b"RIFF" and head[8:] == b"WEBP"
+    )
+
+
+@contextmanager
+def _opened_picture(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """The picture in `path`, its size checked. Pixels are read only when used."""
+    try:
+        image = Image.open(path, formats=_PICTURE_FORMATS)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{path.name} has too many pixels: scale it down ({error})") from error
+    except (UnidentifiedImageError, *PICTURE_ERRORS) as error:
+        raise ValueError(f"{path.name} is damaged, or no picture in spite of its name: remove or replace it") from error
+    with image:
+        check_size(image.size, path.name, max_pixels)
+        if image.format == "TIFF":
+            _load(image, path.name)  # since Pillow turns it upright then, and only then tells its size
+        yield image
+
+
+def _load(image: Image.Image, name: str) -> None:
+    try:
+        image.load()
+    except PICTURE_ERRORS as error:
+        raise ValueError(f"{name} is damaged ({error}): remove or replace it") from error
+
+
+class Animation(Source):
+    """A GIF, WebP or APNG file, read by Pillow; FFmpeg cannot decode animated WebP. Also a single picture."""
+
+    _KINDS = {"GIF": FORMATS["gif"], "WEBP": FORMATS["webp"], "PNG": FORMATS["apng"]}  # by the names that Pillow tells
+
+    def __init__(self, path: Path, background: str, max_pixels: int) -> None:
+        super().__init__(path, background, max_pixels)
+        starts, now, broken = [], 0.0, False
+        with _opened_picture(path, max_pixels) as image:
+            self._size, self._turn = image.size, upright_turn(image)
+            # An APNG may hold a picture for programs that do not animate, which comes before the animation.
+            self._first = 1 if image.info.get("default_image") else 0
+            kind = self._KINDS.get(image.format)
+            try:
+                count = image.n_frames if kind else 1
+                for number in range(self._first, count):
+                    image.seek(number)
+                    image.load()
+                    milliseconds = image.info.get("duration", 0) if kind else 0
+                    starts.append(now)
+                    now += milliseconds / 1000 if kind and milliseconds >= kind.least_ms else 0.1
+            except PICTURE_ERRORS as error:
+                if not starts:
+                    raise ValueError(
+                        f"{path.name} is damaged, not even its first frame can be read: replace it"
+                    ) from error
+                broken = True
+            tick = 0.01 if image.format == "GIF" else 0.001
+        self.clock = Clock.of(np.array(starts), now, tick, broken=broken)
+        self.info = self.clock.info(turned_size(self._size, self._turn))
+
+    def _pictures(self, numbers: list[int]) -> Iterator[Image.Image]:
+        with in_words(self.path), _opened_picture(self.path, self.max_pixels) as image:
+            for number in numbers:
+                try:
+                    image.seek(self._first + number)
+                    image.load()
+                except PICTURE_ERRORS as error:
+                    raise ValueError(f"frame {number + 1} of {self.path.name} is damaged ({error})") from error
+                # A GIF's frame may reach beyond the GIF, and then Pillow enlarges it.
+                shown = image if image.size == self._size else image.crop((0, 0, *self._size))
+                yield turned(rgb_picture(eight_bits(shown), number + 1, self.background), self._turn)
+
+
+class Folder(Source):
+    """The pictures of a folder in the order of their names, where numbers count as numbers. Other files are ignored."""
+
+    def __init__(self, path: Path, fps: Fraction, background: str, max_pixels: int) -> None:
+        super().__init__(path, background, max_pixels)
+        self._files = sorted(
+            (file for file in path.iterdir() if file.suffix.lower() in _PICTURE_SUFFIXES and file.name[0] != "."),
+            key=_natural_order,
+        )
+        if not self._files:
+            suffixes = ", ".join(_PICTURE_SUFFIXES)
+            raise ValueError(f"the folder {path} holds no frames: it needs files that end with {suffixes}")
+        size = None
+        for file in self._files:
+            with in_words(file), _opened_picture(file, max_pixels) as image:
+                upright = turned_size(image.size, upright_turn(image))
+            size = size or upright
+            if upright != size:
+                raise ValueError(
+                    f"{file.name} is {by(upright)}, but {self._files[0].name} is {by(size)}: a folder of "
+                    "frames needs one size, resize or remove the others"
+                )
+        count = len(self._files)
+        self.clock = Clock(np.arange(count) / float(fps), float(count / fps), fps)
+        self.info = self.clock.info(size)
+
+    def _pictures(self, numbers: list[int]) -> Iterator[Image.Image]:
+        for number in numbers:
+            file = self._files[number]
+            with in_words(file), _opened_picture(file, self.max_pixels) as image:
+                turn = upright_turn(image)
+                _load(image, file.name)
+                picture = turned(rgb_picture(eight_bits(image), number + 1, self.background), turn)
+            yield picture
+
+
+def _natural_order(file: Path) -> tuple:
+    """frame2 comes before frame10, whatever is upper case."""
+    parts = re.split(r"(\d+)", file.name.lower())
+    parts[1::2] = map(int, parts[1::2])
+    return parts, file.name

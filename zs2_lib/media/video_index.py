@@ -1,0 +1,191 @@
+"""The first pass over a video: the times of its frames, exact to the frame, mostly without decoding.
+
+FIGURE_INDEX
+"""
+
+from __future__ import annotations
+
+from array import array
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from .decode import Damaged, decoded, decoder_of, import_av, opened_video
+
+_HDR_TRANSFERS = (16, 18)  # H.273's PQ and HLG
+
+
+@dataclass(frozen=True)
+class Index:
+    """What the first pass over a video finds. pts, keys: times in units of `time_base` from the file's own zero.
+
+    pts: of all frames, ascending; keys: of those where decoding can begin. (n,) int64
+    last: how long the last frame stays.
+    interlaced: whether frames have to be deinterlaced.
+    broken: the file ends before its frames do.
+    rate (frames per second), pixel_aspect (width by height), has_audio, hdr: what the file says.
+    """
+
+    pts: np.ndarray
+    keys: np.ndarray
+    last: int
+    interlaced: bool
+    broken: bool
+    time_base: Fraction
+    rate: Fraction
+    pixel_aspect: Fraction
+    has_audio: bool
+    hdr: bool
+
+
+def read_index(path: Path, max_pixels: int) -> Index:
+    """Reads through the file for the times of its frames: those of its packets, without decoding, where these are the
+    same. They are not where pictures are stored that are never shown, or fields in packets of their own.
+    """
+    broken = _ends_in_pictures(path)
+    with opened_video(path, max_pixels) as (container, stream):
+        time_base, rate = stream.time_base, stream.average_rate or 25
+        facts = {
+            "time_base": time_base,
+            "rate": rate,
+            "pixel_aspect": stream.sample_aspect_ratio or Fraction(1),
+            "has_audio": any(audio.codec_context is not None for audio in container.streams.audio),
+            "hdr": stream.codec_context.color_trc in _HDR_TRANSFERS,
+        }
+        times = _packet_times(container, stream, broken)
+    if times is None:
+        with opened_video(path, max_pixels) as (container, stream):
+            times = _frame_times(container, stream, broken)
+    index = Index(**times, **facts)
+
+    if not len(index.pts):
+        raise ValueError(
+            f"{path.name} holds no frame that can be decoded: it is incomplete or protected, or of a kind that this "
+            "build of PyAV does not know; convert it to MP4 with H.264"
+        )
+    if (np.diff(index.pts) < 0).any():
+        raise ValueError(f"{path.name} does not say in which order its frames are shown: convert it to MP4")
+    pts = np.unique(index.pts)  # of two frames with one time, one is never seen
+    last = index.last
+    if not last:
+        last = int(pts[-1] - pts[0]) // (len(pts) - 1) if len(pts) > 1 else round(1 / (rate * time_base))
+    return replace(index, pts=pts, last=last)
+
+
+_PROBE = 24  # packets
+
+
+def _packet_times(container, stream, broken: bool) -> dict | None:
+    """What `Index` says of the frames, or None if it takes decoding."""
+    pts, keys = array("q"), array("q")
+    head, head_pts = [], []  # the first packets, and the times of the frames they should give
+    final = last_dts = None
+    cut = False  # whether the last packet is incomplete
+    try:
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue  # marks the end
+            if packet.pts is None or (last_dts is not None and packet.dts is not None and packet.dts < last_dts):
+                return None  # it has no clock, or one that jumps back
+            cut = packet.is_corrupt
+            if packet.is_keyframe:
+                keys.append(packet.pts)
+            # Not shown: what the file's edit list cuts away, and what belongs to a keyframe before its beginning.
+            shown = not packet.is_discard and len(keys) > 0 and packet.pts >= keys[0]
+            if shown:
+                pts.append(packet.pts)
+                final = packet if final is None or packet.pts > final.pts else final
+            if not cut:
+                last_dts = packet.dts
+                if len(head) < _PROBE:
+                    head.append(packet)
+                    head_pts += [packet.pts] if shown else []
+    except import_av().FFmpegError:
+        cut = True
+
+    probed, interlaced = _probed(head, stream)
+    if not probed or probed != sorted(head_pts):
+        return None
+    times, last = np.sort(np.frombuffer(pts, np.int64)), final.duration or 0
+    broken = broken or cut
+    if broken:
+        if last_dts is None:
+            return None
+        # Frames are stored in another order than they are shown in. Up to the last time of decoding none is missing.
+        times, last = times[times <= last_dts], 0
+    keys = np.frombuffer(keys, np.int64)
+    return {"pts": times, "keys": keys, "last": last, "interlaced": interlaced, "broken": broken}
+
+
+def _probed(packets: list, stream) -> tuple[list[int], bool]:
+    """The times of the frames that the first packets of a stream give, and whether one of them is interlaced."""
+    times, interlaced = [], False
+    with suppress(Damaged):
+        for frame in decoded(packets, decoder_of(stream)):
+            times.append(frame.pts)
+            interlaced = interlaced or frame.interlaced_frame
+    return times, interlaced
+
+
+def _frame_times(container, stream, broken: bool) -> dict:
+    """What `Index` says of the frames, by decoding all of them."""
+    pts, keys, interlaced = array("q"), array("q"), False
+    try:
+        for frame in decoded(container.demux(stream), decoder_of(stream)):
+            pts.append(frame.pts)
+            if frame.key_frame:
+                keys.append(frame.pts)
+            interlaced = interlaced or frame.interlaced_frame
+    except Damaged:
+        broken = True
+    times, keys = np.frombuffer(pts, np.int64), np.frombuffer(keys, np.int64)
+    return {"pts": times, "keys": keys, "last": 0, "interlaced": interlaced, "broken": broken}
+
+
+_SEGMENT, _CLUSTER = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
+
+
+def _ends_in_pictures(path: Path) -> bool:
+    """Whether the file ends within a part that holds pictures: "mdat" of an MP4 or MOV, a cluster of an MKV or WebM.
+
+    By hand, because FFmpeg does not tell: of an MKV that lost its last packet it reads the rest without an error, up to
+    the duration that the file announces.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = _ebml_head if file.read(4) == b"\x1a\x45\xdf\xa3" else _mp4_head
+        position = 0
+        while position < size:
+            file.seek(position)
+            name, start, length = head(file.read(16))
+            if name == _SEGMENT:
+                length = 0  # go into it
+            if length is None:
+                return False
+            position += start + length
+    return position > size and name in (b"mdat", _CLUSTER)
+
+
+def _ebml_head(data: bytes) -> tuple[bytes, int, int | None]:
+    """(name, where its content begins, how long that is) of the part of a Matroska file that begins with `data`. The
+    length is None if the file does not say, as that of a live stream. https://www.rfc-editor.org/rfc/rfc8794
+    """
+    width = 9 - data[0].bit_length()  # leading zeros tell how many bytes a number has
+    name, data = data[:width], data[width:]
+    size = 9 - data[0].bit_length() if data else 9
+    if size > 8:
+        return name, width, None
+    unknown = (1 << 7 * size) - 1
+    length = int.from_bytes(data[:size], "big") & unknown
+    return name, width + size, None if length == unknown else length
+
+
+def _mp4_head(data: bytes) -> tuple[bytes, int, int | None]:
+    """The same of an MP4 or MOV file, where None is a part that goes on to the end."""
+    length, name = int.from_bytes(data[:4], "big"), data[4:8]
+    if length == 1:
+        return name, 16, max(int.from_bytes(data[8:16], "big") - 16, 0)
+    return name, 8, length - 8 if length >= 8 else None
