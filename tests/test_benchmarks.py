@@ -1,4 +1,4 @@
-"""The benchmarks: what they compute is right, peers run as they say, and the document follows from the raw numbers."""
+"""The benchmarks: what they compute is right, peers run as they say, the document follows from the raw numbers."""
 
 import argparse
 import json
@@ -103,9 +103,7 @@ def test_quartiles_of_ratios():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the variables are those of the GNU C library")
 def test_memory_is_kept_or_returned_in_a_process_of_its_own():
-    kept, returned = (
-        timing.in_own_process(page_faults, environment=each) for each in (timing.KEEPING, timing.RETURNING)
-    )
+    kept, returned = (timing.in_own_process(page_faults, environment=e) for e in (timing.KEEPING, timing.RETURNING))
     assert kept < returned / 4  # which asks for new pages 20 times
     assert not timing.KEEPING.keys() & os.environ.keys()
 
@@ -122,10 +120,8 @@ def page_faults() -> int:
 
 
 def test_rounded():
-    assert metrics.rounded({"a": [1.23456789, 7, "text", None], "b": float("nan")}) == {
-        "a": [1.235, 7, "text", None],
-        "b": None,
-    }
+    raw = {"a": [1.23456789, 7, "text", None], "b": float("nan")}
+    assert metrics.rounded(raw) == {"a": [1.235, 7, "text", None], "b": None}
 
 
 # --- the judge -----------------------------------------------------------------------------------------
@@ -164,19 +160,17 @@ def calls(pipe, job):
     """The time steps and rows of each UNet call for a clip, and the texts that are encoded."""
     seen, texts = [], []
     tokenize = type(pipe.tokenizer).__call__
-    handle = pipe.unet.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append((int((args[1:] or (kwargs.get("timestep"),))[0]), len(args[0]))),
-        with_kwargs=True,
-    )
+
+    def read(self, text, *args, **kwargs):
+        texts.append(text if isinstance(text, str) else text[0])
+        return tokenize(self, text, *args, **kwargs)
+
+    def called(module, args, kwargs):
+        seen.append((int((args[1:] or (kwargs.get("timestep"),))[0]), len(args[0])))
+
+    handle = pipe.unet.register_forward_pre_hook(called, with_kwargs=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            type(pipe.tokenizer),
-            "__call__",
-            lambda self, text, *args, **kwargs: (
-                texts.append(text if isinstance(text, str) else text[0]),
-                tokenize(self, text, *args, **kwargs),
-            )[1],
-        )
+        patch.setattr(type(pipe.tokenizer), "__call__", read)
         latents = sample(pipe, job)
     handle.remove()
     return seen, set(texts), latents
@@ -194,10 +188,8 @@ def test_text2video_zero_runs_the_same_scheduler_and_steps(pipe):
 
 def test_independent_ddim_is_zs2_with_independent_noise_alone(pipe):
     off = (("noise_model", "independent"), ("momentum", 0))
-    plain, ours = (
-        sample(pipe, Job(method, PROMPT, 3, 3, 2, settings=settings))
-        for method, settings in (("ddim", ()), ("zs2", off))
-    )
+    plain = sample(pipe, Job("ddim", PROMPT, 3, 3, 2))
+    ours = sample(pipe, Job("zs2", PROMPT, 3, 3, 2, settings=off))
     assert (plain - ours).abs().max() < 1e-4
 
 
@@ -228,22 +220,16 @@ class FakeSampler:
         return [record(job) for job in jobs]
 
 
+def save(folder, name, data):
+    """Writes the raw numbers of one section as a run does."""
+    record = {"section": name, "date": "2026-01-02", "seconds": 3.0, "quick": True, "checkpoint": "tiny", "data": data}
+    document.save(folder, name, {**record, **document.surroundings()})
+
+
 def measure(folder, name, model=None):
     """Saves the raw numbers of one section."""
     run = command.Run(SimpleNamespace(quick=True, model=model, config=None), FakeSampler(judged=model is None))
-    document.save(
-        folder,
-        name,
-        {
-            "section": name,
-            "date": "2026-01-02",
-            "seconds": 3.0,
-            "quick": True,
-            "checkpoint": "tiny",
-            "data": command.section(name).measure(run),
-            **document.surroundings(),
-        },
-    )
+    save(folder, name, command.section(name).measure(run))
 
 
 @pytest.fixture
@@ -359,24 +345,13 @@ def tiny_clip(tmp_path_factory):
 
 
 def test_clip_score_of_three_methods(tiny_clip, tmp_path):
-    arguments = [
-        "clip-score",
-        "--clip",
-        str(tiny_clip),
-        "--count",
-        "2",
-        "--steps",
-        "2",
-        "--quick",
-        "--output",
-        str(tmp_path),
-    ]
+    options = {"--clip": tiny_clip, "--count": 2, "--steps": 2, "--output": tmp_path}
+    arguments = ["clip-score", "--quick", *(str(word) for option in options.items() for word in option)]
     assert command.main(arguments) == 0
     record = document.read(tmp_path, "clip-score")
     assert list(record["data"]["scores"]) == ["DDIM", "Text2Video-Zero", "ZS²"]
-    assert all(
-        len(scores) == 2 and all(0 <= score <= 100 for score in scores) for scores in record["data"]["scores"].values()
-    )
+    for scores in record["data"]["scores"].values():
+        assert len(scores) == 2 and all(0 <= score <= 100 for score in scores)
     assert record["data"]["clip"] == "tiny-clip"
     assert "27.7" in (tmp_path / "benchmarks.md").read_text(encoding="utf-8")  # the paper's own, beside
 
@@ -387,9 +362,8 @@ def test_the_score_is_the_cosine_of_the_embeddings(tiny_clip):
     model = CLIPModel.from_pretrained(tiny_clip).eval()
     scores = clip_score.clip_scorer(str(tiny_clip))(MOVING, PROMPT)
     inputs = CLIPTokenizer.from_pretrained(tiny_clip)([PROMPT], return_tensors="pt")
-    inputs["pixel_values"] = CLIPImageProcessor.from_pretrained(tiny_clip)(list(MOVING), return_tensors="pt")[
-        "pixel_values"
-    ]
+    pictures = CLIPImageProcessor.from_pretrained(tiny_clip)(list(MOVING), return_tensors="pt")
+    inputs["pixel_values"] = pictures["pixel_values"]
     with torch.no_grad():
         logits = model(**inputs).logits_per_image[:, 0]
     assert scores == pytest.approx((100 * logits / model.logit_scale.exp().item()).clamp(min=0).numpy(), abs=1e-3)
@@ -410,87 +384,52 @@ def test_the_papers_prompts():
 
 
 def counted(deep: float) -> list[dict]:
-    """What `operations` counts of a UNet of which so much is deep: at the second step of stride 2 frames 0, 1, 3, 5, 7 are anchors."""
-    return [
-        {
-            "model": "sd1",
-            "pixels": 512,
-            "frames": 8,
-            "stride": 2,
-            "depth": "medium",
-            "operations": 1,
-            "ratio": 1 - deep + deep * 5 / 8,
-        }
-    ]
+    """What `operations` counts of a UNet of which so much is deep.
+
+    At the second step of stride 2 frames 0, 1, 3, 5 and 7 are anchors.
+    """
+    shape = {"model": "sd1", "pixels": 512, "frames": 8, "stride": 2, "depth": "medium"}
+    return [{**shape, "operations": 1, "ratio": 1 - deep + deep * 5 / 8}]
 
 
-def test_cost_of_key_frames():
+def test_cost_of_anchors():
     assert anchors.cost(counted(0.6), 1, "medium") == pytest.approx(1)
     assert anchors.cost(counted(0.6), 1, "medium", every=2) == pytest.approx(0.7)
     assert anchors.cost(counted(0.6), 4, "medium", 1.0) == pytest.approx(1)
     # stride 2: at even steps frames 0, 2, 4, 6 are anchors, at odd ones 0, 1, 3, 5, 7
-    assert anchors.cost(counted(0.6), 2, "medium", 0.6, steps=4) == pytest.approx(
-        0.5 + 0.5 * (0.4 + 0.6 * (4 + 5) / 16)
-    )
+    computed = 0.4 + 0.6 * (4 + 5) / 16
+    assert anchors.cost(counted(0.6), 2, "medium", 0.6, steps=4) == pytest.approx(0.5 + 0.5 * computed)
 
 
 def test_the_part_that_is_deep_follows_from_the_operations_of_any_stride():
-    """Counted at SD 1.5's widths, in a small picture and 4 frames: at the second step of strides 2 and 4 three are anchors."""
+    """Counted at SD 1.5's widths, in a small picture and 4 frames: at the second step of strides 2 and 4 three are."""
     ratios = {(row["depth"], row["stride"]): row["ratio"] for row in anchors.operations("sd1", 8, 4)}
     assert 0.2 < ratios["strong", 2] < ratios["medium", 2] < ratios["gentle", 2] < 1
     for depth in ("gentle", "medium", "strong"):
-        keys = {
-            stride: len({0} | {frame for frame in range(4) if frame % stride == phase_of(1, stride)})
-            for stride in (2, 4, 8)
-        }
-        deep = {(1 - ratios[depth, stride]) / (1 - keys[stride] / 4) for stride in keys if keys[stride] < 4}
+        deep = set()
+        for stride in (2, 4, 8):
+            count = len({0} | {frame for frame in range(4) if frame % stride == phase_of(1, stride)})
+            deep |= {(1 - ratios[depth, stride]) / (1 - count / 4)} if count < 4 else set()
         assert max(deep) - min(deep) < 0.01 * max(deep)
 
 
 def test_anchors_become_a_page(pipe, tmp_path):
     """From clips of a few steps, the exact one first."""
-    task = {
-        "prompt": PROMPT,
-        "attributes": (0, 0, 0),
-        "seed": 3,
-        "frames": 3,
-        "steps": 3,
-        "variants": anchors.BY_PRESET,
-    }
+    task = {"prompt": PROMPT, "attributes": (0, 0, 0), "seed": 3, "frames": 3, "steps": 3}
+    task["variants"] = anchors.BY_PRESET
     clip = anchors.quality(pipe, load_judge(), task)
     assert [one["variant"] for one in clip] == [*anchors.BY_PRESET]
     assert clip[0]["difference"] == 0 < clip[1]["difference"]
-    document.save(
-        tmp_path,
-        "anchors",
-        {
-            "section": "anchors",
-            "date": "2026-01-02",
-            "seconds": 3.0,
-            "quick": True,
-            "checkpoint": "tiny",
-            **document.surroundings(),
-            "data": {
-                "presets": {name: [*preset, 1] for name, preset in PRESETS.items()},
-                "steps": 3,
-                "frames": 3,
-                "operations": counted(0.6),
-                "clips": [clip],
-                "times": [
-                    {
-                        "model": "sd1",
-                        "pixels": 64,
-                        "frames": 3,
-                        "stride": 8,
-                        "depth": "medium",
-                        "rounds": 1,
-                        "plain": 2.0,
-                        "ratio": 0.5,
-                    }
-                ],
-            },
-        },
-    )
+    step = {"model": "sd1", "pixels": 64, "frames": 3, "stride": 8, "depth": "medium"}
+    data = {
+        "presets": {name: [*preset, 1] for name, preset in PRESETS.items()},
+        "steps": 3,
+        "frames": 3,
+        "operations": counted(0.6),
+        "clips": [clip],
+        "times": [{**step, "rounds": 1, "plain": 2.0, "ratio": 0.5}],
+    }
+    save(tmp_path, "anchors", data)
     text = document.render(tmp_path, ["anchors"], command.section).read_text(encoding="utf-8")
     assert all(f'<a id="anchors-{bar}"></a>' in text for bar in ("cost", "fidelity", "motion"))
     assert all(f"| {preset} | " in text for preset in PRESETS) and "nan" not in text.lower()

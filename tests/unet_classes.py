@@ -13,47 +13,19 @@ def ldm_unet(**options) -> nn.Module:
     """Three levels with two resnets each, the last without attention, unless `options` say otherwise."""
     reason = "needs ldm: pip install --no-deps stable-diffusion-sdkit, or a WebUI's own copy on PYTHONPATH"
     UNetModel = pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason=reason).UNetModel
-    return random_weights(
-        UNetModel(
-            **{
-                **dict(
-                    image_size=8,
-                    in_channels=4,
-                    out_channels=4,
-                    model_channels=32,
-                    channel_mult=(1, 1, 2),
-                    num_res_blocks=2,
-                    attention_resolutions=(1, 2),
-                    num_heads=4,
-                    use_spatial_transformer=True,
-                    context_dim=24,
-                    legacy=False,
-                ),
-                **options,
-            }
-        )
-    )
+    blocks = {"model_channels": 32, "channel_mult": (1, 1, 2), "num_res_blocks": 2, "attention_resolutions": (1, 2)}
+    attention = {"num_heads": 4, "use_spatial_transformer": True, "context_dim": 24, "legacy": False}
+    shape = {"image_size": 8, "in_channels": 4, "out_channels": 4, **blocks, **attention}
+    return random_weights(UNetModel(**{**shape, **options}))
 
 
 def diffusers_unet(**options) -> nn.Module:
     """The same of diffusers."""
     UNet = pytest.importorskip("diffusers", reason="needs diffusers").UNet2DConditionModel
-    return random_weights(
-        UNet(
-            **{
-                **dict(
-                    sample_size=8,
-                    block_out_channels=(32, 32, 64),
-                    layers_per_block=2,
-                    cross_attention_dim=24,
-                    attention_head_dim=4,
-                    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-                    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-                ),
-                **options,
-            }
-        )
-    )
+    shape = {"sample_size": 8, "layers_per_block": 2, "cross_attention_dim": 24, "attention_head_dim": 4}
+    shape |= {"block_out_channels": (32, 32, 64), "down_block_types": ("CrossAttnDownBlock2D",) * 2 + ("DownBlock2D",)}
+    shape |= {"up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 2}
+    return random_weights(UNet(**{**shape, **options}))
 
 
 def random_weights(unet: nn.Module) -> nn.Module:

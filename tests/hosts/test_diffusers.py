@@ -527,24 +527,17 @@ def test_schedulers_with_noise_of_their_own_are_refused(pipe):
         clip(pipe, Settings(frames=2))
 
 
-def test_fused_projections_are_refused(pipe):
+def test_fused_projections_are_refused(pipe, monkeypatch):
     attention = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
-    attention.fused_projections = True
-    try:
-        with pytest.raises(ValueError, match="unfuse_qkv_projections"):
-            clip(pipe, Settings(frames=2))
-    finally:
-        attention.fused_projections = False
+    monkeypatch.setattr(attention, "fused_projections", True)
+    with pytest.raises(ValueError, match="unfuse_qkv_projections"):
+        clip(pipe, Settings(frames=2))
 
 
-def test_compiled_unets_are_refused(pipe):
-    unet = pipe.unet
-    pipe.unet = torch.compile(unet)
-    try:
-        with pytest.raises(ValueError, match="compiled UNet; set pipe.unet = pipe.unet._orig_mod"):
-            clip(pipe, Settings(frames=2))
-    finally:
-        pipe.unet = unet
+def test_compiled_unets_are_refused(pipe, monkeypatch):
+    monkeypatch.setattr(pipe, "unet", torch.compile(pipe.unet))
+    with pytest.raises(ValueError, match="compiled UNet; set pipe.unet = pipe.unet._orig_mod"):
+        clip(pipe, Settings(frames=2))
 
 
 def test_wrong_arguments_are_refused(pipe):

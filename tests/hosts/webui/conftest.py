@@ -38,9 +38,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    skipped = [
-        report for report in terminalreporter.stats.get("skipped", []) if report.nodeid in config.stash.get(OURS, ())
-    ]
+    ours = config.stash.get(OURS, ())
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if report.nodeid in ours]
     if skipped:
         reasons = sorted({report.longrepr[2] for report in skipped})
         terminalreporter.section("host tests NOT RUN", red=True, bold=True)

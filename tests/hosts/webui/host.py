@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from webui import Background, Client, Installation, Result, Server
+from webui import Background, Client, HostError, Installation, Result, Server
 
 STILL = {
     "prompt": "a red circle on a blue background",
@@ -24,6 +24,16 @@ STILL = {
 }
 CLIP = {"frames": 6, "motion": 0.05, "momentum": 0.75, "frames_per_pass": 6, "return": "frames"}
 """One pass for all frames; momentum high enough for every frame to look at the ones before."""
+BAR = 2
+"""How far, of 255, pictures may be apart that are the same but for the order of sums."""
+AND = STILL["prompt"] + " AND a yellow star on a green background :0.6"
+LONG = STILL["prompt"] + ", a picture of a red circle on blue" * 10  # more than 75 tokens: two chunks
+SDE, EULER_A = {"sampler_name": "DPM++ SDE"}, {"sampler_name": "Euler a"}
+HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_second_pass_steps": 4}
+HIRES |= {"hr_upscaler": "Latent"}
+REFINER = {"refiner_checkpoint": "second.safetensors", "refiner_switch_at": 0.5}
+UNBATCHED = {"batch_cond_uncond": False}
+"""The host's setting with which prompt and negative prompt are calls of their own."""
 
 
 @dataclass
@@ -44,15 +54,40 @@ class Host:
     def in_background(self, call, *args, **kwargs) -> Background:
         return Background(call, *args, **kwargs)
 
-    def arm(
-        self, kind: str | None = None, at: int | None = None, rows_over: int | None = None, site: str = "unet"
-    ) -> None:
-        """From now on UNet calls are recorded, and the fault strikes at the `at`-th, or at all of more rows than `rows_over`."""
+    def arm(self, kind: str | None = None, at: int | None = None, rows_over: int | None = None, site: str = "unet"):
+        """UNet calls are recorded, and the fault strikes at the `at`-th from now, or at all of more rows than given."""
         self.client.post("/zs2-probe/arm", {"kind": kind, "at": at, "rows_over": rows_over, "site": site})
 
     def disarm(self) -> list[dict]:
         """The UNet calls since `arm`: rows and time of each."""
         return self.client.post("/zs2-probe/disarm")
+
+    @contextlib.contextmanager
+    def no_trace(self, **payload) -> Iterator[np.ndarray]:
+        """Gives a still; after what happens inside, nothing is left behind, and the still comes out bit for bit."""
+        still, clean = self.generate(**payload).frames, self.state()
+        try:
+            yield still
+        finally:
+            self.disarm()
+        again = self.generate(**payload).frames
+        assert left_behind(clean, self.state()) == []
+        assert difference(again, still) == 0
+
+    def refusal(self, settings: dict, words: Sequence[str] = (), **payload) -> str:
+        """The message, with all these words in it, that refuses `settings` before the UNet is called."""
+        self.arm()
+        try:
+            self.generate(**payload, alwayson_scripts=zs2(settings))
+            raise AssertionError("it was not refused")
+        except HostError as error:
+            status, message = error.status, error.message
+        finally:
+            calls = self.disarm()
+        assert calls == []
+        assert status == 422, message
+        assert [word for word in words if word not in message] == [], message
+        return message
 
     def state(self) -> dict:
         return self.client.get("/zs2-probe/state")
@@ -70,8 +105,8 @@ def started(
     extension: bool = True,
     controlnet: bool = False,
 ) -> Iterator[Host]:
-    """A WebUI started on the empty folder `data` with what `models.make` wrote, the probe and, unless told otherwise, ZS²;
-    if told so, with sd-webui-controlnet.
+    """A WebUI started on the empty folder `data` with what `models.make` wrote, the probe and, unless told otherwise,
+    ZS²; if told so, with sd-webui-controlnet.
     """
     here = Path(__file__).resolve().parent
     for entry in ("models", "embeddings"):
@@ -97,16 +132,10 @@ def left_behind(before: dict, after: dict) -> list[str]:
     """What differs between two states of the probe: hooks, patched functions, callbacks, options."""
     found = []
     for kind in ("hooks", "instance attributes", "functions", "callbacks", "options", "job"):
-        names = (
-            before[kind].keys() & after[kind].keys()
-            if kind == "functions"
-            else before[kind].keys() | after[kind].keys()
-        )
-        found += [
-            f"{kind}: {name} was {before[kind].get(name)}, is {after[kind].get(name)}"
-            for name in sorted(names)
-            if before[kind].get(name) != after[kind].get(name)
-        ]
+        one, other = before[kind], after[kind]
+        names = one.keys() & other.keys() if kind == "functions" else one.keys() | other.keys()
+        changed = [name for name in sorted(names) if one.get(name) != other.get(name)]
+        found += [f"{kind}: {name} was {one.get(name)}, is {other.get(name)}" for name in changed]
     return found
 
 
@@ -122,14 +151,13 @@ def change(frames: np.ndarray) -> float:
 
 
 def save_sheet(rows, name: str, folder: Path) -> None:
-    """A contact sheet with a gap of 4 pixels; each of `rows` is pictures (columns, height, width, rgb) of one size. Kept in the
-    folder ZS2_SHEETS, if that is set.
+    """A contact sheet with a gap of 4 pixels; each of `rows` is pictures (columns, height, width, rgb) of one size. It
+    is kept in the folder ZS2_SHEETS, if that is set.
     """
     height, width = np.shape(rows[0][0])[:2]
     sheet = Image.new("RGB", (len(rows[0]) * (width + 4) - 4, len(rows) * (height + 4) - 4), "white")
     for row, pictures in enumerate(rows):
         for column, picture in enumerate(pictures):
-            sheet.paste(
-                Image.fromarray(np.asarray(picture).astype(np.uint8)), (column * (width + 4), row * (height + 4))
-            )
+            image = Image.fromarray(np.asarray(picture).astype(np.uint8))
+            sheet.paste(image, (column * (width + 4), row * (height + 4)))
     sheet.save(Path(os.environ.get("ZS2_SHEETS", folder), name), optimize=True)

@@ -21,10 +21,14 @@ TINY = ROOT / "zs2_lib" / "tiny-sd"
 """The project's tiny checkpoint: `tiny-sd.safetensors`, its `.yaml` and `diffusers-config/`."""
 
 CANNY = Path(__file__).with_name("control-canny.safetensors")
-"""A Control-LoRA for the tiny checkpoint, trained on the Canny edges of drawn shapes like those the checkpoint learned from."""
+"""A Control-LoRA for the tiny checkpoint, trained on the edges of shapes like those the checkpoint learned from."""
 
 UNET, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.transformer.text_model.", "first_stage_model."
 OPEN_CLIP = {"arch": "zs2-tiny", "layer": "last", "freeze": True}  # the probe extension registers this architecture
+
+
+OPEN_CLIP_NAMES = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2"}
+OPEN_CLIP_NAMES |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
 
 
 def make(folder: Path) -> Path:
@@ -44,9 +48,7 @@ def make(folder: Path) -> Path:
         "sdxl": sdxl(weights, config),
         "sd15": sd15(weights, config),
     }.items():
-        save_file(
-            {key: value.clone().contiguous() for key, value in variant.items()}, checkpoints / f"{name}.safetensors"
-        )
+        _save(variant, checkpoints / f"{name}.safetensors")
         (checkpoints / f"{name}.yaml").write_text(yaml.safe_dump(variant_config))
     # The same config file for two checkpoints: the host loads the one into the modules of the other.
     _save_pickle({"state_dict": second(weights)}, checkpoints / "tiny.ckpt")
@@ -58,7 +60,7 @@ def make(folder: Path) -> Path:
         "t2iadapter_sd15_zs2": t2i_adapter(blocks),
         "ip-adapter_sd15_zs2": ip_adapter(blocks),
     }.items():
-        save_file({key: value.clone().contiguous() for key, value in unit.items()}, control / f"{name}.safetensors")
+        _save(unit, control / f"{name}.safetensors")
     shutil.copyfile(CANNY, control / "canny_tiny_zs2.safetensors")
     save_file(lora(weights), networks / "zs2_lora.safetensors")
     save_file(loha(weights), networks / "zs2_loha.safetensors")
@@ -82,12 +84,11 @@ def tiny() -> tuple[dict, dict]:
 def second(weights: dict, strength: float = 0.15) -> dict:
     """Another SD 1.x checkpoint: the UNet's weights with noise on them."""
     noise = _noise(2)
-    return {
-        key: value + strength * value.float().std().to(value.dtype) * noise(value)
-        if _is_unet_matrix(key, value)
-        else value
-        for key, value in weights.items()
-    }
+
+    def moved(value: torch.Tensor) -> torch.Tensor:
+        return value + strength * value.float().std().to(value.dtype) * noise(value)
+
+    return {key: moved(value) if _is_unet_matrix(key, value) else value for key, value in weights.items()}
 
 
 def inpainting(weights: dict, config: dict) -> tuple[dict, dict]:
@@ -107,7 +108,7 @@ def pix2pix(weights: dict, config: dict) -> tuple[dict, dict]:
 
 
 def sd2_v(weights: dict, config: dict) -> tuple[dict, dict]:
-    """SD 2.x: OpenCLIP text encoder, linear projections, v-prediction (which the weights do not know: it draws no shapes)."""
+    """SD 2.x: OpenCLIP text encoder, linear projections, v-prediction (unknown to the weights: it draws no shapes)."""
     config = copy.deepcopy(config)
     params = config["model"]["params"]
     params["parameterization"] = "v"
@@ -127,12 +128,8 @@ def sdxl(weights: dict, config: dict) -> tuple[dict, dict]:
     sgm, unused = "sgm.modules.diffusionmodules.", {"target": "torch.nn.Identity"}
 
     def embedder(key: str, target: str, **params) -> dict:
-        return {
-            "is_trainable": False,
-            "input_key": key,
-            "target": f"sgm.modules.encoders.modules.{target}",
-            "params": params,
-        }
+        target = f"sgm.modules.encoders.modules.{target}"
+        return {"is_trainable": False, "input_key": key, "target": target, "params": params}
 
     sizes = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
     params = {
@@ -178,11 +175,8 @@ def sdxl(weights: dict, config: dict) -> tuple[dict, dict]:
     for key, value in result.items():
         if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
             result[key] = torch.cat([value, torch.zeros_like(value)], dim=1)
-    result |= {
-        key.replace("cond_stage_model.", "conditioner.embedders.0."): value
-        for key, value in weights.items()
-        if key.startswith(TEXT)
-    }
+    text = {key: value for key, value in weights.items() if key.startswith(TEXT)}
+    result |= {key.replace("cond_stage_model.", "conditioner.embedders.0."): value for key, value in text.items()}
     result |= _open_clip(weights, "conditioner.embedders.1.model.")
     label = UNET + "label_emb.0."
     for layer, shape in (("0", (time_channels, vector)), ("2", (time_channels, time_channels))):
@@ -192,7 +186,7 @@ def sdxl(weights: dict, config: dict) -> tuple[dict, dict]:
 
 
 def sd15(weights: dict, config: dict, channels: int = 32) -> tuple[dict, dict]:
-    """A UNet of SD 1.5's structure, a tenth as wide, with random weights: extensions count its blocks. It paints noise."""
+    """A UNet of SD 1.5's structure, a tenth as wide, with random weights: extensions count its blocks."""
     config = copy.deepcopy(config)
     params = config["model"]["params"]["unet_config"]["params"]
     params |= {"model_channels": channels, "num_res_blocks": 2, "channel_mult": [1, 2, 4, 4], "num_heads": 8}
@@ -200,10 +194,8 @@ def sd15(weights: dict, config: dict, channels: int = 32) -> tuple[dict, dict]:
         torch.manual_seed(9)
         unet = UNetModel(**params)
     noise = _noise(10)
-    random = {
-        key: noise(value) / value[0].numel() ** 0.5 if value.ndim > 1 else value
-        for key, value in unet.state_dict().items()
-    }
+    random = unet.state_dict()
+    random |= {key: noise(value) / value[0].numel() ** 0.5 for key, value in random.items() if value.ndim > 1}
     others = {key: value for key, value in weights.items() if not key.startswith(UNET)}
     return others | {UNET + key: value for key, value in random.items()}, config
 
@@ -248,22 +240,16 @@ def controlnet(weights: dict, strength: float = 3) -> dict:
     """A ControlNet with the UNet's own encoder and random connections to it."""
     noise = _noise(11)
     unet = {key[len(UNET) :]: value for key, value in weights.items() if key.startswith(UNET)}
-    result = {
-        key: value.float()
-        for key, value in unet.items()
-        if key.startswith(("time_embed", "input_blocks", "middle_block"))
-    }
+    encoder = ("time_embed", "input_blocks", "middle_block")
+    result = {key: value.float() for key, value in unet.items() if key.startswith(encoder)}
     channels = _output_channels(unet)
     sizes = [*HINT_CHANNELS, channels[0]]
     for number, (before, after) in enumerate(zip(sizes, sizes[1:])):
-        result[f"input_hint_block.{2 * number}.weight"] = (
-            noise(torch.empty(after, before, 3, 3)) * (4 / (9 * before)) ** 0.5
-        )
+        weight = noise(torch.empty(after, before, 3, 3)) * (4 / (9 * before)) ** 0.5
+        result[f"input_hint_block.{2 * number}.weight"] = weight
         result[f"input_hint_block.{2 * number}.bias"] = torch.zeros(after)
-    for name, count in {
-        **{f"zero_convs.{number}.0": count for number, count in enumerate(channels)},
-        "middle_block_out.0": channels[-1],
-    }.items():
+    outputs = {f"zero_convs.{number}.0": count for number, count in enumerate(channels)}
+    for name, count in (*outputs.items(), ("middle_block_out.0", channels[-1])):
         result[f"{name}.weight"] = strength * noise(torch.empty(count, count, 1, 1)) / count**0.5
         result[f"{name}.bias"] = torch.zeros(count)
     return result
@@ -314,17 +300,12 @@ def ip_adapter(weights: dict, embedding: int = 48, tokens: int = 4, strength: fl
         "image_proj.norm.weight": torch.ones(context),
         "image_proj.norm.bias": torch.zeros(context),
     }
-    places = [
-        *(f"input_blocks.{n}.1" for n in (1, 2, 4, 5, 7, 8)),
-        *(f"output_blocks.{n}.1" for n in range(3, 12)),
-        "middle_block.1",
-    ]
-    for number, place in enumerate(places):
+    down, up = (f"input_blocks.{n}.1" for n in (1, 2, 4, 5, 7, 8)), (f"output_blocks.{n}.1" for n in range(3, 12))
+    for number, place in enumerate((*down, *up, "middle_block.1")):
         inner = unet[f"{place}.transformer_blocks.0.attn2.to_k.weight"].shape[0]
         for part in ("k", "v"):
-            result[f"ip_adapter.{2 * number + 1}.to_{part}_ip.weight"] = (
-                strength * noise(torch.empty(inner, context)) / context**0.5
-            )
+            weight = strength * noise(torch.empty(inner, context)) / context**0.5
+            result[f"ip_adapter.{2 * number + 1}.to_{part}_ip.weight"] = weight
     return result
 
 
@@ -417,16 +398,9 @@ def _open_clip(weights: dict, prefix: str) -> dict:
     for layer in layers:
         ours, theirs = f"encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
         for kind in ("weight", "bias"):
-            result[f"{theirs}attn.in_proj_{kind}"] = torch.cat(
-                [text[f"{ours}self_attn.{part}_proj.{kind}"] for part in "qkv"]
-            )
-            for here, there in (
-                ("self_attn.out_proj", "attn.out_proj"),
-                ("layer_norm1", "ln_1"),
-                ("layer_norm2", "ln_2"),
-                ("mlp.fc1", "mlp.c_fc"),
-                ("mlp.fc2", "mlp.c_proj"),
-            ):
+            parts = [text[f"{ours}self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            result[f"{theirs}attn.in_proj_{kind}"] = torch.cat(parts)
+            for here, there in OPEN_CLIP_NAMES.items():
                 result[f"{theirs}{there}.{kind}"] = text[f"{ours}{here}.{kind}"]
     return {prefix + key: value for key, value in result.items()}
 
@@ -439,6 +413,10 @@ def _attention_layers(weights: dict, text: bool = False):
             yield "lora_unet_" + layer[len(UNET) :].replace(".", "_"), value.shape, value.float().std()
         elif text and key.startswith(TEXT) and layer.endswith(("q_proj", "k_proj", "v_proj")):
             yield "lora_te_text_model_" + layer[len(TEXT) :].replace(".", "_"), value.shape, value.float().std()
+
+
+def _save(weights: dict, path: Path) -> None:
+    save_file({key: value.clone().contiguous() for key, value in weights.items()}, path)
 
 
 def _save_pickle(data: dict, path: Path) -> None:

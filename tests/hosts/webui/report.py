@@ -19,22 +19,23 @@ Written by `tests/hosts/webui/test_matrix.py`, never by hand.
 | date | {date} |
 | combinations | {passed} pass, {failed} fail |
 
-Every combination makes a clip of {frames} frames on a tiny trained checkpoint (λ {motion}, μ {momentum}) and compares pictures of
-values 0..255:
+Every combination makes a clip of {frames} frames on a tiny trained checkpoint (λ {motion}, μ {momentum}) and compares
+pictures of values 0..255:
 
 - **still**: frame 1 against the still that the host makes with the same settings; largest difference, at most {bar}.
-- **passes**: the clip in micro-batches against the clip in one pass; largest difference, at most {bar}. With the most rows
-  that a UNet call had in either: they must be fewer in the micro-batches.
+- **passes**: the clip in micro-batches against the clip in one pass; largest difference, at most {bar}. With the most
+  rows that a UNet call had in either: they must be fewer in the micro-batches.
 - **change**: mean change from frame to frame, and the same with independent noise; the ratio is at most {ratio}.
-- **after**: the still again, bit-identical to the one before the clips, and nothing left behind in the host (hooks, functions
-  over the model's, patched functions, callbacks, settings).
+- **after**: the still again, bit-identical to the one before the clips, and nothing left behind in the host (hooks,
+  functions over the model's, patched functions, callbacks, settings).
 """
 
-HEADER = """
-## {group}
+COLUMNS = ("still", "passes", "rows per call", "change", "independent", "ratio", "after")
+HEADER = f"""
+## {{group}}
 
-| combination | still | passes | rows per call | change | independent | ratio | after | result |
-|---|---|---|---|---|---|---|---|---|
+| combination | {" | ".join(COLUMNS)} | result |
+|---|{"---|" * len(COLUMNS)}---|
 """
 
 
@@ -65,16 +66,9 @@ class Row:
         return ", ".join(check.found for check in self.checks if check.what == what)
 
     def line(self) -> str:
-        columns = [
-            self.found(what) or "–"
-            for what in ("still", "passes", "rows per call", "change", "independent", "ratio", "after")
-        ]
         result = "pass" if not self.problems else "**FAIL**: " + "; ".join(self.problems)
-        return (
-            "| "
-            + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in (self.name, *columns, result))
-            + " |\n"
-        )
+        cells = (self.name, *(self.found(what) or "–" for what in COLUMNS), result)
+        return "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |\n"
 
 
 class Compatibility:
@@ -95,9 +89,8 @@ class Compatibility:
         if len(self.rows) < expected:
             self.note = f"{summary}; {DOCUMENT.name} is only written by a full run"
             return
-        text = PREFACE.format(
-            date=datetime.date.today().isoformat(), passed=len(self.rows) - failed, failed=failed, **facts
-        )
+        facts |= {"passed": len(self.rows) - failed, "failed": failed}
+        text = PREFACE.format(date=datetime.date.today().isoformat(), **facts)
         for group in dict.fromkeys(row.group for row in self.rows):
             text += HEADER.format(group=group) + "".join(row.line() for row in self.rows if row.group == group)
         DOCUMENT.parent.mkdir(exist_ok=True)

@@ -9,6 +9,8 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
+from host import zs2
+
 FRAMES = 6
 EDIT = {"prompt": "a yellow star on a green background", "denoising_strength": 0.6, "steps": 10, "init_images": []}
 SEPARATE = {"motion": 0, "momentum": 0, "return": "frames"}
@@ -59,8 +61,8 @@ def video(
     options=None,
     index_first=False,
 ) -> Path:
-    """A video file of what `draw` draws; `times` (seconds) for a variable rate; `sound`: a tone; `options` of the encoder;
-    `index_first`: an MP4 begins with its index, so that a part of it can be read.
+    """A video file of what `draw` draws; `times` (seconds) for a variable rate; `sound`: a tone; `options` of the
+    encoder; `index_first`: an MP4 begins with its index, so that a part of it can be read.
     """
     with av.open(str(path), "w", options={"movflags": "+faststart"} if index_first else {}) as container:
         stream = container.add_stream(codec, rate=fps, options=options or {})
@@ -72,9 +74,8 @@ def video(
             image = draw(number, size=size)
             pixels = av.VideoFrame.from_ndarray(np.asarray(image), format="rgba" if image.mode == "RGBA" else "rgb24")
             frame = pixels.reformat(format=pix_fmt)
-            frame.pts, frame.time_base = (
-                (round(times[number] * 1000), Fraction(1, 1000)) if times else (number, Fraction(1, fps))
-            )
+            frame.time_base = Fraction(1, 1000 if times else fps)
+            frame.pts = round(times[number] * 1000) if times else number
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
         if tone:
@@ -94,7 +95,7 @@ def animation(path: Path, **options) -> Path:
 
 
 def rotated(path: Path) -> Path:
-    """A MOV that a player turns by 90 degrees, as phones write them: the display matrix in its track header is set by hand."""
+    """A MOV that a player turns by 90 degrees, as phones write them: the matrix in its track header is set by hand."""
     data = bytearray(video(path, size=(128, 96)).read_bytes())
     position = data.index(b"tkhd") + 4 + 40  # version 0: the matrix begins after 40 bytes
     one = 0x10000
@@ -105,12 +106,5 @@ def rotated(path: Path) -> Path:
 
 
 def edit(host, source, settings=None, **payload):
-    return host.generate(
-        **{
-            **EDIT,
-            **payload,
-            "alwayson_scripts": {
-                "ZS2": {"args": [{"enabled": True, "source": str(source), **SEPARATE, **(settings or {})}]}
-            },
-        }
-    )
+    scripts = {**payload.pop("alwayson_scripts", {}), **zs2({"source": str(source), **SEPARATE, **(settings or {})})}
+    return host.generate(**{**EDIT, **payload, "alwayson_scripts": scripts})

@@ -17,7 +17,6 @@ import pytest
 
 from host import difference, left_behind
 from sources import EDIT, folder, mask, scene, video
-from webui import HostError
 
 LONGEST_MESSAGE = 3000
 """Characters: a message does not repeat a whole file."""
@@ -41,28 +40,15 @@ STILL = {"init_images": [np.asarray(scene(0))], "denoising_strength": 0.6}
 
 @pytest.fixture(scope="module", autouse=True)
 def before(host, place):
-    """The still and the state of the host before anything was refused. What the host stores for a while, it stores in a folder of its own."""
+    """The still and the state of the host before anything is refused, and where it stores its files for a while."""
     temporary = place / "temporary"
     with host.client.options_set(temp_dir=str(temporary)):
         yield host.generate(**STILL).frames, host.state(), temporary
 
 
-def refusal(host, settings: dict, **payload) -> str:
-    """The message with which the host answers; the UNet has not been called."""
-    host.arm()
-    try:
-        with pytest.raises(HostError) as error:
-            host.generate(**{**EDIT, **payload}, alwayson_scripts={"ZS2": {"args": [{"enabled": True, **settings}]}})
-    finally:
-        calls = host.disarm()
-    assert calls == []
-    assert error.value.status == 422, error.value
-    assert len(error.value.message) < LONGEST_MESSAGE
-    return error.value.message
-
-
-def missing(words: list[str], message: str) -> list[str]:
-    return [word for word in words if word not in message]
+def refused(host, settings: dict, *words: str, **payload) -> None:
+    message = host.refusal(settings, words, **{**EDIT, **payload})
+    assert len(message) < LONGEST_MESSAGE
 
 
 # --- files -----------------------------------------------------------------------------------------------------
@@ -109,9 +95,8 @@ def png(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-    )
+    data = chunk(b"IDAT", zlib.compress(bytes(100)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
 
 
 def folder_with(path: Path, name: str, content: bytes) -> Path:
@@ -149,6 +134,19 @@ def as_base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
+def file(path: Path, suffix: str, content: bytes) -> Path:
+    return written(path.with_suffix(suffix), content)
+
+
+def mp4(path: Path, share: float, **options) -> Path:
+    """The first part of an MP4."""
+    return cut(video(path.with_suffix(".mp4"), count=48, **options), share)
+
+
+EMPTY_GIF = b"GIF89a" + struct.pack("<HHBBB", 64, 64, 128, 0, 0) + bytes(6) + b";"
+PLAYLIST = b"#EXTM3U\n#EXTINF:5,\n/etc/passwd\n#EXT-X-ENDLIST\n"
+ADDRESS = "http://example.com/film.mp4"
+PAGE = b"<!doctype html><p>404"
 NO_VIDEO = ["is no video", "give an MP4"]
 ALLOWED = ["not allowed", "base64", "inside", "--gradio-allowed-path"]
 SOURCES = {
@@ -164,28 +162,16 @@ SOURCES = {
     "a link to itself": (lambda path: link(path, path), ["cannot be read"]),
     "a device": (lambda path: "/dev/zero", ALLOWED),
     "a pipe": (lambda path: pipe(path), ["a device or a pipe", "give a video file"]),
-    "an address": (
-        lambda path: "http://example.com/film.mp4",
-        ["'http://example.com/film.mp4'", "an address", "download"],
-    ),
+    "an address": (lambda path: ADDRESS, [repr(ADDRESS), "an address", "download"]),
     "a path with a null byte": (lambda path: f"{path}\0.mp4", ["neither", "base64", "path"]),
-    "empty": (
-        lambda path: written(path.with_suffix(".mp4"), b""),
-        ["empty (0 bytes)", "copied or downloaded completely"],
-    ),
-    "text called .mp4": (lambda path: written(path.with_suffix(".mp4"), b"Dear diary, " * 99), NO_VIDEO),
-    "zeros called .mov": (lambda path: written(path.with_suffix(".mov"), bytes(9999)), NO_VIDEO),
-    "a page called .webm": (lambda path: written(path.with_suffix(".webm"), b"<!doctype html><p>404" * 9), NO_VIDEO),
-    "a playlist": (
-        lambda path: written(path.with_suffix(".mp4"), b"#EXTM3U\n#EXTINF:5,\n/etc/passwd\n#EXT-X-ENDLIST\n"),
-        NO_VIDEO,
-    ),
-    "MP4 without its index": (
-        lambda path: cut(video(path.with_suffix(".mp4"), count=48), 0.3),
-        ["damaged or incomplete", "give an MP4"],
-    ),
+    "empty": (lambda path: file(path, ".mp4", b""), ["empty (0 bytes)", "copied or downloaded completely"]),
+    "text called .mp4": (lambda path: file(path, ".mp4", b"Dear diary, " * 99), NO_VIDEO),
+    "zeros called .mov": (lambda path: file(path, ".mov", bytes(9999)), NO_VIDEO),
+    "a page called .webm": (lambda path: file(path, ".webm", PAGE * 9), NO_VIDEO),
+    "a playlist": (lambda path: file(path, ".mp4", PLAYLIST), NO_VIDEO),
+    "MP4 without its index": (lambda path: mp4(path, 0.3), ["damaged or incomplete", "give an MP4"]),
     "MP4 without its end": (
-        lambda path: cut(video(path.with_suffix(".mp4"), count=48, index_first=True), 0.95),
+        lambda path: mp4(path, 0.95, index_first=True),
         ["breaks off at", "set the end", "complete file"],
     ),
     "MP4 of no frames": (
@@ -197,24 +183,13 @@ SOURCES = {
         lambda path: sound_only(path.with_suffix(".mp4")),
         ["sound but no video", "give a file with moving pictures"],
     ),
-    "GIF of no frames": (
-        lambda path: written(
-            path.with_suffix(".gif"), b"GIF89a" + struct.pack("<HHBBB", 64, 64, 128, 0, 0) + bytes(6) + b";"
-        ),
-        ["is damaged", "replace it"],
-    ),
+    "GIF of no frames": (lambda path: file(path, ".gif", EMPTY_GIF), ["is damaged", "replace it"]),
     "half a PNG": (
         lambda path: cut(folder(path, count=1) / "frame0.png", 0.5),
         ["frame0.png is damaged", "replace it"],
     ),
-    "PNG bomb": (
-        lambda path: written(path.with_suffix(".png"), png(50000, 50000)),
-        ["too many pixels", "scale it down"],
-    ),
-    "too large a PNG": (
-        lambda path: written(path.with_suffix(".png"), png(9000, 9000)),
-        ["9000x9000", "67 million", "scale it down"],
-    ),
+    "PNG bomb": (lambda path: file(path, ".png", png(50000, 50000)), ["too many pixels", "scale it down"]),
+    "too large a PNG": (lambda path: file(path, ".png", png(9000, 9000)), ["9000x9000", "67 million", "scale it down"]),
     "folder without images": (folder_without_images, ["holds no frames", ".png"]),
     "folder of different sizes": (folder_with_another_size, ["frame1.png is 64x64", "128x128", "one size"]),
     "folder with text": (
@@ -237,7 +212,7 @@ SOURCES = {
         lambda path: "data:video/mp4;base64," + "A" * 99 + "*",
         ["no base64", "give a path"],
     ),
-    "data URL of a page": (lambda path: "data:text/html;base64," + as_base64(b"<!doctype html><p>404"), NO_VIDEO),
+    "data URL of a page": (lambda path: "data:text/html;base64," + as_base64(PAGE), NO_VIDEO),
     "data URL in plain text": (lambda path: "data:text/html,<p>404", ["without base64", "data:video/mp4;base64,"]),
     "data URL of nothing": (lambda path: "data:video/mp4;base64,", ["empty (0 bytes)"]),
 }
@@ -247,8 +222,7 @@ SOURCES = {
 def test_source_that_cannot_be_read(host, place, name):
     make, words = SOURCES[name]
     source = str(make(place / name))
-    message = refusal(host, {"source": source})
-    assert missing(["source", *words], message) == [], message
+    refused(host, {"source": source}, "source", *words)
 
 
 MASKS = {
@@ -271,13 +245,12 @@ MASKS = {
 @pytest.mark.parametrize("name", MASKS)
 def test_mask_that_does_not_fit(host, place, frames, name):
     make, words = MASKS[name]
-    message = refusal(host, {"source": str(frames), "mask": str(make(place / f"mask {name}"))})
-    assert missing(["mask", *words], message) == [], message
+    refused(host, {"source": str(frames), "mask": str(make(place / f"mask {name}"))}, "mask", *words)
 
 
 def test_mask_without_a_source(host, place):
-    message = refusal(host, {"mask": str(place / "mask.png")}, init_images=STILL["init_images"])
-    assert missing(["mask", "without a source", "give `source`"], message) == [], message
+    settings, words = {"mask": str(place / "mask.png")}, ("mask", "without a source", "give `source`")
+    refused(host, settings, *words, init_images=STILL["init_images"])
 
 
 # --- settings --------------------------------------------------------------------------------------------------
@@ -299,10 +272,7 @@ SETTINGS = [
     ({"fps": 0.05}, ["fps", "0.05", "from 0.1 to 120"]),
     ({"fps": 60, "formats": ["gif"]}, ["fps", "60", "gif", "50", "use mp4"]),
     ({"source_audio": True}, ["source_audio", "no sound", "give false"]),
-    (
-        {"source_begin": 1},
-        ["source_begin", "did you mean", '"source_'],
-    ),
+    ({"source_begin": 1}, ["source_begin", "did you mean", '"source_']),
     ({"Source": "film.mp4"}, ["'Source'", "did you mean", '"source"']),
     ({"sourc_fps": 8}, ["sourc_fps", '"source_fps"']),
     ({"prompts": "a red circle"}, ["prompts", "'a red circle'", "frame: prompt"]),
@@ -316,8 +286,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings, words", SETTINGS, ids=lambda value: str(value) if isinstance(value, dict) else "")
 def test_setting_that_does_not_fit(host, frames, settings, words):
-    message = refusal(host, {"source": str(frames), **settings})
-    assert missing(words, message) == [], message
+    refused(host, {"source": str(frames), **settings}, *words)
 
 
 NO_NUMBERS = [math.nan, math.inf, -math.inf, "8", True, None, [], {}, [8]]
@@ -326,21 +295,18 @@ NO_NUMBERS = [math.nan, math.inf, -math.inf, "8", True, None, [], {}, [8]]
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=str)
 @pytest.mark.parametrize("key", ["frames", "fps", "source_start", "source_end", "source_fps", "source_every"])
 def test_no_number(host, frames, key, value):
-    message = refusal(host, {"source": str(frames), key: value})
-    assert missing([key, repr(value), "number"], message) == [], message
+    refused(host, {"source": str(frames), key: value}, key, repr(value), "number")
 
 
 @pytest.mark.parametrize("value", [5, 0, True, None, ["film.mp4"], {"path": "film.mp4"}], ids=str)
 @pytest.mark.parametrize("key", ["source", "mask"])
 def test_no_text(host, frames, key, value):
-    message = refusal(host, {"source": str(frames), key: value})
-    assert missing([key, repr(value), "give a text"], message) == [], message
+    refused(host, {"source": str(frames), key: value}, key, repr(value), "give a text")
 
 
 @pytest.mark.parametrize("value", ["yes", 1, None, []], ids=str)
 def test_neither_true_nor_false(host, frames, value):
-    message = refusal(host, {"source": str(frames), "source_audio": value})
-    assert missing(["source_audio", repr(value), "true or false"], message) == [], message
+    refused(host, {"source": str(frames), "source_audio": value}, "source_audio", repr(value), "true or false")
 
 
 # --- the owner of the server -----------------------------------------------------------------------------------
@@ -369,9 +335,9 @@ def test_flags_of_the_owner(start, tmp_path):
 
 
 def test_the_host_is_as_before(host, place, before):
-    """After all of these: the next still is the same bit for bit, nothing hangs on the host, and no file waits anywhere."""
+    """After all of these: the next still is the same bit for bit, nothing hangs on the host, no file waits anywhere."""
     still, state, temporary = before
-    refusal(host, {"source": as_base64(b"no video at all " * 9)})
+    refused(host, {"source": as_base64(b"no video at all " * 9)})
     assert difference(host.generate(**STILL).frames, still) == 0
     assert left_behind(state, host.state()) == []
     assert not host.state()["job"]["running"]

@@ -1,4 +1,4 @@
-"""The API of ZS²: `alwayson_scripts: {"ZS2": {"args": [{…}]}}`, literally."""
+"""The API of ZS², `alwayson_scripts: {"ZS2": {"args": [{…}]}}`, literally: keys, answers, refusals, repeats."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 import clipfiles
-from host import CLIP, STILL, change, difference
+from host import BAR, CLIP, EULER_A, HIRES, STILL, change, difference
 from webui import HostError, picture
 
-BAR = 2
 FORMATS = {"mp4": "mp4", "gif": "gif", "webp": "webp", "apng": "apng", "webm": "webm", "png": "zip"}
 """Output formats, and what the returned file is."""
 SETTINGS = {
@@ -135,6 +134,9 @@ def test_clips_and_frames_are_saved(host):
     assert str(STILL["seed"]) in next(path.name for path in new if path.suffix == ".mp4")
 
 
+NOISE = ("mixed", "progressive", "independent")
+
+
 # --- wrong settings ------------------------------------------------------------------------------------------
 
 
@@ -162,10 +164,7 @@ def test_clips_and_frames_are_saved(host):
         ({"loop": "yes"}, ["loop", "yes", "true", "false"]),
         ({"prompts": "0: a\n4 b"}, ["prompts", "4 b", "frame: prompt"]),
         ({"prompts": {"0": "a"}}, ["prompts", "{'0': 'a'}", "frame: prompt"]),
-        (
-            {"noise_model": "dependancy"},
-            ["noise_model", "dependancy", "mixed", "progressive", "independent", "did you mean", '"dependency"'],
-        ),
+        ({"noise_model": "dependancy"}, ["noise_model", "dependancy", *NOISE, "did you mean", '"dependency"']),
         ({"alpha": 2}, ["alpha", "2"]),
         ({"candidates": 0}, ["candidates", "0"]),
         ({"solver": "exakt"}, ["solver", "exakt", "search", '"exact"']),
@@ -183,12 +182,7 @@ def test_clips_and_frames_are_saved(host):
 )
 def test_wrong_settings_stop_the_job(host, settings, words):
     """The answer says the key, the value, what is allowed and the nearest key; the UNet has not been called."""
-    host.arm()
-    with pytest.raises(HostError) as error:
-        host.generate(alwayson_scripts={"ZS2": {"args": [{"enabled": True, **settings}]}})
-    assert host.disarm() == []
-    assert error.value.status == 422
-    assert not [word for word in words if word not in error.value.message], error.value.message
+    host.refusal(settings, words)
 
 
 def test_the_host_goes_on_after_wrong_settings(host):
@@ -231,7 +225,7 @@ def test_repeats_bit_for_bit(host):
     assert difference(host.clip(**SDE).frames, host.clip(**SDE).frames) == 0
 
 
-@pytest.mark.parametrize("payload", [{}, SDE, {"sampler_name": "Euler a"}], ids=["Euler", "DPM++ SDE", "Euler a"])
+@pytest.mark.parametrize("payload", [{}, SDE, EULER_A], ids=["Euler", "DPM++ SDE", "Euler a"])
 def test_more_frames_leave_those_before_as_they_were(host, payload):
     few, more = (host.clip({"frames": frames, "frames_per_pass": 2}, **payload).frames for frames in (4, 6))
     assert difference(few, more[:4]) <= BAR
@@ -254,13 +248,7 @@ def host_without(start):
         {},
         SDE,
         {"sampler_name": "Euler a", "n_iter": 2, "batch_size": 2},
-        {
-            "enable_hr": True,
-            "hr_scale": 1.5,
-            "hr_upscaler": "Latent",
-            "denoising_strength": 0.6,
-            "sampler_name": "DPM++ 2M SDE",
-        },
+        {**HIRES, "hr_second_pass_steps": 0, "sampler_name": "DPM++ 2M SDE"},
         {"init": True, "denoising_strength": 0.6},
         {"override_settings": {"token_merging_ratio": 0.5}},
     ],
@@ -285,8 +273,8 @@ def test_off_is_the_host_without_it(host, host_without, payload):
 
 
 def test_motion_zero_is_the_still(host):
-    frames = host.clip({"motion": 0}, sampler_name="Euler a").frames
-    assert difference(frames, np.repeat(host.generate(sampler_name="Euler a").frames, len(frames), axis=0)) <= BAR
+    frames = host.clip({"motion": 0}, **EULER_A).frames
+    assert difference(frames, np.repeat(host.generate(**EULER_A).frames, len(frames), axis=0)) <= BAR
 
 
 def test_more_motion_moves_more(host):
@@ -346,11 +334,15 @@ def test_loop_closes(host):
     assert difference(loop[:1], host.generate().frames) <= BAR
 
 
+KEYFRAMES = {**SETTINGS, "motion": "0:0.01, 3:0.2", "momentum": "0:0.2, 4:0.9", "inertia": "0:0, 2:0.5"}
+KEYFRAMES |= {"prompts": '0: a, b\n3: "c"'}
+
+
 # --- infotext ------------------------------------------------------------------------------------------------
 
 
 def test_one_infotext_key_per_setting(host):
-    """AnchorRows begin with "ZS2", and every setting that makes the clip what it is has one of its own."""
+    """Keys begin with "ZS2", and every setting that makes the clip what it is has one of its own."""
     infotext = host.clip(SETTINGS, **QUICK).infotext
     found = dict(re.findall(r'ZS2 ([^:,]+): ("[^"]*"|[^,\n]*)', infotext))
     assert len(found) >= len(SETTINGS)
@@ -365,13 +357,7 @@ def test_one_infotext_key_per_setting(host):
     "settings",
     [
         SETTINGS,
-        {
-            **SETTINGS,
-            "motion": "0:0.01, 3:0.2",
-            "momentum": "0:0.2, 4:0.9",
-            "inertia": "0:0, 2:0.5",
-            "prompts": '0: a, b\n3: "c"',
-        },
+        KEYFRAMES,
         {"frames": 4, "loop": True, "noise_model": "dependency"},
     ],
     ids=["numbers", "keyframes", "loop"],

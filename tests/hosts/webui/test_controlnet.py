@@ -1,41 +1,26 @@
-"""ControlNet units with an image for each frame: with λ = 0 and μ = 0 every frame is the still made with its own control image."""
+"""ControlNet units with an image for each frame: at λ = 0, μ = 0 every frame is the still of its own control image."""
 
 from __future__ import annotations
 
 import base64
-import io
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from host import difference, left_behind, save_sheet, zs2
-from webui import HostError
+from host import AND, BAR, LONG, SDE, UNBATCHED, difference, left_behind, save_sheet, zs2
+from host import HIRES as HIRES_OF_FOUR
+from host import STILL as TINY_STILL
+from webui import HostError, png_base64
 
-BAR = 2
 FRAMES = 5
-STILL = {
-    "prompt": "a red circle on a blue background",
-    "seed": 11,
-    "steps": 4,
-    "width": 128,
-    "height": 128,
-    "cfg_scale": 4,
-    "sampler_name": "Euler",
-    "override_settings": {"sd_model_checkpoint": "sd15.safetensors"},
-}
+SD15 = {"sd_model_checkpoint": "sd15.safetensors"}
+STILL = {**TINY_STILL, "steps": 4, "cfg_scale": 4, "override_settings": SD15}
 SEPARATE = {"motion": 0, "momentum": 0, "frames": FRAMES, "return": "frames"}
-AND = STILL["prompt"] + " AND a yellow star on a green background :0.6"
-LONG = STILL["prompt"] + ", a picture of a red circle on blue" * 10
-HIRES = {
-    "enable_hr": True,
-    "hr_scale": 1.5,
-    "denoising_strength": 0.6,
-    "hr_second_pass_steps": 3,
-    "hr_upscaler": "Latent",
-}
+HIRES = {**HIRES_OF_FOUR, "hr_second_pass_steps": 3}
 
 NET = {"module": "none", "model": "control_sd15_zs2"}
+ADAPTER = {"module": "none", "model": "t2iadapter_sd15_zs2"}
 UNITS = {
     "ControlNet": NET,
     "ControlNet, canny": {**NET, "module": "canny", "processor_res": 128, "threshold_a": 40, "threshold_b": 90},
@@ -48,12 +33,8 @@ UNITS = {
     "ControlNet, inpaint only": {**NET, "module": "inpaint_only"},
     "ControlNet, tile with colour fix": {**NET, "module": "tile_colorfix"},
     "ControlNet, shuffle": {**NET, "module": "shuffle"},
-    "T2I-Adapter": {"module": "none", "model": "t2iadapter_sd15_zs2"},
-    "T2I-Adapter, control more important": {
-        "module": "none",
-        "model": "t2iadapter_sd15_zs2",
-        "control_mode": "ControlNet is more important",
-    },
+    "T2I-Adapter": ADAPTER,
+    "T2I-Adapter, control more important": {**ADAPTER, "control_mode": "ControlNet is more important"},
     "Control-LoRA": {"module": "none", "model": "controllora_sd15_zs2"},
     "IP-Adapter": {"module": "ip-adapter_zs2", "model": "ip-adapter_sd15_zs2"},
     "reference only": {"module": "reference_only", "threshold_a": 0.5},
@@ -65,10 +46,10 @@ LAYOUTS = {
     "AND": {"prompt": AND},
     "unequal lengths": {"prompt": LONG},
     "unequal lengths, AND": {"prompt": LONG + " AND a yellow star"},
-    "batch_cond_uncond off": {"override_settings": {**STILL["override_settings"], "batch_cond_uncond": False}},
+    "batch_cond_uncond off": {"override_settings": {**SD15, **UNBATCHED}},
     "NGMS": {"s_min_uncond": 30},
     "CFG 1": {"cfg_scale": 1},
-    "DPM++ SDE": {"sampler_name": "DPM++ SDE"},
+    "DPM++ SDE": SDE,
 }
 
 
@@ -76,9 +57,8 @@ def scene(number: int, size=(128, 128)) -> Image.Image:
     """A shape that moves to the right and changes its colour."""
     image = Image.new("RGB", size, (60 * number, 40, 240 - 60 * number))
     x = size[0] * (0.1 + 0.1 * number)
-    ImageDraw.Draw(image).ellipse(
-        (x, size[1] * 0.3, x + size[0] * 0.4, size[1] * 0.7), fill=(240 - 60 * number, 60 * number, 40)
-    )
+    box, colour = (x, size[1] * 0.3, x + size[0] * 0.4, size[1] * 0.7), (240 - 60 * number, 60 * number, 40)
+    ImageDraw.Draw(image).ellipse(box, fill=colour)
     return image
 
 
@@ -86,12 +66,6 @@ def mask(size=(128, 128)) -> Image.Image:
     image = Image.new("RGB", size)
     ImageDraw.Draw(image).rectangle((32, 32, 96, 96), fill="white")
     return image
-
-
-def encoded(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +85,7 @@ def folder(host):
 
 def enabled(unit: dict, image: Image.Image | None = None) -> dict:
     unit = {"enabled": True, "save_detected_map": False, **unit}
-    return {**unit, "image": encoded(image)} if image else unit
+    return {**unit, "image": png_base64(image)} if image else unit
 
 
 def still(host, units: list[dict], **payload) -> np.ndarray:
@@ -119,25 +93,25 @@ def still(host, units: list[dict], **payload) -> np.ndarray:
 
 
 def clip(host, units: list[dict], settings: dict, **payload):
-    return host.generate(
-        **{**STILL, **payload}, alwayson_scripts={"ControlNet": {"args": units}, **zs2({**SEPARATE, **settings})}
-    )
+    scripts = {"ControlNet": {"args": units}, **zs2({**SEPARATE, **settings})}
+    return host.generate(**{**STILL, **payload}, alwayson_scripts=scripts)
+
+
+def stills(host, units: list[dict], **payload) -> np.ndarray:
+    """For each frame the still with its scene as the units' control image."""
+    return np.stack([still(host, [enabled(unit, scene(n)) for unit in units], **payload) for n in range(FRAMES)])
 
 
 def compare(host, folder, units: list[dict], payload: dict, per_pass=(0, 2), bar=BAR, effect=1.5 * BAR) -> None:
     """Every frame against the still with its control images; each unit takes them from the folder."""
-    with_images = [
-        {**unit, "mask": encoded(mask())} if unit["module"].startswith("inpaint") else unit for unit in units
-    ]
-    stills = np.stack(
-        [still(host, [enabled(unit, scene(number)) for unit in with_images], **payload) for number in range(FRAMES)]
-    )
-    assert difference(stills[0], stills[-1]) > effect, "the control images make no difference: the unit is not at work"
-    given = [enabled(unit, scene(0)) if "mask" in unit else enabled(unit) for unit in with_images]
+    masked = [{**unit, "mask": png_base64(mask())} if unit["module"].startswith("inpaint") else unit for unit in units]
+    expected = stills(host, masked, **payload)
+    assert difference(expected[0], expected[-1]) > effect, "the control images change nothing: the unit is not at work"
+    given = [enabled(unit, scene(0)) if "mask" in unit else enabled(unit) for unit in masked]
     for frames_per_pass in per_pass:
         settings = {"control": [str(folder)] * len(units), "frames_per_pass": frames_per_pass}
         frames = clip(host, given, settings, **payload).frames
-        assert difference(frames, stills) <= bar, f"{frames_per_pass} frames per pass"
+        assert difference(frames, expected) <= bar, f"{frames_per_pass} frames per pass"
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -151,31 +125,25 @@ NO_STILL = {
     "IP-Adapter": ("unequal lengths", "unequal lengths, AND", "batch_cond_uncond off"),
     "reference only": ("unequal lengths, AND", "NGMS", "CFG 1"),
 }
-"""Layouts in which the extension's own still is no measure: it keeps the prompt's image for the negative prompt's call that follows,
-or the reference's rows of a call for one of other rows; and at CFG 1 the small checkpoint hardly sees a reference."""
+"""Layouts in which the extension's own still is no measure: it keeps the prompt's image for the negative prompt's call
+that follows, or the reference's rows of a call for one of other rows; and at CFG 1 the small checkpoint hardly sees it.
+"""
+
+
+KINDS = ("ControlNet, canny", "T2I-Adapter", "IP-Adapter", "reference only")
 
 
 @pytest.mark.parametrize(
-    "unit, layout",
-    [
-        pytest.param(unit, layout, id=f"{unit}-{layout}")
-        for unit in ("ControlNet, canny", "T2I-Adapter", "IP-Adapter", "reference only")
-        for layout in LAYOUTS
-        if layout not in NO_STILL.get(unit, ())
-    ],
+    "unit, layout", [(unit, name) for unit in KINDS for name in LAYOUTS if name not in NO_STILL.get(unit, ())]
 )
 def test_every_layout_of_the_unets_rows(host, folder, unit, layout):
     compare(host, folder, [UNITS[unit]], LAYOUTS[layout], per_pass=(2,))
 
 
-@pytest.mark.parametrize(
-    "unit", ["ControlNet, canny", "ControlNet, inpaint only", "T2I-Adapter", "IP-Adapter", "reference only"]
-)
+@pytest.mark.parametrize("unit", [*KINDS, "ControlNet, inpaint only"])
 @pytest.mark.parametrize("option", ["Both", "Low res only", "High res only"])
 def test_hires_fix(host, folder, unit, option):
-    effect = (
-        0 if option == "High res only" else 1.5 * BAR
-    )  # three steps from a picture that is there show little of a unit
+    effect = 0 if option == "High res only" else 1.5 * BAR  # three steps from a picture that is there show little
     compare(host, folder, [{**UNITS[unit], "hr_option": option}], HIRES, per_pass=(2,), effect=effect)
 
 
@@ -189,15 +157,12 @@ def test_units_each_with_a_choice_of_its_own(host, folder):
     for number in range(FRAMES):
         scene(FRAMES - 1 - number).save(reverse / f"{number}.png")
     units = [NET, UNITS["T2I-Adapter"], UNITS["IP-Adapter"]]
-    stills = np.stack(
-        [
-            still(host, [enabled(unit, scene(shown)) for unit, shown in zip(units, (number, 2, FRAMES - 1 - number))])
-            for number in range(FRAMES)
-        ]
-    )
+    shown = [(number, 2, FRAMES - 1 - number) for number in range(FRAMES)]
+    given = [[enabled(unit, scene(number)) for unit, number in zip(units, each)] for each in shown]
+    expected = np.stack([still(host, each) for each in given])
     given = [enabled(units[0]), enabled(units[1], scene(2)), enabled(units[2])]
     settings = {"control": ["source", "", str(reverse)], "source": str(folder), "frames_per_pass": 2}
-    assert difference(clip(host, given, {**settings, "frames": 0}).frames, stills) <= BAR
+    assert difference(clip(host, given, {**settings, "frames": 0}).frames, expected) <= BAR
 
 
 def test_the_source_of_img2img_is_the_control_of_a_unit_without_an_image(host, folder):
@@ -205,13 +170,13 @@ def test_the_source_of_img2img_is_the_control_of_a_unit_without_an_image(host, f
     edit = {"denoising_strength": 0.7, "steps": 6}
     for unit, masks in ((UNITS["ControlNet, canny"], None), (NET, folder)):
         unit = enabled({**unit, "module": "inpaint"} if masks else unit)
-        stills = []
+        expected = []
         for number in range(FRAMES):
             own_mask = {"mask": np.asarray(scene(number).convert("L").convert("RGB"))} if masks else {}
-            stills.append(still(host, [unit], init_images=[np.asarray(scene(number))], **edit, **own_mask))
+            expected.append(still(host, [unit], init_images=[np.asarray(scene(number))], **edit, **own_mask))
         settings = {"source": str(folder), "frames": 0, "frames_per_pass": 2, **({"mask": str(masks)} if masks else {})}
         result = clip(host, [unit], settings, init_images=[], **edit)
-        assert difference(result.frames, np.stack(stills)) <= BAR
+        assert difference(result.frames, np.stack(expected)) <= BAR
 
 
 def test_the_folder_of_a_units_batch_tab(host, folder):
@@ -226,24 +191,24 @@ def test_a_shorter_video_is_held_looped_or_stretched(host, folder):
     short.mkdir()
     for number in range(3):
         scene(number).save(short / f"{number}.png")
-    stills = [still(host, [enabled(NET, scene(number))]) for number in range(3)]
+    expected = [still(host, [enabled(NET, scene(number))]) for number in range(3)]
     for fit, shown in {"hold": (0, 1, 2, 2, 2), "loop": (0, 1, 2, 0, 1), "stretch": (0, 0, 1, 2, 2)}.items():
         result = clip(host, [enabled(NET)], {"control": [str(short)], "control_fit": fit, "frames_per_pass": 2})
-        assert difference(result.frames, np.stack([stills[number] for number in shown])) <= BAR, fit
+        assert difference(result.frames, np.stack([expected[number] for number in shown])) <= BAR, fit
         notes = str(result.info["extra_generation_params"])
         assert "3 frames for 5" in notes and fit in notes
 
 
 def test_a_longer_video_is_cut(host, folder):
-    stills = np.stack([still(host, [enabled(NET, scene(number))]) for number in range(2)])
+    expected = np.stack([still(host, [enabled(NET, scene(number))]) for number in range(2)])
     result = clip(host, [enabled(NET)], {"control": [str(folder)], "frames": 2})
-    assert difference(result.frames, stills) <= BAR
+    assert difference(result.frames, expected) <= BAR
     assert "first 2 are used" in str(result.info["extra_generation_params"])
 
 
 def test_several_images_of_an_ip_adapter(host, folder):
     """Their mean, for all frames, as in a still."""
-    unit = enabled({**UNITS["IP-Adapter"], "image": [{"image": encoded(scene(number))} for number in (0, 3)]})
+    unit = enabled({**UNITS["IP-Adapter"], "image": [{"image": png_base64(scene(number))} for number in (0, 3)]})
     expected = still(host, [unit])
     assert difference(expected, still(host, [enabled(UNITS["IP-Adapter"], scene(0))])) > BAR
     assert difference(clip(host, [unit], {"frames_per_pass": 2}).frames, np.stack([expected] * FRAMES)) <= BAR
@@ -252,8 +217,8 @@ def test_several_images_of_an_ip_adapter(host, folder):
 def test_one_image_for_all_frames(host):
     for unit in (
         "ControlNet, canny",
-        "T2I-Adapter, control more important",
         "reference only",
+        "T2I-Adapter, control more important",
         "ControlNet, tile with colour fix",
     ):
         given = [enabled(UNITS[unit], scene(1))]
@@ -266,7 +231,7 @@ def test_one_image_for_all_frames(host):
 MOVING = {"motion": 0.05, "momentum": 0.75}
 
 
-@pytest.mark.parametrize("unit", ["ControlNet, canny", "T2I-Adapter", "IP-Adapter", "reference only", "Control-LoRA"])
+@pytest.mark.parametrize("unit", [*KINDS, "Control-LoRA"])
 def test_passes_of_a_moving_clip_are_the_whole(host, folder, unit):
     given = [enabled(UNITS[unit])]
     for momentum in (False, True):
@@ -282,7 +247,7 @@ def test_passes_of_a_moving_clip_are_the_whole(host, folder, unit):
     "units", [["ControlNet, canny"], ["Control-LoRA"], ["ControlNet", "ControlNet, canny"], ["T2I-Adapter"]], ids=str
 )
 def test_anchors(host, folder, units):
-    """Control models run their deep blocks on anchors as well: passes of any size, and the first frame, stay what they are."""
+    """Control models run their deep blocks on anchors as well: passes of any size and frame 1 stay what they are."""
     given = [enabled(UNITS[unit]) for unit in units]
     settings = {**MOVING, "control": [str(folder)] * len(units), "anchor_stride": 2, "anchor_start": 0}
     whole = clip(host, given, {**settings, "frames_per_pass": 5}).frames
@@ -305,23 +270,17 @@ def test_the_answer_holds_the_clip_alone(host, folder):
     assert len(clip(host, [unit], {"control": [str(folder)]}).files) == FRAMES
     result = clip(host, [unit], {"control": [str(folder)], "return": "video", "formats": ["gif"]})
     assert [file[:3] for file in result.files] == [b"GIF"]
-    assert (
-        len(
-            host.generate(
-                **STILL, alwayson_scripts={"ControlNet": {"args": [{**unit, "image": encoded(scene(0))}]}}
-            ).files
-        )
-        == 2
-    )
+    scripts = {"ControlNet": {"args": [{**unit, "image": png_base64(scene(0))}]}}
+    assert len(host.generate(**STILL, alwayson_scripts=scripts).files) == 2
 
 
 def test_batch_count(host, folder):
-    two = clip(host, [enabled(NET)], {"control": [str(folder)]}, n_iter=2).frames
-    assert difference(two[:FRAMES], clip(host, [enabled(NET)], {"control": [str(folder)]}).frames) <= BAR
-    assert (
-        difference(two[FRAMES:], clip(host, [enabled(NET)], {"control": [str(folder)]}, seed=STILL["seed"] + 1).frames)
-        <= BAR
+    two, first, second = (
+        clip(host, [enabled(NET)], {"control": [str(folder)]}, **more).frames
+        for more in ({"n_iter": 2}, {}, {"seed": STILL["seed"] + 1})
     )
+    assert difference(two[:FRAMES], first) <= BAR
+    assert difference(two[FRAMES:], second) <= BAR
 
 
 # --- a control model that is trained --------------------------------------------------------------------------
@@ -346,30 +305,20 @@ def centre(pictures: np.ndarray, color) -> np.ndarray:
 
 
 def test_contact_sheet(host, tmp_path):
-    """The sheet of README: source, control and result of a small Control-LoRA for edges; the star is where the source's is."""
+    """The sheet of README: source, control and result of a small Control-LoRA for edges; the star is where it was."""
     folder, tiny = host.data / "star", {"sd_model_checkpoint": "tiny.safetensors"}
     folder.mkdir()
     source = [star(number) for number in range(8)]
     for number, picture in enumerate(source):
         picture.save(folder / f"{number}.png")
-    payload = {
-        "prompt": "a red star on a blue background",
-        "steps": 20,
-        "cfg_scale": 5,
-        "seed": 3,
-        "override_settings": tiny,
-    }
+    payload = {"prompt": "a red star on a blue background", "steps": 20, "cfg_scale": 5, "seed": 3}
+    payload["override_settings"] = tiny
     settings = {"frames": 8, "motion": 0.05, "momentum": 0.75, "control": [str(folder)]}
     result = clip(host, [enabled(CANNY)], settings, **payload).frames
-    edges = np.stack(
-        [
-            host.generate(
-                **STILL | payload | {"steps": 1},
-                alwayson_scripts={"ControlNet": {"args": [{**CANNY, "enabled": True, "image": encoded(picture)}]}},
-            ).frames[1]
-            for picture in source
-        ]
-    )
+    edges = []
+    for picture in source:
+        scripts = {"ControlNet": {"args": [{**CANNY, "enabled": True, "image": png_base64(picture)}]}}
+        edges.append(host.generate(**STILL | payload | {"steps": 1}, alwayson_scripts=scripts).frames[1])
     save_sheet((source, edges, result), "source_control_result.png", tmp_path)
     away = np.abs(centre(result, (222, 40, 40)) - centre(source, (240, 240, 240)))
     assert away.max() < 10
@@ -416,7 +365,7 @@ def test_refused(host, folder, name):
 def test_what_the_extension_would_only_print_stops_the_clip(host, unit, words):
     image = None if unit is NET else scene(0)
     with pytest.raises(HostError, match=words):
-        clip(host, [enabled({**unit, **({"mask": encoded(mask())} if "lama" in unit["module"] else {})}, image)], {})
+        clip(host, [enabled({**unit, **({"mask": png_base64(mask())} if "lama" in unit["module"] else {})}, image)], {})
 
 
 def test_without_an_enabled_unit(host, folder):
@@ -434,18 +383,15 @@ def test_without_an_enabled_unit(host, folder):
 def test_faults_leave_no_trace(host, folder, unit, kind, site):
     own = [enabled(UNITS[unit], scene(0))]
     before = still(host, own)
-    plain, clean = host.generate(**STILL).frames, host.state()
-    whole = clip(host, [enabled(UNITS[unit])], {"control": [str(folder)], **MOVING, "frames_per_pass": 4}).frames
-    host.arm(kind, 1 if kind == "oom" else 3, site=site)
-    try:
-        result = clip(host, [enabled(UNITS[unit])], {"control": [str(folder)], **MOVING, "frames_per_pass": 4})
-        assert kind != "exception"
-        if kind == "oom":
-            assert difference(result.frames, whole) <= BAR
-    except HostError as error:
-        assert kind == "exception" and "failed as asked" in str(error)
-    finally:
-        host.disarm()
-    assert difference(host.generate(**STILL).frames, plain) == 0
-    assert left_behind(clean, host.state()) == []
+    settings = {"control": [str(folder)], **MOVING, "frames_per_pass": 4}
+    with host.no_trace(**STILL):
+        whole = clip(host, [enabled(UNITS[unit])], settings).frames
+        host.arm(kind, 1 if kind == "oom" else 3, site=site)
+        try:
+            result = clip(host, [enabled(UNITS[unit])], settings)
+            assert kind != "exception"
+            if kind == "oom":
+                assert difference(result.frames, whole) <= BAR
+        except HostError as error:
+            assert kind == "exception" and "failed as asked" in str(error)
     assert difference(still(host, own), before) == 0

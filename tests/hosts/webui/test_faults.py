@@ -1,8 +1,7 @@
-"""Faults at any point: the host is left as it was, what was finished is delivered, memory running out only costs time."""
+"""Faults at any point: the host is left as it was, what was finished is delivered, and less memory costs only time."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -11,52 +10,27 @@ import numpy as np
 import pytest
 
 import clipfiles
-from host import CLIP, STILL, difference, left_behind
+from host import AND, BAR, CLIP, HIRES, REFINER, SDE, STILL, UNBATCHED, difference
 from webui import HostError
 
-BAR = 2
 PASSES = {"frames_per_pass": 2}
 """Three passes for each step of the sampler."""
 FRAMES, STEPS = CLIP["frames"], STILL["steps"]
-HIRES = {
-    "enable_hr": True,
-    "hr_scale": 1.5,
-    "denoising_strength": 0.6,
-    "hr_second_pass_steps": 4,
-    "hr_upscaler": "Latent",
-}
-REFINER = {"refiner_checkpoint": "second.safetensors", "refiner_switch_at": 0.5}
-AND = {"prompt": STILL["prompt"] + " AND a yellow star on a green background :0.6"}
-
 PAYLOADS = {
     "Euler": {},
-    "DPM++ SDE": {"sampler_name": "DPM++ SDE"},
+    "DPM++ SDE": SDE,
     "hires.fix": HIRES,
     "refiner": REFINER,
-    "AND": AND,
-    "batch_cond_uncond off": {"override_settings": {"batch_cond_uncond": False}},
+    "AND": {"prompt": AND},
+    "batch_cond_uncond off": {"override_settings": UNBATCHED},
     "ToMe": {"override_settings": {"token_merging_ratio": 0.5}},
 }
-
-
-@contextlib.contextmanager
-def no_trace(host, **payload):
-    """After what happens inside, nothing is left behind in the host, and its next still is the one before, bit for bit."""
-    payload = {key: value for key, value in payload.items() if key != "n_iter"}
-    before, clean = host.generate(**payload).frames, host.state()
-    try:
-        yield
-    finally:
-        host.disarm()
-    still = host.generate(**payload).frames
-    assert left_behind(clean, host.state()) == []
-    assert difference(still, before) == 0
 
 
 @pytest.mark.parametrize("at", [1, 5, 3 * STEPS], ids=lambda at: f"call {at}")
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
 def test_exception(host, payload, at):
-    with no_trace(host, **payload):
+    with host.no_trace(**payload):
         host.arm("exception", at)
         with pytest.raises(HostError, match="the unet failed as asked"):
             host.clip(PASSES, **payload)
@@ -64,14 +38,14 @@ def test_exception(host, payload, at):
 
 
 def test_exception_in_the_second_pass_of_hires_fix(host):
-    with no_trace(host, **HIRES):
+    with host.no_trace(**HIRES):
         host.arm("exception", 3 * STEPS + 2)
         with pytest.raises(HostError, match="the unet failed as asked"):
             host.clip(PASSES, **HIRES)
 
 
 def test_exception_while_decoding(host):
-    with no_trace(host):
+    with host.no_trace():
         host.arm("exception", 3, site="vae")
         with pytest.raises(HostError, match="the vae failed as asked"):
             host.clip()
@@ -79,7 +53,7 @@ def test_exception_while_decoding(host):
 
 def test_exception_in_img2img(host):
     payload = {"init_images": [host.generate(seed=3).frames[0]], "denoising_strength": 0.6}
-    with no_trace(host, **payload):
+    with host.no_trace(**payload):
         host.arm("exception", 4)
         with pytest.raises(HostError, match="the unet failed as asked"):
             host.clip(PASSES, **payload)
@@ -88,7 +62,7 @@ def test_exception_in_img2img(host):
 def test_the_clip_before_an_exception_is_saved(host):
     """The answer is the error, but the first clip's frames and file are on the disk."""
     before = files(host)
-    with no_trace(host):
+    with host.no_trace():
         host.arm("exception", 3 * STEPS + 5)
         with pytest.raises(HostError, match="the unet failed as asked"):
             host.clip({**PASSES, "return": "both", "formats": ["gif"]}, n_iter=2, save_images=True)
@@ -97,9 +71,9 @@ def test_the_clip_before_an_exception_is_saved(host):
 
 @pytest.mark.parametrize("kind", ["interrupt", "skip"])
 @pytest.mark.parametrize("at", [1, 5, 3 * STEPS - 1], ids=lambda at: f"call {at}")
-@pytest.mark.parametrize("payload", [{}, {"sampler_name": "DPM++ SDE"}], ids=["Euler", "DPM++ SDE"])
+@pytest.mark.parametrize("payload", [{}, SDE], ids=["Euler", "DPM++ SDE"])
 def test_interrupt_and_skip_end_the_clip_at_the_next_pass(host, kind, at, payload):
-    with no_trace(host, **payload):
+    with host.no_trace(**payload):
         host.arm(kind, at)
         result = host.clip(PASSES, **payload)
         assert len(host.disarm()) == at
@@ -108,7 +82,7 @@ def test_interrupt_and_skip_end_the_clip_at_the_next_pass(host, kind, at, payloa
 
 def test_interrupt_in_the_second_clip_delivers_the_first(host):
     whole = host.clip({**PASSES, "return": "both", "formats": ["gif"]})
-    with no_trace(host):
+    with host.no_trace():
         host.arm("interrupt", 3 * STEPS + 5)
         result = host.clip({**PASSES, "return": "both", "formats": ["gif"]}, n_iter=2)
     assert clipfiles.kind(result.files[0]) == "gif"
@@ -120,7 +94,7 @@ def test_interrupt_in_the_second_clip_delivers_the_first(host):
 def test_skip_goes_on_with_the_next_clip(host):
     seed = STILL["seed"]
     alone = host.clip(PASSES, seed=seed + 1).frames
-    with no_trace(host):
+    with host.no_trace():
         host.arm("skip", 5)
         frames = host.clip(PASSES, n_iter=2).frames
     assert len(frames) == 2 * FRAMES
@@ -128,7 +102,7 @@ def test_skip_goes_on_with_the_next_clip(host):
 
 
 def test_interrupt_by_the_api(host):
-    with no_trace(host):
+    with host.no_trace():
         host.arm()
         job = host.in_background(host.clip, {"frames": 24, "frames_per_pass": 1}, steps=20)
         while not host.client.progress()["progress"] and job.is_alive():
@@ -150,7 +124,7 @@ def test_interrupt_by_the_api(host):
 def test_out_of_memory_once(host, payload, settings, at):
     """Goes on with half the frames per pass, from the pass that failed: the clip is the same."""
     whole = host.clip(settings, **payload).frames
-    with no_trace(host, **payload):
+    with host.no_trace(**payload):
         host.arm("oom", at)
         result = host.clip(settings, **payload)
         rows = [call["rows"] for call in host.disarm()]
@@ -162,7 +136,7 @@ def test_out_of_memory_once(host, payload, settings, at):
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
 def test_out_of_memory_above_so_many_rows(host, payload):
     whole = host.clip(**payload).frames
-    with no_trace(host, **payload):
+    with host.no_trace(**payload):
         host.arm("oom", rows_over=4)
         result = host.clip(**payload)
         rows = [call["rows"] for call in host.disarm()]
@@ -172,7 +146,7 @@ def test_out_of_memory_above_so_many_rows(host, payload):
 
 
 def test_out_of_memory_with_a_single_frame_is_an_error(host):
-    with no_trace(host):
+    with host.no_trace():
         host.arm("oom", rows_over=0)
         with pytest.raises(HostError, match="out of memory"):
             host.clip()
@@ -193,7 +167,7 @@ def test_clip_that_cannot_be_written(host, returns):
     folder.write_text("a file where the folder of the clips should be")
     try:
         before = files(host)
-        with no_trace(host):
+        with host.no_trace():
             result = host.clip(settings, save_images=True)
         saved = files(host) - before
     finally:

@@ -9,48 +9,34 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from host import CLIP, STILL, change, difference, left_behind
+from host import (
+    AND,
+    BAR,
+    CLIP,
+    EULER_A,
+    HIRES,
+    LONG,
+    REFINER,
+    SDE,
+    STILL,
+    UNBATCHED,
+    change,
+    difference,
+    left_behind,
+)
 from webui import HostError
 
-BAR = 2
 RATIO = 0.75
 
 SAMPLERS = (
-    "DPM++ 2M",
-    "DPM++ SDE",
-    "DPM++ 2M SDE",
-    "DPM++ 2M SDE Heun",
-    "DPM++ 2S a",
-    "DPM++ 3M SDE",
-    "Euler a",
-    "Euler",
-    "LMS",
-    "Heun",
-    "DPM2",
-    "DPM2 a",
-    "DPM fast",
-    "DPM adaptive",
-    "Restart",
-    "DDIM",
-    "DDIM CFG++",
-    "PLMS",
-    "UniPC",
+    "DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a", "DPM++ 3M SDE", "Euler a", "Euler",
+    "LMS", "Heun", "DPM2", "DPM2 a", "DPM fast", "DPM adaptive", "Restart", "DDIM", "DDIM CFG++", "PLMS", "UniPC",
     "LCM",
-)
+)  # fmt: skip
 SCHEDULERS = (
-    "Automatic",
-    "Uniform",
-    "Karras",
-    "Exponential",
-    "Polyexponential",
-    "SGM Uniform",
-    "KL Optimal",
-    "Align Your Steps",
-    "Simple",
-    "Normal",
-    "DDIM",
-    "Beta",
-)
+    "Automatic", "Uniform", "Karras", "Exponential", "Polyexponential", "SGM Uniform", "KL Optimal", "Align Your Steps",
+    "Simple", "Normal", "DDIM", "Beta",
+)  # fmt: skip
 ATTENTION = (
     "None",
     "InvokeAI",
@@ -61,31 +47,15 @@ ATTENTION = (
     "V1 - original v1",
 )
 
-AND = "a red circle on a blue background AND a yellow star on a green background :0.6"
-LONG = STILL["prompt"] + ", a picture of a red circle on blue" * 10  # more than 75 tokens: two chunks
-HIRES = {
-    "enable_hr": True,
-    "hr_scale": 1.5,
-    "denoising_strength": 0.6,
-    "hr_second_pass_steps": 4,
-    "hr_upscaler": "Latent",
-}
-REFINER = {"refiner_checkpoint": "second.safetensors", "refiner_switch_at": 0.5}
 IMG2IMG = {"prompt": "a yellow star on a green background", "denoising_strength": 0.6, "steps": 10}
-MASK = {
-    "mask": np.pad(np.full((64, 64, 3), 255), ((32, 32), (32, 32), (0, 0))),
-    "inpainting_fill": 1,
-    "inpaint_full_res": False,
-    "denoising_strength": 0.75,
-}
-HYPERTILE = {"hypertile_enable_unet": True, "hypertile_max_tile_unet": 128}
+SQUARE = np.pad(np.full((64, 64, 3), 255), ((32, 32), (32, 32), (0, 0)))
+MASK = {"mask": SQUARE, "inpainting_fill": 1, "inpaint_full_res": False, "denoising_strength": 0.75}
 
 
 @dataclass(frozen=True)
 class Case:
     """One combination: a still and clips of `payload`, on `checkpoint`, with settings of the WebUI changed."""
 
-    group: str
     name: str
     payload: dict = field(default_factory=dict)
     checkpoint: str = "tiny"
@@ -109,248 +79,135 @@ class Case:
     """Command line of a WebUI of its own."""
 
 
-def cases() -> list[Case]:
-    sde = {"sampler_name": "DPM++ SDE"}
-    return [
-        *(Case("Samplers", name, {"sampler_name": name}, smooth=True) for name in SAMPLERS if name != "DPM adaptive"),
-        Case("Samplers", "DPM adaptive", {"sampler_name": "DPM adaptive"}, frames=3, per_pass=1),  # takes many steps
-        *(Case("Schedulers", name, {"scheduler": name}) for name in SCHEDULERS),
-        Case("Checkpoints", "SD 2.x, v-prediction", checkpoint="sd2-v", smooth=True),
-        Case("Checkpoints", "SDXL", checkpoint="sdxl", smooth=True),
+def with_network(tag: str) -> dict:
+    return {"prompt": f"{STILL['prompt']} {tag}"}
+
+
+LORA = with_network("<lora:zs2_lora:1>")
+BOTH_IN_MEMORY = {"sd_checkpoints_limit": 2}
+LARGE, HYPERTILE = {"width": 256, "height": 256}, {"hypertile_enable_unet": True, "hypertile_max_tile_unet": 128}
+PREVIEW = {"live_previews_enable": True, "show_progress_type": "Approx cheap", "show_progress_every_n_steps": 1}
+NOT_DETERMINISTIC = {"no_dpmpp_sde_batch_determinism": True}
+TOME, NO_TOME = {"token_merging_ratio": 0.5}, {"token_merging_ratio": 0}
+TOME_HR, NO_TOME_HR = {"token_merging_ratio_hr": 0.5}, {"token_merging_ratio_hr": 0}
+EDITED = "a [red:yellow:0.5] circle on a [blue|green] background"
+INPAINT = {**IMG2IMG, **MASK}
+
+GROUPS = {
+    "Samplers": [
+        *(Case(name, {"sampler_name": name}, smooth=True) for name in SAMPLERS if name != "DPM adaptive"),
+        Case("DPM adaptive", {"sampler_name": "DPM adaptive"}, frames=3, per_pass=1),  # takes many steps
+    ],
+    "Schedulers": [Case(name, {"scheduler": name}) for name in SCHEDULERS],
+    "Checkpoints": [
+        Case("SD 2.x, v-prediction", checkpoint="sd2-v", smooth=True),
+        Case("SDXL", checkpoint="sdxl", smooth=True),
+        Case("SDXL, DPM++ 2M SDE, hires.fix", {**HIRES, "sampler_name": "DPM++ 2M SDE"}, "sdxl", smooth=True),
+        Case("SD 1.x inpainting, txt2img", checkpoint="inpainting", smooth=True),
+        Case("SD 1.x inpainting, inpaint", INPAINT, "inpainting", init_image=True, smooth=True),
         Case(
-            "Checkpoints",
-            "SDXL, DPM++ 2M SDE, hires.fix",
-            {**HIRES, "sampler_name": "DPM++ 2M SDE"},
-            checkpoint="sdxl",
-            smooth=True,
-        ),
-        Case("Checkpoints", "SD 1.x inpainting, txt2img", checkpoint="inpainting", smooth=True),
-        Case(
-            "Checkpoints",
-            "SD 1.x inpainting, inpaint",
-            {**IMG2IMG, **MASK},
-            checkpoint="inpainting",
-            init_image=True,
-            smooth=True,
-        ),
-        Case(
-            "Checkpoints",
             "Instruct-Pix2Pix, image CFG 1.5",
             {**IMG2IMG, "image_cfg_scale": 1.5},
-            checkpoint="pix2pix",
+            "pix2pix",
             init_image=True,
             smooth=True,
         ),
         Case(
-            "Checkpoints",
-            "Instruct-Pix2Pix, image CFG 1",
-            {**IMG2IMG, "image_cfg_scale": 1},
-            checkpoint="pix2pix",
-            init_image=True,
-            per_pass=4,
+            "Instruct-Pix2Pix, image CFG 1", {**IMG2IMG, "image_cfg_scale": 1}, "pix2pix", init_image=True, per_pass=4
         ),
         Case(
-            "Checkpoints",
             "Instruct-Pix2Pix, batch_cond_uncond off",
             {**IMG2IMG, "image_cfg_scale": 1.5},
-            checkpoint="pix2pix",
-            override={"batch_cond_uncond": False},
+            "pix2pix",
+            UNBATCHED,
             init_image=True,
         ),
-        Case("hires.fix and refiner", "hires.fix, Latent", HIRES, smooth=True),
-        Case("hires.fix and refiner", "hires.fix, Latent, DPM++ SDE", {**HIRES, **sde}, smooth=True),
-        Case("hires.fix and refiner", "hires.fix, Lanczos", {**HIRES, "hr_upscaler": "Lanczos"}, smooth=True),
-        Case(
-            "hires.fix and refiner",
-            "hires.fix, Lanczos, Euler a",
-            {**HIRES, "hr_upscaler": "Lanczos", "sampler_name": "Euler a"},
-            smooth=True,
-        ),
-        Case(
-            "hires.fix and refiner",
-            "hires.fix, sampler of its own",
-            {**HIRES, "hr_sampler_name": "DPM++ 2M SDE"},
-            smooth=True,
-        ),
-        Case("hires.fix and refiner", "hires.fix, prompt of its own", {**HIRES, "hr_prompt": AND}, per_pass=3),
-        Case(
-            "hires.fix and refiner",
-            "hires.fix, checkpoint of its own",
-            {**HIRES, "hr_checkpoint_name": "second.safetensors"},
-        ),
-        Case("hires.fix and refiner", "refiner", REFINER, smooth=True, alters=True),
-        Case("hires.fix and refiner", "refiner, Euler a", {**REFINER, "sampler_name": "Euler a"}, smooth=True),
-        Case(
-            "hires.fix and refiner",
-            "refiner loaded into the same modules",
-            {**REFINER, "refiner_checkpoint": "tiny.ckpt"},
-            alters=True,
-        ),
-        Case(
-            "hires.fix and refiner",
-            "refiner, both checkpoints kept in memory",
-            REFINER,
-            options={"sd_checkpoints_limit": 2},
-            alters=True,
-        ),
-        Case("hires.fix and refiner", "refiner and hires.fix", {**HIRES, **REFINER}),
-        Case("img2img", "one init image", {**IMG2IMG, "n_iter": 3}, init_image=True, smooth=True),
-        Case("img2img", "one init image, DPM++ SDE", {**IMG2IMG, **sde, "n_iter": 3}, init_image=True, smooth=True),
-        Case(
-            "img2img",
-            "one init image, DDIM",
-            {**IMG2IMG, "sampler_name": "DDIM", "n_iter": 3},
-            init_image=True,
-            smooth=True,
-        ),
-        Case("img2img", "inpaint, whole picture", {**IMG2IMG, **MASK}, init_image=True, smooth=True),
-        Case("img2img", "inpaint, only masked", {**IMG2IMG, **MASK, "inpaint_full_res": True}, init_image=True),
-        Case("img2img", "inpaint, latent noise", {**IMG2IMG, **MASK, "inpainting_fill": 2}, init_image=True),
-        Case("img2img", "inpaint, Euler a", {**IMG2IMG, **MASK, "sampler_name": "Euler a"}, init_image=True),
-        Case("Additional networks", "LoRA", {"prompt": STILL["prompt"] + " <lora:zs2_lora:1>"}, alters=True),
+    ],
+    "hires.fix and refiner": [
+        Case("hires.fix, Latent", HIRES, smooth=True),
+        Case("hires.fix, Latent, DPM++ SDE", {**HIRES, **SDE}, smooth=True),
+        Case("hires.fix, Lanczos", {**HIRES, "hr_upscaler": "Lanczos"}, smooth=True),
+        Case("hires.fix, Lanczos, Euler a", {**HIRES, "hr_upscaler": "Lanczos", **EULER_A}, smooth=True),
+        Case("hires.fix, sampler of its own", {**HIRES, "hr_sampler_name": "DPM++ 2M SDE"}, smooth=True),
+        Case("hires.fix, prompt of its own", {**HIRES, "hr_prompt": AND}, per_pass=3),
+        Case("hires.fix, checkpoint of its own", {**HIRES, "hr_checkpoint_name": "second.safetensors"}),
+        Case("refiner", REFINER, smooth=True, alters=True),
+        Case("refiner, Euler a", {**REFINER, **EULER_A}, smooth=True),
+        Case("refiner loaded into the same modules", {**REFINER, "refiner_checkpoint": "tiny.ckpt"}, alters=True),
+        Case("refiner, both checkpoints kept in memory", REFINER, options=BOTH_IN_MEMORY, alters=True),
+        Case("refiner and hires.fix", {**HIRES, **REFINER}),
+    ],
+    "img2img": [
+        Case("one init image", {**IMG2IMG, "n_iter": 3}, init_image=True, smooth=True),
+        Case("one init image, DPM++ SDE", {**IMG2IMG, **SDE, "n_iter": 3}, init_image=True, smooth=True),
+        Case("one init image, DDIM", {**IMG2IMG, "sampler_name": "DDIM", "n_iter": 3}, init_image=True, smooth=True),
+        Case("inpaint, whole picture", INPAINT, init_image=True, smooth=True),
+        Case("inpaint, only masked", {**INPAINT, "inpaint_full_res": True}, init_image=True),
+        Case("inpaint, latent noise", {**INPAINT, "inpainting_fill": 2}, init_image=True),
+        Case("inpaint, Euler a", {**INPAINT, **EULER_A}, init_image=True),
+    ],
+    "Additional networks": [
+        Case("LoRA", LORA, alters=True),
         # weight 0.9: the host would go on with the text it encoded for the case before
+        Case("LoRA, functional", with_network("<lora:zs2_lora:0.9>"), override={"lora_functional": True}, alters=True),
+        Case("LoRA in the hires pass only", {**HIRES, "hr_prompt": LORA["prompt"]}),
+        Case("LyCORIS, LoHa", with_network("<lora:zs2_loha:1>"), alters=True),
+        Case("LyCORIS, LoKr", with_network("<lora:zs2_lokr:1>"), alters=True),
+        Case("textual inversion", {"prompt": STILL["prompt"] + ", zs2_embedding"}, alters=True),
+        Case("hypernetwork", with_network("<hypernet:zs2_hypernetwork:1>"), alters=True),
+    ],
+    "Attention": [
+        *(Case(name.partition(" - ")[0], options={"cross_attention_optimization": name}) for name in ATTENTION),
+        Case("HyperTile", LARGE, override={**HYPERTILE, "hypertile_swap_size_unet": 1}, alters=True),
         Case(
-            "Additional networks",
-            "LoRA, functional",
-            {"prompt": STILL["prompt"] + " <lora:zs2_lora:0.9>"},
-            override={"lora_functional": True},
-            alters=True,
+            "HyperTile, tile sizes at random", LARGE, override={**HYPERTILE, "hypertile_swap_size_unet": 3}, alters=True
         ),
+        Case("ToMe (switched off)", override=TOME, still_override=NO_TOME, mentions="oken merging"),
         Case(
-            "Additional networks",
-            "LoRA in the hires pass only",
-            {**HIRES, "hr_prompt": STILL["prompt"] + " <lora:zs2_lora:1>"},
-        ),
-        Case("Additional networks", "LyCORIS, LoHa", {"prompt": STILL["prompt"] + " <lora:zs2_loha:1>"}, alters=True),
-        Case("Additional networks", "LyCORIS, LoKr", {"prompt": STILL["prompt"] + " <lora:zs2_lokr:1>"}, alters=True),
-        Case("Additional networks", "textual inversion", {"prompt": STILL["prompt"] + ", zs2_embedding"}, alters=True),
-        Case(
-            "Additional networks",
-            "hypernetwork",
-            {"prompt": STILL["prompt"] + " <hypernet:zs2_hypernetwork:1>"},
-            alters=True,
-        ),
-        *(
-            Case("Attention", name.partition(" - ")[0], options={"cross_attention_optimization": name})
-            for name in ATTENTION
-        ),
-        Case(
-            "Attention",
-            "HyperTile",
-            {"width": 256, "height": 256},
-            override={**HYPERTILE, "hypertile_swap_size_unet": 1},
-            alters=True,
-        ),
-        Case(
-            "Attention",
-            "HyperTile, tile sizes at random",
-            {"width": 256, "height": 256},
-            override={**HYPERTILE, "hypertile_swap_size_unet": 3},
-            alters=True,
-        ),
-        Case(
-            "Attention",
-            "ToMe (switched off)",
-            override={"token_merging_ratio": 0.5},
-            still_override={"token_merging_ratio": 0},
-            mentions="oken merging",
-        ),
-        Case(
-            "Attention",
             "ToMe in the hires pass (switched off)",
             HIRES,
-            override={"token_merging_ratio_hr": 0.5},
-            still_override={"token_merging_ratio_hr": 0},
+            override=TOME_HR,
+            still_override=NO_TOME_HR,
             mentions="oken merging",
         ),
-        Case("Prompts and guidance", "AND", {"prompt": AND}, per_pass=3, smooth=True, alters=True),
-        Case(
-            "Prompts and guidance", "AND, batch_cond_uncond off", {"prompt": AND}, override={"batch_cond_uncond": False}
-        ),
-        Case("Prompts and guidance", "batch_cond_uncond off", override={"batch_cond_uncond": False}),
-        Case("Prompts and guidance", "unequal lengths", {"prompt": LONG}, per_pass=4),
-        Case(
-            "Prompts and guidance",
-            "unequal lengths, batch_cond_uncond off",
-            {"prompt": LONG},
-            override={"batch_cond_uncond": False},
-        ),
-        Case("Prompts and guidance", "unequal lengths, padding", {"prompt": LONG}, override={"pad_cond_uncond": True}),
-        Case(
-            "Prompts and guidance",
-            "unequal lengths, padding v0",
-            {"prompt": LONG},
-            override={"pad_cond_uncond_v0": True},
-        ),
-        Case("Prompts and guidance", "unequal lengths, AND", {"prompt": LONG + " AND a yellow star"}, per_pass=4),
-        Case("Prompts and guidance", "long negative prompt", {"negative_prompt": LONG.replace("red", "green")}),
-        Case("Prompts and guidance", "NGMS", {"s_min_uncond": 30}, alters=True),
-        Case("Prompts and guidance", "NGMS, AND", {"s_min_uncond": 30, "prompt": AND}),
-        Case("Prompts and guidance", "skip early CFG", override={"skip_early_cond": 0.4}, alters=True),
-        Case("Prompts and guidance", "CFG 1", {"cfg_scale": 1}, alters=True),
-        Case("Prompts and guidance", "clip skip 2", override={"CLIP_stop_at_last_layers": 2}, alters=True),
-        Case(
-            "Prompts and guidance",
-            "prompt editing",
-            {"prompt": "a [red:yellow:0.5] circle on a [blue|green] background"},
-            alters=True,
-        ),
-        Case("Seeds and pictures", "tiling", {"tiling": True}, alters=True),
-        Case(
-            "Seeds and pictures", "variation seed", {"subseed": 77, "subseed_strength": 0.3}, smooth=True, alters=True
-        ),
-        Case("Seeds and pictures", "seed resize", {"seed_resize_from_w": 64, "seed_resize_from_h": 64}, alters=True),
-        Case(
-            "Seeds and pictures",
-            "eta noise seed delta, Euler a",
-            {"sampler_name": "Euler a"},
-            override={"eta_noise_seed_delta": 31337},
-            alters=True,
-        ),
-        Case(
-            "Seeds and pictures",
-            "random numbers of the NV kind, DPM++ SDE",
-            sde,
-            override={"randn_source": "NV"},
-            alters=True,
-        ),
-        Case(
-            "Seeds and pictures",
-            "random numbers of the CPU kind, Euler a",
-            {"sampler_name": "Euler a"},
-            override={"randn_source": "CPU"},
-        ),
-        Case(
-            "Seeds and pictures",
-            "DPM++ SDE of the host's not deterministic kind",
-            sde,
-            override={"no_dpmpp_sde_batch_determinism": True},
-            smooth=True,
-        ),
-        Case("Seeds and pictures", "batch count 3", {"n_iter": 3}, smooth=True),
-        Case(
-            "Seeds and pictures",
-            "live preview",
-            options={
-                "live_previews_enable": True,
-                "show_progress_type": "Approx cheap",
-                "show_progress_every_n_steps": 1,
-            },
-        ),
-        Case("Seeds and pictures", "not square", {"width": 192, "height": 128}),
-        Case("Little memory", "--medvram", flags=("--medvram",)),
-        Case(
-            "Little memory",
-            "--medvram, hires.fix, LoRA",
-            {**HIRES, "prompt": STILL["prompt"] + " <lora:zs2_lora:1>"},
-            flags=("--medvram",),
-        ),
-        Case("Little memory", "--lowvram", flags=("--lowvram",)),
-        Case("Little memory", "--lowvram, SDXL", checkpoint="sdxl", flags=("--lowvram",)),
-    ]
-
-
-CASES = cases()
+    ],
+    "Prompts and guidance": [
+        Case("AND", {"prompt": AND}, per_pass=3, smooth=True, alters=True),
+        Case("AND, batch_cond_uncond off", {"prompt": AND}, override=UNBATCHED),
+        Case("batch_cond_uncond off", override=UNBATCHED),
+        Case("unequal lengths", {"prompt": LONG}, per_pass=4),
+        Case("unequal lengths, batch_cond_uncond off", {"prompt": LONG}, override=UNBATCHED),
+        Case("unequal lengths, padding", {"prompt": LONG}, override={"pad_cond_uncond": True}),
+        Case("unequal lengths, padding v0", {"prompt": LONG}, override={"pad_cond_uncond_v0": True}),
+        Case("unequal lengths, AND", {"prompt": LONG + " AND a yellow star"}, per_pass=4),
+        Case("long negative prompt", {"negative_prompt": LONG.replace("red", "green")}),
+        Case("NGMS", {"s_min_uncond": 30}, alters=True),
+        Case("NGMS, AND", {"s_min_uncond": 30, "prompt": AND}),
+        Case("skip early CFG", override={"skip_early_cond": 0.4}, alters=True),
+        Case("CFG 1", {"cfg_scale": 1}, alters=True),
+        Case("clip skip 2", override={"CLIP_stop_at_last_layers": 2}, alters=True),
+        Case("prompt editing", {"prompt": EDITED}, alters=True),
+    ],
+    "Seeds and pictures": [
+        Case("tiling", {"tiling": True}, alters=True),
+        Case("variation seed", {"subseed": 77, "subseed_strength": 0.3}, smooth=True, alters=True),
+        Case("seed resize", {"seed_resize_from_w": 64, "seed_resize_from_h": 64}, alters=True),
+        Case("eta noise seed delta, Euler a", EULER_A, override={"eta_noise_seed_delta": 31337}, alters=True),
+        Case("random numbers of the NV kind, DPM++ SDE", SDE, override={"randn_source": "NV"}, alters=True),
+        Case("random numbers of the CPU kind, Euler a", EULER_A, override={"randn_source": "CPU"}),
+        Case("DPM++ SDE of the host's not deterministic kind", SDE, override=NOT_DETERMINISTIC, smooth=True),
+        Case("batch count 3", {"n_iter": 3}, smooth=True),
+        Case("live preview", options=PREVIEW),
+        Case("not square", {"width": 192, "height": 128}),
+    ],
+    "Little memory": [
+        Case("--medvram", flags=("--medvram",)),
+        Case("--medvram, hires.fix, LoRA", {**HIRES, **LORA}, flags=("--medvram",)),
+        Case("--lowvram", flags=("--lowvram",)),
+        Case("--lowvram, SDXL", checkpoint="sdxl", flags=("--lowvram",)),
+    ],
+}
+CASES = [(group, case) for group, cases in GROUPS.items() for case in cases]
 
 
 def test_every_combination_is_listed(host):
@@ -360,7 +217,7 @@ def test_every_combination_is_listed(host):
     assert sorted(offered["samplers"]) == sorted(SAMPLERS)
     assert sorted(offered["schedulers"]) == sorted(SCHEDULERS)
     assert sorted(host.about()["attention"]) == sorted(ATTENTION)
-    assert len({(case.group, case.name) for case in CASES}) == len(CASES)
+    assert len({(group, case.name) for group, case in CASES}) == len(CASES)
 
 
 @pytest.fixture(scope="module")
@@ -399,14 +256,14 @@ def init_image(host):
 
 
 @pytest.mark.parametrize(
-    "case",
+    "group, case",
     [
-        pytest.param(case, id=f"{case.group}: {case.name}", marks=pytest.mark.slow if case.flags else ())
-        for case in CASES
+        pytest.param(group, case, id=f"{group}: {case.name}", marks=pytest.mark.slow if case.flags else ())
+        for group, case in CASES
     ],
 )
-def test_combination(case, host_for, document, request):
-    row = document.row(case.group, case.name)
+def test_combination(group, case, host_for, document, request):
+    row = document.row(group, case.name)
     try:
         host = host_for(case.flags)
         init_images = {"init_images": [request.getfixturevalue("init_image")]} if case.init_image else {}
@@ -433,16 +290,12 @@ def compare(host, case: Case, payload: dict, row) -> None:
             calls = host.disarm()
         pictures = result.frames
         assert len(pictures) == clips * frames, f"{len(pictures)} pictures, not {clips} × {frames}"
-        return (
-            pictures.reshape(clips, frames, *pictures.shape[1:]),
-            max(call["rows"] for call in calls),
-            str(result.info),
-        )
+        by_clip = pictures.reshape(clips, frames, *pictures.shape[1:])
+        return by_clip, max(call["rows"] for call in calls), str(result.info)
 
     if case.alters:
-        plain = host.generate(
-            **{key: payload[key] for key in ("width", "height", "sampler_name") if key in payload}
-        ).frames
+        same = {key: payload[key] for key in ("width", "height", "sampler_name") if key in payload}
+        plain = host.generate(**same).frames
         assert difference(still(), plain) > BAR, "the combination has no effect on the still: it is not at work"
     before, clean = still(), host.state()
     whole, rows, info = clip()
@@ -453,29 +306,19 @@ def compare(host, case: Case, payload: dict, row) -> None:
     row.check("still", off, f"frame 1 is {off}/255 from the still" if off > BAR else "")
     off = difference(pieces, whole)
     row.check("passes", off, f"micro-batches are {off}/255 from one pass" if off > BAR else "")
-    row.check(
-        "rows per call",
-        f"{rows} → {rows_in_pieces}",
-        "the micro-batches are no smaller" if rows_in_pieces >= rows else "",
-    )
+    problem = "the micro-batches are no smaller" if rows_in_pieces >= rows else ""
+    row.check("rows per call", f"{rows} → {rows_in_pieces}", problem)
     moved = np.mean([change(each) for each in whole])
     row.check("change", f"{moved:.1f}", "the clip stands still" if moved == 0 else "")
     if case.smooth:
         independent = np.mean([change(each) for each in clip(noise_model="independent")[0]])
         ratio = moved / independent
         row.check("independent", f"{independent:.1f}")
-        row.check(
-            "ratio",
-            f"{ratio:.2f}",
-            f"frames change {ratio:.2f} times as much as with independent noise" if ratio > RATIO else "",
-        )
+        problem = f"frames change {ratio:.2f} times as much as with independent noise" if ratio > RATIO else ""
+        row.check("ratio", f"{ratio:.2f}", problem)
     if case.mentions:
-        row.check(
-            "mentions", "", "" if case.mentions in info else f"the result's info does not mention “{case.mentions}”"
-        )
+        problem = "" if case.mentions in info else f"the result's info does not mention “{case.mentions}”"
+        row.check("mentions", "", problem)
     again = difference(still(), before)
-    row.check(
-        "after",
-        "identical" if not again and not remains else f"{again} off, {len(remains)} left behind",
-        "; ".join([f"the still afterwards is {again}/255 off"] * bool(again) + remains),
-    )
+    found = "identical" if not again and not remains else f"{again} off, {len(remains)} left behind"
+    row.check("after", found, "; ".join([f"the still afterwards is {again}/255 off"] * bool(again) + remains))

@@ -106,9 +106,8 @@ class Client:
         """`init_images` and `mask` are arrays (height, width, rgb)."""
         if "mask" in payload:
             payload["mask"] = png_base64(payload["mask"])
-        return self._generate(
-            "/sdapi/v1/img2img", {"init_images": [png_base64(image) for image in init_images], **payload}
-        )
+        images = [png_base64(image) for image in init_images]
+        return self._generate("/sdapi/v1/img2img", {"init_images": images, **payload})
 
     def _generate(self, path: str, payload: dict) -> Result:
         answer = self.post(path, payload)
@@ -125,9 +124,8 @@ class Client:
 
     def infotext(self, file: bytes) -> str:
         """What the host's PNG Info reads from an image file."""
-        return self.post("/sdapi/v1/png-info", {"image": "data:image/png;base64," + base64.b64encode(file).decode()})[
-            "info"
-        ]
+        image = "data:image/png;base64," + base64.b64encode(file).decode()
+        return self.post("/sdapi/v1/png-info", {"image": image})["info"]
 
     def options(self) -> dict:
         return self.get("/sdapi/v1/options")
@@ -184,9 +182,8 @@ class Installation:
 
 
 def _version(repository: Path) -> str:
-    git = subprocess.run(
-        ["git", "-C", str(repository), "describe", "--tags", "--always"], capture_output=True, text=True
-    )
+    command = ["git", "-C", str(repository), "describe", "--tags", "--always"]
+    git = subprocess.run(command, capture_output=True, text=True)
     return git.stdout.strip() or "unknown version"
 
 
@@ -201,22 +198,10 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [
-            self.installation.python,
-            "launch.py",
-            *FLAGS,
-            *self.flags,
-            f"--data-dir={self.data}",
-            f"--port={port}",
-        ]
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "GRADIO_ANALYTICS_ENABLED": "False",
-            "PYTHONUNBUFFERED": "1",
-            "COMMANDLINE_ARGS": "",
-        }
+        flags = (*FLAGS, *self.flags, f"--data-dir={self.data}", f"--port={port}")
+        command = [self.installation.python, "launch.py", *flags]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+        environment |= {"PYTHONUNBUFFERED": "1", "COMMANDLINE_ARGS": ""}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.installation.root, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -232,9 +217,8 @@ class Server:
         deadline = time.monotonic() + self.start_timeout
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise RuntimeError(
-                    f"the WebUI ended while starting, exit code {self.process.returncode}:\n{self.tail()}"
-                )
+                code = self.process.returncode
+                raise RuntimeError(f"the WebUI ended while starting, exit code {code}:\n{self.tail()}")
             if READY in self.log.read_text(errors="replace"):
                 return
             time.sleep(0.5)

@@ -1,6 +1,7 @@
 """Makes the extension sd-webui-controlnet, where it is installed, load control models of the tests' small checkpoints.
 
-It takes every ControlNet to have SD 1.5's widths and number of blocks, and its IP-Adapter preprocessors need files from the network.
+It takes every ControlNet to have SD 1.5's widths and number of blocks, and its IP-Adapter preprocessors need files from
+the network.
 """
 
 import sys

@@ -12,6 +12,7 @@ import platform
 import resource
 import sys
 import time
+from typing import Annotated
 
 import open_clip
 import torch
@@ -32,23 +33,18 @@ open_clip.factory._MODEL_CONFIGS["zs2-tiny"] = TINY_OPEN_CLIP
 
 
 class Fault:
-    """What happens at the n-th call from now (counted from 1) of the UNet or of the VAE's decoder, and a record of all calls.
-
-    With `rows_over` it happens at every call of more rows than that.
+    """What happens at the n-th call from now (counted from 1) of the UNet or of the VAE's decoder, and a record of all
+    calls. With `rows_over` it happens at every call of more rows than that.
     """
 
     SITES = {
         "unet": ("model.diffusion_model", "forward"),
-        "unet block": (
-            "model.diffusion_model.input_blocks.1",
-            "forward",
-        ),  # also where an extension has replaced the UNet's own
+        # also where an extension has replaced the UNet's own
+        "unet block": ("model.diffusion_model.input_blocks.1", "forward"),
         "vae": ("first_stage_model", "decode"),
     }
 
-    def __init__(
-        self, kind: str | None = None, at: int | None = None, rows_over: int | None = None, site: str = "unet"
-    ):
+    def __init__(self, kind: str | None = None, at: int | None = None, rows_over: int | None = None, site="unet"):
         self.kind, self.at, self.rows_over, self.site = kind, at, rows_over, site
         self.calls: list[dict] = []
         self.modules: list[torch.nn.Module] = []
@@ -72,10 +68,7 @@ class Fault:
 
     def strike(self, rows: int) -> None:
         self.calls.append({"rows": rows, "time": time.monotonic()})
-        if self.rows_over is not None:
-            due = rows > self.rows_over
-        else:
-            due = len(self.calls) == self.at
+        due = len(self.calls) == self.at if self.rows_over is None else rows > self.rows_over
         if not due:
             return
         if self.kind == "exception":
@@ -204,7 +197,7 @@ def about() -> dict:
 
 
 class Seed(scripts.Script):
-    """Starts every job from the same state of the global generator, which the host draws from when it encodes an image."""
+    """Starts every job from the same state of the global generator: the host draws from it when it encodes an image."""
 
     def title(self):
         return "ZS2 probe"
@@ -231,7 +224,7 @@ def app_started(_, app: FastAPI) -> None:
     app.get("/zs2-probe/about")(about)
 
     @app.post("/zs2-probe/arm")
-    def arm_route(fault: dict = Body({})):
+    def arm_route(fault: Annotated[dict, Body()]):
         arm(**fault)
 
     @app.post("/zs2-probe/disarm")
