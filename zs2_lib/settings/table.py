@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, fields
 from zs2_lib.core.anchors import DEPTHS
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.noise import MODELS, SOLVERS, ClipNoise
-from zs2_lib.media.formats import FORMATS, check_clip
+from zs2_lib.media.formats import FORMATS
 from zs2_lib.media.source import Selection
 
+from . import together
 from .kinds import (
     Choice,
     Choices,
@@ -285,13 +286,7 @@ class Settings:
     def __post_init__(self):
         for name, row in ROWS.items():
             object.__setattr__(self, name, row.kind_for(self.source).check(row.key, getattr(self, name)))
-        if self.mask and not self.source:
-            raise SettingsError(
-                "mask: a mask video is not allowed without a source; give `source`, or the mask to the host itself"
-            )
-        _selection(self)
-        _check_rate(self)
-        _check_loop(self)
+        together.check(self)
 
     @classmethod
     def from_mapping(cls, values: Mapping) -> Settings:
@@ -312,19 +307,12 @@ class Settings:
     @property
     def selection(self) -> Selection:
         """Which frames of the source are used."""
-        return _selection(self)
+        return together.selection(self)
 
     @property
     def notes(self) -> list[str]:
         """What a user should know about these settings together."""
-        notes = []
-        if self.loop and self.inertia.bounds[1] > 0:
-            notes.append(f"Inertia {self.inertia} has no effect on a loop: its path is smooth by itself.")
-        if self.noise_model != "dependency" and self.inertia.bounds[1] > 0:
-            notes.append(f'Inertia {self.inertia} has no effect with the noise model "{self.noise_model}".')
-        if self.prompts:
-            notes += _notes_on_prompts(self.prompts, self.frames, self.loop)
-        return notes
+        return together.notes(self)
 
     def clip(self, seed: int) -> Clip:
         """The clip with this seed, for a host to sample."""
@@ -353,50 +341,3 @@ ROWS = {
     for option in fields(Settings)
 }
 """Each setting's row, by its name."""
-
-
-# --- settings together ---------------------------------------------------------------------------------
-
-
-def _selection(settings: Settings) -> Selection:
-    """The settings' selection. Raises SettingsError where they make none."""
-    start, end, fps = settings.source_start, settings.source_end or None, settings.source_fps or None
-    try:
-        return Selection(start, end, fps, settings.source_every, settings.frames or None)
-    except ValueError as error:
-        raise SettingsError(f"source_{error}") from None  # it begins with "start is", "end is" or "fps is"
-
-
-def _check_rate(settings: Settings) -> None:
-    for format in settings.formats if settings.fps else ():
-        try:
-            check_clip(format, settings.fps)
-        except ValueError as error:
-            raise SettingsError(f"fps: {settings.fps:g} is not allowed with the format {format!r}: {error}") from None
-
-
-def _check_loop(settings: Settings) -> None:
-    if settings.loop and settings.noise_model != "dependency":
-        raise SettingsError(
-            f'loop: true is not allowed with noise_model "{settings.noise_model}"; '
-            'only the model "dependency" closes a loop'
-        )
-    if settings.loop and not settings.motion.is_constant:
-        raise SettingsError(
-            f"loop: true is not allowed with motion keyframes '{settings.motion}'; "
-            "all steps of a loop are alike: give one number"
-        )
-
-
-def _notes_on_prompts(prompts: PromptKeyframes, frames: int, loop: bool) -> list[str]:
-    notes = []
-    beyond = [frame for frame in prompts.beyond(frames) if not (loop and frame == frames)]
-    if beyond:
-        listed = ", ".join(map(str, beyond))
-        notes.append(f"Prompts at frame {listed} are not reached: the last of {frames} frames is frame {frames - 1}.")
-    if loop and prompts.at(frames) != prompts.at(0):
-        notes.append(
-            "The loop jumps from its last prompt to its first; to lead back, end the prompts with "
-            f"'{frames}: {prompts.at(0).before}'."
-        )
-    return notes

@@ -19,7 +19,8 @@ from zs2_lib.core.hooks import another_extension
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.undo import wrap
 
-from .a1111_controlnet import Units, unit_count
+from .a1111_controlnet import Units
+from .a1111_units import unit_count
 from .seam import Adapter, Call, Model
 
 UNCONDITIONAL = -1

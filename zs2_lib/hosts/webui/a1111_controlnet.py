@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
-from modules import devices, scripts, shared
-from PIL import Image
+from modules import devices, shared
 
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.hooks import Pass
@@ -26,86 +24,15 @@ from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import Settings
 
 from . import errors
+from .a1111_units import count_of, names_of, script_of, shown, units_of
 from .controlnet import InitImages, Pictures, pictures_of, short
-from .edit import Masks, SourceVideo, same_draws
+from .edit import SourceVideo, same_draws
 from .seam import ControlUnits
 
 NETWORKS = ("ControlNet", "ControlLoRA", "ControlNetUnion", "InstantID")
 """The extension's kinds of unit (its ControlModelType) with a model like the UNet's way down."""
 PER_FRAME = (*NETWORKS, "T2I_Adapter", "IPAdapter", "AttentionInjection")
 """Those that can have an image for each frame."""
-
-
-def script_of(p):
-    """The extension's script among those of the job `p`, or None if it is not installed.
-
-    Raises SettingsError if it is a version that is built otherwise.
-    """
-    always_on = p.scripts.alwayson_scripts if p.scripts else []
-    script = next((script for script in always_on if script.title().lower() == "controlnet"), None)
-    if script is not None and "get_control" not in _globals(script):
-        raise SettingsError(
-            "ControlNet: this version of the extension is not known to ZS²; install sd-webui-controlnet v1.1.455"
-        )
-    return script
-
-
-def unit_count() -> int:
-    """How many units the extension's panel has; 0 if the extension is not installed."""
-    installed = any("get_control" in vars(data.module) for data in scripts.scripts_data)
-    return int(shared.opts.data.get("control_net_unit_count", 3)) if installed else 0
-
-
-def _globals(script) -> dict:
-    """The names of the module that the extension's script is defined in."""
-    return getattr(type(script), "controlnet_main_entry", lambda: None).__globals__
-
-
-# --- the units with their pictures ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _shown(pictures: Pictures | InitImages, p, unit) -> Iterator[Iterator]:
-    """The unit with each of its pictures in turn."""
-    with ExitStack() as undo:
-        if isinstance(pictures, Pictures):
-            yield _with_pictures(pictures, unit)
-        else:
-            for name in ("init_images", "image_mask"):
-                override(undo, p, name, getattr(p, name))
-            yield _with_init_images(p.init_images, pictures.masks, p, unit)
-
-
-def _with_pictures(pictures: Pictures, unit) -> Iterator:
-    """The unit with each picture as its image; a mask that it has stays."""
-    mask = _mask_of(unit)
-    for picture in pictures:
-        shown = {"image": picture, "mask": mask if mask is None else _resized(mask, picture)}
-        yield unit.copy(update={"image": shown, "mask": None})
-
-
-def _with_init_images(images: Sequence, masks: Masks | None, p, unit) -> Iterator:
-    """The unit itself, each time with another init image (and mask) on `p`."""
-    masks = iter(masks) if masks else None
-    for image in images:
-        p.init_images = [image]
-        if masks:
-            p.image_mask = next(masks)
-        yield unit.copy()
-
-
-def _mask_of(unit):
-    """The mask that a unit has beside its image, in any of the forms that the extension takes; or None."""
-    image = unit.image[0] if isinstance(unit.image, (list, tuple)) and unit.image else unit.image
-    mask = image.get("mask") if isinstance(image, dict) else unit.mask
-    return None if mask is None else type(unit).parse_image(mask)
-
-
-def _resized(mask: np.ndarray, picture: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(mask).resize((picture.shape[1], picture.shape[0]), Image.Resampling.NEAREST))
-
-
-# --- the units of a job --------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -145,7 +72,7 @@ class Units(ControlUnits):
                 )
             return None
         try:
-            given = _take_batch_tabs(p, script, settings)
+            given = units_of(p, script, settings)
         except (ValueError, AssertionError) as error:
             raise SettingsError(f"ControlNet: {error}") from error
         if len(settings.control) > len(given):
@@ -166,11 +93,11 @@ class Units(ControlUnits):
                     )
                 has_own = unit.image is not None or unit.ipadapter_input is not None
                 pictures = pictures_of(p, number, value, has_own, settings, source, undo, note)
-                units += [Unit(number, pictures) for _ in range(_count(unit))]
+                units += [Unit(number, pictures) for _ in range(count_of(unit))]
         if not units:
             return None
         control = cls(p, script, units, with_maps)
-        names = _globals(script)
+        names = names_of(script)
         override_item(undo, names, "get_control", control._per_frame(names["get_control"]))
         wrap(undo, script, "controlnet_main_entry", control._set_up)
         return control
@@ -205,7 +132,7 @@ class Units(ControlUnits):
     def _controls_of_frames(self, ours: Unit, get_control: Callable, p, unit, *args):
         """What `get_control` makes of each picture of `ours`, kept there; and what the extension goes on with."""
         controls, hires_controls, maps, pictures = [], [], [], ours.pictures
-        with _shown(pictures, p, unit) as units:
+        with shown(pictures, p, unit) as units:
             for number, one in enumerate(units, 1):
                 shared.state.textinfo = f"ControlNet unit {ours.number}: picture {number} of {len(pictures)}"
                 (control,), (hires_control,), new = get_control(p, one, *args)
@@ -364,38 +291,6 @@ def _without_momentum(clip: Clip, forward: Callable, *args, **kwargs):
     """The UNet's own `forward`, by which a reference unit shows it the reference first: no frames of the clip."""
     with clip.suspended():
         return forward(*args, **kwargs)
-
-
-# --- what the units take ---------------------------------------------------------------------------------------
-
-
-def _take_batch_tabs(p, script, settings: Settings) -> list[tuple]:
-    """The units of `p`, each with its entry in `control`; the folder of a unit's Batch tab is taken as its entry.
-
-    By itself the extension would make one job of each file there.
-    """
-    names = _globals(script)
-    external_code, mode = names["external_code"], names["InputMode"]
-    given = external_code.get_all_units_in_processing(p)
-    entries = list(settings.control) + [""] * (len(given) - len(settings.control))
-    units = []
-    for number, unit in enumerate(given):
-        if unit.enabled and unit.input_mode == mode.BATCH:
-            folder = unit.batch_images
-            if not isinstance(folder, (str, Path)) or not str(folder).strip():
-                raise SettingsError(f"ControlNet unit {number}: its Batch tab is {short(folder)}; give it a folder")
-            entries[number] = entries[number] or str(folder)
-            unit = unit.copy(update={"input_mode": mode.SIMPLE, "image": None})
-        units.append(unit)
-    if any(unit is not before for unit, before in zip(units, given)):
-        external_code.update_cn_script_in_processing(p, units)
-    return list(zip(units, entries))
-
-
-def _count(unit) -> int:
-    """How many units the extension makes of this one: with several images, one for each."""
-    several = unit.input_mode.value == "merge" and not unit.accepts_multiple_inputs
-    return len(unit.image) if several else 1
 
 
 def _on_cpu(value):
