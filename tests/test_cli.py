@@ -126,8 +126,7 @@ def test_prompts_by_frame(pipe, tmp_path, as_file, capsys):
     prompts = "0: on a blue background\n2: on a green background, dark"
     (tmp_path / "prompts.txt").write_text(prompts + "\n", encoding="utf-8")
     given = str(tmp_path / "prompts.txt") if as_file else prompts
-    outputs = ["-o", tmp_path / "a.png", "-o", tmp_path / "a.gif"]
-    make(*outputs, *QUICK, "--prompts", given, prompt="a red circle")
+    make("-o", tmp_path / "a.png", "-o", tmp_path / "a.gif", *QUICK, "--prompts", given, prompt="a red circle")
     assert_clip_of_the_library(tmp_path / "a", pipe, "a red circle", Settings(frames=3, prompts=prompts))
     with Image.open(tmp_path / "a.gif") as image:
         text = image.info["comment"].decode()

@@ -13,7 +13,6 @@ from zs2_lib.settings.kinds import Choice, Choices, Number, NumberSchedule, Prom
         (YesNo(), "True", True),
         (WholeNumber(0, 2**63 - 1), "9223372036854775807", 2**63 - 1),
         (WholeNumber(1, 9, or_zero=True), "0", 0),
-        (Number(0, 1), "0.3333333333333333", 1 / 3),
         (Number(0.1, 120, or_zero=True), "0", 0.0),
         (Choices(("a", "b")), "b a", ("b", "a")),
         (Prompts(), "", None),
