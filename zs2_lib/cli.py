@@ -17,7 +17,9 @@ PROGRAM = "python -m zs2_lib"
 PACKAGES = {
     "torch": "torch",
     "numpy": "numpy",
+    "einops": "einops",
     "PIL": "pillow",
+    "imageio": "imageio",
     "tqdm": "tqdm",
     "diffusers": "diffusers",
     "transformers": "transformers",
