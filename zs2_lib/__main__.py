@@ -8,7 +8,9 @@ import sys
 PACKAGES = {
     "torch": "torch",
     "numpy": "numpy",
+    "einops": "einops",
     "PIL": "pillow",
+    "imageio": "imageio",
     "tqdm": "tqdm",
     "diffusers": "diffusers",
     "transformers": "transformers",

@@ -249,7 +249,7 @@ def audio_only(path, cover=False):
         if cover:
             picture = container.add_stream("mjpeg", rate=1)
             picture.width, picture.height, picture.pix_fmt = 64, 48, "yuvj420p"
-            picture.disposition = int(av.stream.Disposition.attached_pic)
+            picture.disposition = av.stream.Disposition.attached_pic.value
         for start in range(0, 44100, 1024):
             frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
             frame.sample_rate, frame.pts, frame.time_base = 44100, start, Fraction(1, 44100)

@@ -13,7 +13,7 @@ from .animated import ticks
 
 
 def write_apng(pictures: Iterator[Image.Image], file: Path, rate: Fraction, text: str | None, loop: bool) -> None:
-    """Pillow itself and not imageio, which would hold all frames two more times, as one array and as its parts."""
+    """Pillow itself and not imageio, which first copies all frames into one array."""
     first, *others = pictures
     numbers = range(1 + len(others))
     first.save(
