@@ -153,8 +153,8 @@ def reference(
     unet, rows, stride, depth, momentum, monkeypatch, seed=0, kept=None, phase=0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The step in float64, and the deep output: shallow blocks on all rows, deep ones on anchors, straight lines
-    between, shallow blocks. With the deep output `kept` of all rows, a row is as far off the line as then, times how much
-    further apart its anchors are.
+    between, shallow blocks. With the deep output `kept` of all rows, a row is as far off the line as then, times how
+    much further apart its anchors are.
     """
     unet = in_float64(unet, monkeypatch)
     x, t, text = (value.double() for value in inputs(rows, seed=seed))

@@ -61,8 +61,8 @@ class Format:
         return self.encoding is not None
 
 
-# Constant quality, close to transparent: a mean error of 1.8 levels of 255 on a clip of the small checkpoint. The defaults
-# of imageio make 2.6, and 7.4 where a player takes the untagged colours for BT.709, in half the bytes.
+# Constant quality, close to transparent: a mean error of 1.8 levels of 255 on a clip of the small checkpoint. The
+# defaults of imageio make 2.6, and 7.4 where a player takes the untagged colours for BT.709, in half the bytes.
 _MP4 = Encoding(
     container="mp4",
     encoder="libx264",

@@ -270,14 +270,18 @@ def in_words(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be read ({error.strerror or error}): copy it to another place") from error
 
 
+class TooLarge(ValueError):
+    """A frame has more pixels than `max_pixels` allows."""
+
+
 def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
-    """Raises ValueError for a frame of no pixels, or of more than `max_pixels`."""
+    """Raises ValueError for a frame of no pixels, TooLarge for one of more than `max_pixels`."""
     width, height = size
     if width < 1 or height < 1:
         raise ValueError(f"{name} is {by(size)}: it has no pixels")
     if width * height > max_pixels:
         side, millions = math.isqrt(max_pixels), max_pixels / 1e6
-        raise ValueError(
+        raise TooLarge(
             f"{name} is {by(size)}, but a frame may have {millions:.{0 if millions >= 10 else 2}f} million pixels "
             f"(such as {side}x{side}): scale it down"
         )

@@ -1,6 +1,7 @@
 """The panel in a real browser: its controls, a clip made with it, and settings that survive being pasted.
 
-Needs Chromium (or Chrome) with its driver, and `selenium`. ZS2_SCREENSHOTS, a folder, keeps pictures of the panel and the gallery.
+Needs Chromium (or Chrome) with its driver, and `selenium`. ZS2_SCREENSHOTS, a folder, keeps pictures of the panel and
+the gallery.
 """
 
 from __future__ import annotations
@@ -54,13 +55,18 @@ CONTROLS = (
 TABS = ("txt2img", "img2img")
 PROMPTS = '0: on a blue background\n4: on a "green" background, dark: very'
 
-HELPERS = (
-    """
+HELPERS = """
 window.zs2 = {
-  panel: tab => [...document.querySelectorAll(`#tab_${tab} .input-accordion`)].find(e => e.textContent.includes('%s')),
+  panel: tab => [...document.querySelectorAll(`#tab_${tab} .input-accordion`)].find(e => e.textContent.includes('TITLE')),
   labels: panel => [...panel.querySelectorAll('label, fieldset')].map(e => e.closest('.block') || e)
       .filter((e, i, all) => all.indexOf(e) === i)
-      .map(e => ({text: e.textContent.trim().replace(/\\s+/g, ' '), tooltip: (e.closest('[title]') || {title: ''}).title})),
+      .map(e => ({
+        text: e.textContent.trim().replace(/\\s+/g, ' '), tooltip: (e.closest('[title]') || {title: ''}).title,
+      })),
+  open: (tab, part) => {
+    const found = [...zs2.panel(tab).querySelectorAll('.label-wrap')].find(e => e.textContent.trim().startsWith(part));
+    if (found && !found.classList.contains('open')) found.click();
+  },
   input: (tab, label) => [...zs2.panel(tab).querySelectorAll('label, .block')]
       .filter(e => [...e.querySelectorAll('span')].some(s => s.textContent.trim() === label)).pop()
       .closest('.block').querySelector('input[type=number], input, textarea'),
@@ -70,9 +76,7 @@ window.zs2 = {
     element.dispatchEvent(new Event('change', {bubbles: true}));
   },
 };
-"""
-    % TITLE
-)
+""".replace("TITLE", TITLE)
 
 
 class Page:
@@ -103,7 +107,7 @@ class Page:
     def load(self) -> None:
         self.browser.get(self.url)
         self.wait(
-            "return !!document.querySelector('#txt2img_generate') && !!window.opts && Object.keys(window.opts).length > 0",
+            "return !!document.querySelector('#txt2img_generate') && Object.keys(window.opts || {}).length > 0",
             90,
         )
         time.sleep(2)  # the page's own scripts run when it has loaded
@@ -131,7 +135,8 @@ class Page:
     def show_tab(self, tab: str) -> None:
         label = {"pnginfo": "PNG Info"}.get(tab, tab)
         self.run(
-            "[...document.querySelectorAll('#tabs > .tab-nav > button')].find(b => b.textContent.trim() === arguments[0]).click()",
+            "[...document.querySelectorAll('#tabs > .tab-nav > button')]"
+            ".find(b => b.textContent.trim() === arguments[0]).click()",
             label,
         )
         self.wait("return document.querySelector('#tab_' + arguments[0]).offsetParent !== null", 20, tab)
@@ -153,20 +158,9 @@ class Page:
             on,
         )
 
-    def open_advanced(self, tab: str) -> None:
-        self.run(
-            """const inner = [...zs2.panel(arguments[0]).querySelectorAll('.label-wrap')].find(e => e.textContent.trim().startsWith('Advanced'));
-                    if (inner && !inner.classList.contains('open')) inner.click();""",
-            tab,
-        )
-        time.sleep(0.5)
-
-    def open_source(self, tab: str) -> None:
-        self.run(
-            """const inner = [...zs2.panel(arguments[0]).querySelectorAll('.label-wrap')].find(e => e.textContent.trim().startsWith('Source'));
-                    if (inner && !inner.classList.contains('open')) inner.click();""",
-            tab,
-        )
+    def open_part(self, tab: str, part: str) -> None:
+        """Opens an accordion inside the panel, "Advanced" or "Source"."""
+        self.run("zs2.open(arguments[0], arguments[1])", tab, part)
         time.sleep(0.5)
 
     def value(self, tab: str, label: str):
@@ -193,7 +187,7 @@ def page(host, tmp_path_factory):
 def test_panel_has_all_controls_with_tooltips(page, tab):
     page.show_tab(tab)
     page.enable(tab)
-    page.open_advanced(tab)
+    page.open_part(tab, "Advanced")
     labels = page.run("return zs2.labels(zs2.panel(arguments[0]))", tab)
     page.screenshot(f"panel-{tab}", page.panel(tab))
     page.enable(tab, False)
@@ -209,7 +203,7 @@ def clip(page):
     tab = "txt2img"
     page.show_tab(tab)
     page.enable(tab)
-    page.open_advanced(tab)
+    page.open_part(tab, "Advanced")
     for selector, value in {
         "prompt textarea": STILL["prompt"],
         "steps input[type=number]": 8,
@@ -253,7 +247,7 @@ def test_what_the_gallery_shows_is_decoded_by_the_browser(page, clip):
 
 def assert_settings_of_the_clip(page, tab):
     page.wait("return zs2.panel(arguments[0]).querySelector('.input-accordion-checkbox').checked", 20, tab)
-    page.open_advanced(tab)
+    page.open_part(tab, "Advanced")
     page.wait("return zs2.input(arguments[0], 'Frames').value === '5'", 20, tab)
     found = {
         label: page.value(tab, label) for label in ("Frames", "Motion λ", "Momentum μ keyframes", "Prompts by frame")
@@ -321,12 +315,12 @@ def test_source_video(page, clip, tmp_path):
     tab, file = "img2img", video(tmp_path / "walk.mp4", fps=12)
     page.show_tab(tab)
     page.enable(tab)
-    page.open_source(tab)
+    page.open_part(tab, "Source")
     about = "[...zs2.panel('img2img').querySelectorAll('[id$=source_about]')].map(e => e.innerText).join('')"
     page.browser.find_element("css selector", "#tab_img2img [id$=source_file] input[type=file]").send_keys(str(file))
     page.wait(f"return {about}.includes('6 frames of 128x128, 12 per second')", 30)
     page.wait(
-        "return zs2.input('img2img', 'Frames').value === '0' && zs2.input('img2img', 'Frames per second').value === '0'",
+        "return ['Frames', 'Frames per second'].every(name => zs2.input('img2img', name).value === '0')",
         20,
     )
     page.wait(
@@ -348,7 +342,8 @@ def test_source_video(page, clip, tmp_path):
     page.click(f"#{tab}_generate")
     page.wait(f"return document.querySelector('#html_info_{tab}').textContent.includes('ZS2 frames: 3')", 120)
     page.wait(
-        f"return new Set([...document.querySelectorAll('#{tab}_gallery img')].map(i => i.src.split('?')[0])).size === 4",
+        f"return new Set([...document.querySelectorAll('#{tab}_gallery img')].map(i => i.src.split('?')[0])).size"
+        " === 4",
         20,
     )
     saved = page.run(f"return document.querySelector('#html_log_{tab}').innerText")

@@ -15,7 +15,7 @@ from modules import paths_internal, shared
 from modules.shared import opts
 
 from zs2_lib.media.read import open_source
-from zs2_lib.media.source import Source
+from zs2_lib.media.source import Source, TooLarge
 from zs2_lib.settings.kinds import SettingsError
 
 from .limits import max_source_pixels, source_folders
@@ -113,9 +113,12 @@ def opened(key: str, path: Path, background: str = "white") -> Source:
 
     Raises SettingsError that names `key`.
     """
+    changed, most = os.stat(path).st_mtime_ns if os.path.exists(path) else 0, max_source_pixels()
     with in_words(key):
-        changed = os.stat(path).st_mtime_ns if os.path.exists(path) else 0
-        return _opened(path, background, max_source_pixels(), changed)
+        try:
+            return _opened(path, background, most, changed)
+        except TooLarge as error:
+            raise TooLarge(f"{error} (--zs2-max-source-pixels of this server is {most})") from error
 
 
 @contextmanager
