@@ -57,7 +57,8 @@ PROMPTS = '0: on a blue background\n4: on a "green" background, dark: very'
 
 HELPERS = """
 window.zs2 = {
-  panel: tab => [...document.querySelectorAll(`#tab_${tab} .input-accordion`)].find(e => e.textContent.includes('TITLE')),
+  panel: tab => [...document.querySelectorAll(`#tab_${tab} .input-accordion`)]
+      .find(e => e.textContent.includes('TITLE')),
   labels: panel => [...panel.querySelectorAll('label, fieldset')].map(e => e.closest('.block') || e)
       .filter((e, i, all) => all.indexOf(e) === i)
       .map(e => ({
