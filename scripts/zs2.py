@@ -8,7 +8,7 @@ from modules import script_callbacks, scripts
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
-from zs2_lib.hosts.webui import edit, errors, job, sampling
+from zs2_lib.hosts.webui import edit, errors, host, job
 from zs2_lib.ui import panel
 
 log = logging.getLogger("zs2")
@@ -26,7 +26,7 @@ class Script(scripts.Script):
     def ui(self, is_img2img):
         try:
             with InputAccordion(False, label=panel.TITLE, elem_id=self.elem_id("enabled")) as enabled:
-                units = sampling.host().control_unit_count()
+                units = host.control_unit_count()
                 controls = {"enabled": enabled, **panel.build(self.elem_id, is_img2img, edit.preview, units)}
         except Exception as error:  # the host would print it and leave a panel whose controls do nothing
             log.exception("the panel of ZS² could not be built; the extension is off")

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import functools
-import re
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import SimpleNamespace
 
-import k_diffusion.sampling
 import torch
 from modules import sd_unet, shared
-from modules.shared import opts
 
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.hooks import another_extension
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.undo import wrap
 
-from .a1111_controlnet import Units
-from .a1111_units import unit_count
+from .draws import brownian, share_first_image, steps_for_first_frame
 from .seam import Adapter, Call, Model
 
 UNCONDITIONAL = -1
@@ -30,7 +25,9 @@ UNCONDITIONAL = -1
 class A1111(Adapter):
     """For a job `p` of AUTOMATIC1111's WebUI."""
 
-    control_unit_count = staticmethod(unit_count)
+    @classmethod
+    def fits(cls, p) -> bool:
+        return hasattr(p.sd_model, "alphas_cumprod") and hasattr(p.sd_model, "apply_model")
 
     def __init__(self, p):
         super().__init__(p)
@@ -53,9 +50,9 @@ class A1111(Adapter):
     def begin_step(self, denoiser) -> None:
         self._rows, self._next_row = _rows_of_step(denoiser), 0
 
-    def call(self, rows: int) -> Call:
+    def call(self, x: torch.Tensor, kwargs: dict) -> Call:
         """The host cuts the rows of a step into calls, in order; a call may end in the middle of a guidance group."""
-        start, stop, total = self._next_row, self._next_row + rows, len(self._rows)
+        start, stop, total = self._next_row, self._next_row + len(x), len(self._rows)
         if stop > total:
             raise RuntimeError(
                 f"ZS²: a step of {total} rows calls the UNet for {stop}; "
@@ -77,39 +74,13 @@ class A1111(Adapter):
     # --- the noise ---------------------------------------------------------------------------------------------------
 
     def share_first_image(self, undo: ExitStack) -> None:
-        p = self.p
-        if len(getattr(p, "init_images", None) or []) == 1:
-            p.init_latent[1:] = p.init_latent[:1]
-            p.image_conditioning[1:] = p.image_conditioning[:1]
-
-        def of_first_frame(image_conditioning, x, *args, **kwargs):
-            first = image_conditioning(x[:1], *args, **kwargs)
-            return first.expand(x.shape[0], *first.shape[1:]).clone()
-
-        wrap(undo, p, "txt2img_image_conditioning", of_first_frame)
+        share_first_image(self.p, undo)
 
     def correlate_own_draws(self, clip: Clip, undo: ExitStack) -> None:
         sampler = self.p.sampler
-        wrap(undo, sampler, "create_noise_sampler", functools.partial(_brownian, clip))
+        wrap(undo, sampler, "create_noise_sampler", functools.partial(brownian, clip))
         if sampler.funcname == "sample_dpm_adaptive":
-            wrap(undo, sampler, "func", _steps_for_first_frame)
-
-    # --- ControlNet, prompts and LoRA --------------------------------------------------------------------------------
-
-    def control_units(self, settings, source, undo, note, maps) -> Units | None:
-        return Units.of(self.p, settings, source, undo, note, maps)
-
-    @staticmethod
-    def without_comments(prompt: str) -> str:
-        return re.sub("#.*", "", prompt) if opts.enable_prompt_comments else prompt
-
-    @staticmethod
-    def set_lora_weights(weights: dict) -> None:
-        """The host brings a layer's weights up to date when the layer is called next."""
-        for network in sys.modules["networks"].loaded_networks:
-            lora = weights.get(network.mentioned_name)
-            if lora is not None:
-                network.te_multiplier, network.unet_multiplier = lora.text, lora.unet
+            wrap(undo, sampler, "func", steps_for_first_frame)
 
 
 def _rows_of_step(denoiser) -> Rows:
@@ -126,25 +97,3 @@ def _rows_of_step(denoiser) -> Rows:
     conditional = [(frame, group) for frame in frames for group in range(prompts[frame])]
     rows = conditional + [(frame, UNCONDITIONAL) for frame in frames]
     return Rows(*(tuple(column) for column in zip(*rows)))
-
-
-def _brownian(clip: Clip, create_noise_sampler: Callable, x: torch.Tensor, sigmas: torch.Tensor, p) -> Callable:
-    """The host's noise sampler for SDE samplers with each frame's own Brownian motion, correlated."""
-    seeds = list(clip.noise.seeds)
-    brownian = create_noise_sampler(x, sigmas, SimpleNamespace(all_seeds=seeds, iteration=0, batch_size=clip.frames))
-    if brownian is None:  # the option "Do not make DPM++ SDE deterministic": k-diffusion draws the still's seed
-        seeds[0] = torch.randint(0, 2**63 - 1, []).item()
-        lowest, highest = sigmas[sigmas > 0].min(), sigmas.max()
-        brownian = k_diffusion.sampling.BrownianTreeNoiseSampler(x, lowest, highest, seed=seeds)
-    return lambda sigma, sigma_next: clip.noise.mix(brownian(sigma, sigma_next))
-
-
-def _steps_for_first_frame(sample_dpm_adaptive: Callable, model, x: torch.Tensor, *args, **kwargs):
-    """DPM adaptive with its step sizes chosen by frame 1, as for the still, not by the error of the whole batch."""
-    hijacked_torch = k_diffusion.sampling.torch  # the host's, made anew for each sampling
-    frames = x.shape[0]
-    hijacked_torch.linalg = SimpleNamespace(norm=lambda error: torch.linalg.norm(error[:1]) * frames**0.5)
-    try:
-        return sample_dpm_adaptive(model, x, *args, **kwargs)
-    finally:
-        del hijacked_torch.linalg

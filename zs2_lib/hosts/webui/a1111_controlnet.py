@@ -24,8 +24,8 @@ from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import Settings
 
 from . import errors
-from .a1111_units import count_of, names_of, script_of, shown, units_of
-from .controlnet import InitImages, Pictures, pictures_of, short
+from .a1111_units import count_of, names_of, shown, units_of
+from .controlnet import InitImages, Pictures, given_units, pictures_of, short
 from .edit import SourceVideo, same_draws
 from .seam import ControlUnits
 
@@ -59,30 +59,13 @@ class Units(ControlUnits):
         self._draws: list[torch.Tensor] = []
         self._next_draw = 0
 
-    @classmethod
-    def of(cls, p, settings: Settings, source: SourceVideo | None, undo: ExitStack, note, with_maps: bool):
-        """The units of `p`, or None if it has none: see `Adapter.control_units`."""
-        script = script_of(p)
-        asked = [number for number, value in enumerate(settings.control) if value]
-        if script is None:
-            if asked:
-                raise SettingsError(
-                    f"control: {short(settings.control)} is not allowed: the extension sd-webui-controlnet is not "
-                    "installed; install it from Extensions > Available, or leave control out"
-                )
-            return None
-        try:
-            given = units_of(p, script, settings)
-        except (ValueError, AssertionError) as error:
-            raise SettingsError(f"ControlNet: {error}") from error
-        if len(settings.control) > len(given):
-            raise SettingsError(
-                f"control: {len(settings.control)} entries for {len(given)} ControlNet units; give one for each"
-            )
-        for number in asked:
-            if not given[number][0].enabled:
-                note(f"control: ControlNet unit {number} is not enabled: its frames are not used.")
+    @staticmethod
+    def knows(script) -> bool:
+        return "get_control" in names_of(script)
 
+    @classmethod
+    def of(cls, p, script, settings: Settings, source: SourceVideo | None, undo: ExitStack, note, maps: bool):
+        given = given_units(lambda: units_of(p, script, settings), settings, note)
         units = []
         for number, (unit, value) in enumerate(given):
             if unit.enabled:
@@ -96,7 +79,7 @@ class Units(ControlUnits):
                 units += [Unit(number, pictures) for _ in range(count_of(unit))]
         if not units:
             return None
-        control = cls(p, script, units, with_maps)
+        control = cls(p, script, units, maps)
         names = names_of(script)
         override_item(undo, names, "get_control", control._per_frame(names["get_control"]))
         wrap(undo, script, "controlnet_main_entry", control._set_up)

@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-from modules import scripts, shared
 from PIL import Image
 
 from zs2_lib.hosts.undo import override
@@ -16,26 +15,6 @@ from zs2_lib.settings.table import Settings
 
 from .controlnet import InitImages, Pictures, short
 from .edit import Masks
-
-
-def script_of(p):
-    """The extension's script among those of the job `p`, or None if it is not installed.
-
-    Raises SettingsError if it is a version that is built otherwise.
-    """
-    always_on = p.scripts.alwayson_scripts if p.scripts else []
-    script = next((script for script in always_on if script.title().lower() == "controlnet"), None)
-    if script is not None and "get_control" not in names_of(script):
-        raise SettingsError(
-            "ControlNet: this version of the extension is not known to ZS²; install sd-webui-controlnet v1.1.455"
-        )
-    return script
-
-
-def unit_count() -> int:
-    """How many units the extension's panel has; 0 if the extension is not installed."""
-    installed = any("get_control" in vars(data.module) for data in scripts.scripts_data)
-    return int(shared.opts.data.get("control_net_unit_count", 3)) if installed else 0
 
 
 def names_of(script) -> dict:

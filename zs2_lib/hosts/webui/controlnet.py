@@ -62,6 +62,25 @@ def fitted(count: int, frames: int, fit: str) -> np.ndarray:
     return np.minimum(np.arange(frames), count - 1)
 
 
+def given_units(read: Callable[[], list[tuple]], settings: Settings, note: Callable[[str], None]) -> list[tuple]:
+    """What `read` gives: each unit of the job, enabled or not, with its entry in the setting `control`.
+
+    Raises SettingsError where the units cannot be read, or there are fewer than entries.
+    """
+    try:
+        given = read()
+    except (ValueError, AssertionError) as error:
+        raise SettingsError(f"ControlNet: {error}") from error
+    if len(settings.control) > len(given):
+        raise SettingsError(
+            f"control: {len(settings.control)} entries for {len(given)} ControlNet units; give one for each"
+        )
+    for number, value in enumerate(settings.control):
+        if value and not given[number][0].enabled:
+            note(f"control: ControlNet unit {number} is not enabled: its frames are not used.")
+    return given
+
+
 def pictures_of(
     p,
     number: int,

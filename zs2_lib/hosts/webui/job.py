@@ -14,7 +14,7 @@ from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import Settings
 
-from . import sampling
+from . import host, sampling
 from .clips import Clips
 from .edit import SourceVideo, edit
 from .limits import check_frames
@@ -64,11 +64,10 @@ class Job:
         self.p = p
         self.began = shared.state.time_start
         self.settings = settings
-        self.adapter = sampling.host()(p)
         self.notes: list[str] = []
         self.source: SourceVideo | None = None
         self.control: ControlUnits | None = None
-        self.travel = PromptTravel(p, settings.prompts, self.adapter) if settings.prompts else None
+        self.travel: PromptTravel | None = None
         self.sampling: sampling.ClipSampling | None = None
         self._undo = ExitStack()
 
@@ -142,7 +141,7 @@ class Job:
         """Gives each frame its own control images. In txt2img only they can use a source."""
         p, settings = self.p, self.settings
         with_maps = not self.clips.as_base64  # the API's answer holds the clip alone
-        self.control = self.adapter.control_units(settings, self.source, self._undo, self.note, with_maps)
+        self.control = host.control_units(p, settings, self.source, self._undo, self.note, with_maps)
         if self.source and not isinstance(p, processing.StableDiffusionProcessingImg2Img):
             if settings.mask:
                 raise SettingsError(
@@ -164,11 +163,12 @@ class Job:
         wrap(self._undo, self.p, "get_token_merging_ratio", no_merging)
 
     def _prepare(self) -> None:
-        p, settings = self.p, self.settings
+        p, settings, self.adapter = self.p, self.settings, host.adapter_of(self.p)
         p.all_seeds = _repeat(p.all_seeds[: p.n_iter], settings.frames)
         p.all_subseeds = _repeat(p.all_subseeds[: p.n_iter], settings.frames)
         p.extra_generation_params.update(recipe.texts(settings))
-        if self.travel:
+        if settings.prompts:
+            self.travel = PromptTravel(p, settings.prompts, self.adapter.lora_refusal)
             self.travel.begin(self._undo)
         if settings.frames > 1:
             wrap(self._undo, p, "sample", self._sample)
@@ -192,6 +192,7 @@ class Job:
         try:
             with sampling.ClipSampling(self.p, self.adapter, settings, self.travel, self.control) as self.sampling:
                 samples = sample(*args, **kwargs)
+                self.sampling.check()
             if reduced_to := self.sampling.clip.passes.reduced_to:
                 self.note(f"Memory ran out: the clip went on with {reduced_to} frames per UNet pass.")
             return samples

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import re
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -15,12 +17,11 @@ from modules.prompt_parser import (
     MulticondLearnedConditioning,
     ScheduledPromptConditioning,
 )
+from modules.shared import opts
 
 from zs2_lib.hosts.undo import wrap
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.schedule import Blend, PromptKeyframes, join
-
-from .seam import Adapter
 
 
 class Lora(NamedTuple):
@@ -43,10 +44,11 @@ class PromptTravel:
     pass, which then may hold one frame only (`weights_change`).
     """
 
-    def __init__(self, p, prompts: PromptKeyframes, adapter: Adapter):
+    def __init__(self, p, prompts: PromptKeyframes, lora_refusal: str | None):
         self.p = p
         self.prompts = prompts
-        self.adapter = adapter
+        self.lora_refusal = lora_refusal
+        """Why LoRA weights cannot change in this host, with a remedy; None if they can."""
         self._loras: dict[bool, dict[str, dict[str, Lora]]] = {}
         """For the first pass (False) and that of hires.fix (True): each keyframe's LoRAs; none if all have the same."""
 
@@ -73,7 +75,7 @@ class PromptTravel:
         loras = self._loras.get(bool(getattr(self.p, "is_hr_pass", False)))
         if loras:
             before, after, weight = self.prompts.at(frame)
-            self.adapter.set_lora_weights(
+            _set_lora_weights(
                 {
                     name: Lora(_mean(a.text, b.text, weight), _mean(a.unet, b.unet, weight), a.dyn)
                     for name, a, b in ((name, loras[before][name], loras[after][name]) for name in loras[before])
@@ -100,8 +102,8 @@ class PromptTravel:
 
         Raises SettingsError for prompts of which the host can make no blend.
         """
-        plain, networks_of_all = self._parsed(common)
-        parsed = {text: self._parsed(text) for text in self.prompts.texts}
+        plain, networks_of_all = _parsed(common)
+        parsed = {text: _parsed(text) for text in self.prompts.texts}
         self._check_parts(plain, {text: prompt for text, (prompt, _) in parsed.items()})
         data = {text: _merged(networks_of_all, own) for text, (_, own) in parsed.items()}
         networks = {text: _by_kind(each) for text, each in data.items()}
@@ -115,6 +117,8 @@ class PromptTravel:
                         f"the networks <{kind}:…> of {self._named(first)} and {self._named(text)} differ, and only "
                         "LoRAs can change over the frames; name them in the tab's prompt, for all frames"
                     )
+        if self.lora_refusal:
+            raise self._error(f"the LoRAs of its keyframes differ; {self.lora_refusal}")
         loras = self._loras_of_all(
             {text: self._read_loras(text, each.get("lora", [])) for text, each in networks.items()}
         )
@@ -193,8 +197,8 @@ class PromptTravel:
         @functools.cache
         def encoded(common: str, text: str) -> list[ComposableScheduledPromptConditioning]:
             if loras:
-                self.adapter.set_lora_weights(loras[text])
-            prompt = join(common, self._parsed(text)[0]) if positive else common
+                _set_lora_weights(loras[text])
+            prompt = join(common, _parsed(text)[0]) if positive else common
             prompts = prompt_parser.SdConditioning([prompt], copy_from=required_prompts)
             result = get_conds(function, prompts, steps, [[None, None]], extra_network_data, hires_steps)
             return result.batch[0] if positive else [ComposableScheduledPromptConditioning(result[0])]
@@ -210,10 +214,6 @@ class PromptTravel:
         if positive:
             return MulticondLearnedConditioning(shape=(len(batch),), batch=batch)
         return [parts[0].schedules for parts in batch]
-
-    def _parsed(self, prompt: str) -> tuple[str, dict]:
-        """A prompt without its comments and tags, and the networks of the tags by name, as the host reads them."""
-        return extra_networks.parse_prompt(self.adapter.without_comments(prompt))
 
     # --- errors --------------------------------------------------------------------------------------------
 
@@ -304,3 +304,27 @@ def _kind(name: str) -> str:
     """The kind of network that a tag's name stands for: "lyco" is another name of "lora"."""
     network = extra_networks.extra_network_registry.get(name) or extra_networks.extra_network_aliases.get(name)
     return network.name if network else name
+
+
+# --- what the host does with a prompt --------------------------------------------------------------------------------
+
+
+def _parsed(prompt: str) -> tuple[str, dict]:
+    """A prompt without its comments and tags, and the networks of the tags by name, as the host reads them."""
+    return extra_networks.parse_prompt(_without_comments(prompt))
+
+
+def _without_comments(prompt: str) -> str:
+    """A prompt as the host encodes it; reForge, which has no option for it, knows // and /* */ as well."""
+    enabled = opts.data.get("enable_prompt_comments", getattr(opts, "enable_prompt_comments", None))
+    if enabled is None:
+        prompt = re.sub(r"/\*.*?(\*/|$)|//.*", "", prompt, flags=re.DOTALL | re.MULTILINE)
+    return prompt if enabled is False else re.sub("#.*", "", prompt)
+
+
+def _set_lora_weights(weights: dict[str, Lora]) -> None:
+    """Sets the weights of loaded LoRAs; the host brings a layer's weights up to date when the layer is called next."""
+    for network in sys.modules["networks"].loaded_networks:
+        lora = weights.get(network.mentioned_name)
+        if lora is not None:
+            network.te_multiplier, network.unet_multiplier = lora.text, lora.unet

@@ -1,4 +1,4 @@
-"""The sampling of one clip in a WebUI: which adapter fits the host, and the scope that asks it.
+"""The sampling of one clip in a WebUI: the scope that asks the host's adapter.
 
 Everything here is undone when the scope is left, however it is left.
 """
@@ -17,16 +17,8 @@ from zs2_lib.hosts.undo import restore_afterwards, wrap
 from zs2_lib.settings.table import Settings
 
 from . import errors
-from .a1111 import A1111
 from .prompts import PromptTravel
 from .seam import Adapter, ControlUnits, Model
-
-ADAPTERS: tuple[type[Adapter], ...] = (A1111,)
-
-
-def host() -> type[Adapter]:
-    """The adapter of this host."""
-    return ADAPTERS[0]
 
 
 class ClipSampling:
@@ -51,6 +43,9 @@ class ClipSampling:
         self.travel = travel if travel and travel.weights_change else None
         self.clip = settings.clip(int(p.seeds[0]))
         self.stepping = False
+        self.seen = True
+        """Whether a UNet call of the step came by."""
+        self._correlated: torch.Tensor | None = None
         self._undo = ExitStack()
         self._model: Model | None = None
         self._undo_model = ExitStack()
@@ -65,6 +60,7 @@ class ClipSampling:
             if self.control:
                 self.control.begin(undo, self.clip)
             self._follow_model()
+            self.adapter.ask_for_memory(self.clip, undo)
             self.adapter.share_first_image(undo)
             restore_afterwards(undo, self.p, "rng")
             undo.callback(setattr, shared.state, "textinfo", None)
@@ -88,6 +84,8 @@ class ClipSampling:
 
     def begin_step(self, denoiser) -> None:
         """A new step of the sampler: its UNet calls follow."""
+        self.check()
+        self.seen = False
         self._follow_model()
         self.adapter.begin_step(denoiser)
         self.stepping, self.denoiser_call = True, denoiser.step
@@ -96,12 +94,25 @@ class ClipSampling:
         self.step = denoiser.step // calls + 1
         self.part_of_step = (max(denoiser.step - 1, 0) % calls / calls, 1 / calls if denoiser.step else 0.0)
 
+    def check(self) -> None:
+        """Raises the error that was kept, if there is one; RuntimeError if the step before called a UNet that is not
+        hooked: its frames would know nothing of each other.
+        """
+        errors.raise_kept(self.p)
+        if not self.seen:
+            raise RuntimeError(
+                "ZS²: a step was sampled by a UNet that does not pass through ZS²; another extension replaces it: "
+                "switch it off for this clip"
+            )
+
     def unet_call(self, original: Callable, x: torch.Tensor, t: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """The host's `apply_model`, `original`, in passes of a few frames; sees every UNet call in order."""
         errors.raise_kept(self.p)
         if not self.stepping:  # another extension's call, outside of a sampler's step
             return original(x, t, *args, **kwargs)
-        call = self.adapter.call(x.shape[0])
+        call = self.adapter.call(x, kwargs)
+        unet = self.adapter.unet(original, self.clip, len(x), kwargs)
+        self.seen = True
         if call.start == 0:
             self.clip.begin_step(self.denoiser_call, self.adapter.time(t))
         step, same_tiles = shared.state.sampling_step, self.adapter.same_tiles()
@@ -118,7 +129,7 @@ class ClipSampling:
             shared.state.sampling_step = step + start + length * done
 
         try:
-            return self.clip.call(original, call.rows, x, t, *args, before_pass=before_pass, **kwargs)
+            return self.clip.call(unet, call.rows, x, t, *args, before_pass=before_pass, **kwargs)
         finally:
             shared.state.sampling_step = step
 
@@ -139,7 +150,9 @@ class ClipSampling:
 
         The first row is the noise of the still and stays. Called before the first pass and before that of hires.fix.
         """
-        p, clip = self.p, self.clip
+        if noise is self._correlated:  # Forge says so twice before the second pass of hires.fix
+            return
+        p, clip, self._correlated = self.p, self.clip, noise
         scale = getattr(p, "initial_noise_multiplier", 1.0)  # img2img has scaled the noise already
         if scale:
             noise[1:] = clip.noise.draw(noise[:1] / scale)[1:] * scale

@@ -33,7 +33,23 @@ class Call(NamedTuple):
 
 
 class ControlUnits(ABC):
-    """The enabled ControlNet units of a job."""
+    """The enabled ControlNet units of a job; one subclass for each kind of ControlNet that hosts have."""
+
+    @staticmethod
+    @abstractmethod
+    def knows(script) -> bool:
+        """Whether the host's ControlNet `script` (or its class) is of this kind."""
+
+    @classmethod
+    @abstractmethod
+    def of(
+        cls, p, script, settings: Settings, source: SourceVideo | None, undo: ExitStack, note: Callable, maps: bool
+    ) -> ControlUnits | None:
+        """The enabled units of the job `p`, or None if it has none; changes to them are undone with `undo`.
+
+        `note(text)` tells the user something; `maps` says whether what preprocessors make of the pictures is part of
+        the job's result. Raises SettingsError if `settings` ask for what the units cannot do.
+        """
 
     @property
     @abstractmethod
@@ -68,13 +84,18 @@ class ControlUnits(ABC):
 
 
 class Adapter(ABC):
-    """What a host answers about a job `p` and the model that samples it; one subclass for each kind of host.
-
-    What needs no `self` is answered before there is a job.
-    """
+    """What a host answers about a job `p`, whose model is loaded; one subclass for each kind of host."""
 
     def __init__(self, p):
         self.p = p
+
+    lora_refusal: str | None = None
+    """Why LoRA weights cannot change while a clip is sampled, with a remedy; None if they can."""
+
+    @classmethod
+    @abstractmethod
+    def fits(cls, p) -> bool:
+        """Whether the model that `p` is sampled with, which is loaded, is one of this kind of host."""
 
     @abstractmethod
     def refusal(self) -> str | None:
@@ -89,11 +110,19 @@ class Adapter(ABC):
         """A step of the host's `denoiser` begins: its UNet calls follow."""
 
     @abstractmethod
-    def call(self, rows: int) -> Call:
-        """The next UNet call of the step, which has so many rows. Raises RuntimeError if it does not fit the step.
+    def call(self, x: torch.Tensor, kwargs: dict) -> Call:
+        """The UNet call of the step that comes next, of `x` (rows, channels, height, width) and further arguments.
 
-        What is carried from frame to frame is forgotten where a call has `start` 0.
+        What is carried from frame to frame is forgotten where a call has `start` 0. Raises RuntimeError if it does not
+        fit the step.
         """
+
+    def unet(self, original: Callable, clip: Clip, rows: int, kwargs: dict) -> Callable:
+        """The UNet as a function of the arguments of a pass, for a call of `rows` rows of the host's `original`.
+
+        Takes out of `kwargs` what is not cut along the rows as `core.rows.take` does it, and puts it back cut.
+        """
+        return original
 
     @abstractmethod
     def time(self, t: torch.Tensor) -> float:
@@ -111,27 +140,6 @@ class Adapter(ABC):
     def correlate_own_draws(self, clip: Clip, undo: ExitStack) -> None:
         """Correlates the noise that samplers draw, or step sizes that they choose, without asking `p.rng`."""
 
-    @abstractmethod
-    def control_units(
-        self, settings: Settings, source: SourceVideo | None, undo: ExitStack, note: Callable[[str], None], maps: bool
-    ) -> ControlUnits | None:
-        """The enabled ControlNet units of the job, or None if it has none; changes to them are undone with `undo`.
-
-        `note(text)` tells the user something; `maps` says whether what preprocessors make of the pictures is part of
-        the job's result. Raises SettingsError if `settings` ask for what the units cannot do.
-        """
-
-    @staticmethod
-    @abstractmethod
-    def control_unit_count() -> int:
-        """How many ControlNet units the panel has; 0 where there is no ControlNet."""
-
-    @staticmethod
-    @abstractmethod
-    def without_comments(prompt: str) -> str:
-        """A prompt as the host encodes it."""
-
-    @staticmethod
-    @abstractmethod
-    def set_lora_weights(weights: dict) -> None:
-        """Sets the weights of loaded LoRAs for the UNet calls that follow; `weights` has a `prompts.Lora` by name."""
+    def ask_for_memory(self, clip: Clip, undo: ExitStack) -> None:
+        """Makes the host plan its memory for a pass of the clip, where it plans for the batch."""
+        return None

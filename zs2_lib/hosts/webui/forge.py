@@ -1,0 +1,151 @@
+"""What Forge, reForge and Forge Neo answer at the seam: hosts whose UNet sits in `sd_model.forge_objects`.
+
+A UNet call there is whole blocks of all frames, one for each guidance group, and its `t` is sigma.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+
+import torch
+from modules import sd_samplers_cfg_denoiser
+
+from zs2_lib.core.clip import Clip
+from zs2_lib.core.hooks import another_extension
+from zs2_lib.core.passes import automatic_frames_per_pass
+from zs2_lib.core.rows import Rows
+from zs2_lib.hosts.undo import override, wrap
+
+from .draws import brownian, share_first_image
+from .seam import Adapter, Call, Model
+
+CONDITIONAL = 0
+"""What the host marks the blocks of a prompt with; those of the negative prompt are 1."""
+TIMESTEPS = 1000
+
+
+class Forge(Adapter):
+    """For a job `p` of a host of the Forge family."""
+
+    lora_refusal = "this WebUI merges LoRAs once, before sampling: give all keyframes the same weights"
+
+    @classmethod
+    def fits(cls, p) -> bool:
+        return hasattr(p.sd_model, "forge_objects")
+
+    def refusal(self) -> str | None:
+        unet = self.model().unet
+        if not any(name.endswith("attn1") for name, _ in unet.named_modules()):
+            return (
+                f"ZS² works with the UNets of SD 1.x, SD 2.x and SDXL; {type(self.p.sd_model).__name__} has none: "
+                "choose such a checkpoint"
+            )
+        if hasattr(unet, "_orig_mod") or getattr(unet, "_compiled_call_impl", None) is not None:
+            return "ZS² cannot hook a compiled UNet: switch torch.compile off"
+        return None
+
+    def model(self) -> Model:
+        owner = self.p.sd_model.forge_objects.unet.model
+        return Model(owner, owner.diffusion_model)
+
+    def begin_step(self, denoiser) -> None:
+        self._calls, self._blocks = 0, Counter()
+
+    def call(self, x: torch.Tensor, kwargs: dict) -> Call:
+        """Tiles come as whole blocks, one after the other; nobody says how many calls follow, so each is half of what is
+        left of the step.
+        """
+        marks = list(kwargs.get("transformer_options", {}).get("cond_or_uncond", [CONDITIONAL]))
+        tiles, rest = divmod(len(x), len(marks) * self.frames)
+        if rest or not tiles:
+            raise RuntimeError(
+                f"ZS²: a UNet call has {len(x)} rows for {self.frames} frames and {len(marks)} guidance group(s); "
+                + another_extension("changes the UNet's batch")
+            )
+        groups = []
+        for mark in marks * tiles:
+            groups += [(mark, self._blocks[mark])] * self.frames
+            self._blocks[mark] += 1
+        start, self._calls = 1 - 0.5**self._calls, self._calls + 1
+        return Call(Rows(tuple(range(self.frames)) * len(marks) * tiles, tuple(groups)), start, 1 - 0.5**self._calls)
+
+    def unet(self, original: Callable, clip: Clip, rows: int, kwargs: dict) -> Callable:
+        options = kwargs.pop("transformer_options", {})
+
+        def of_pass(*args, control: dict | None = None, **others):
+            if control is not None:  # the host takes them off its lists
+                others["control"] = {name: list(value) for name, value in control.items()}
+            part = clip.momentum.now.rows
+            return original(*args, transformer_options=_options(options, part, rows, self.frames), **others)
+
+        return of_pass
+
+    def time(self, t: torch.Tensor) -> float:
+        owner = self.model().owner
+        predictor = getattr(owner, "predictor", None) or owner.model_sampling
+        return 1 - float(predictor.timestep(t[:1])) / TIMESTEPS
+
+    def same_tiles(self) -> Callable[[], None]:
+        return lambda: None
+
+    def ask_for_memory(self, clip: Clip, undo: ExitStack) -> None:
+        """The host plans for all frames at once, and moves models out of the way for them."""
+        owner, frames = self.model().owner, clip.frames
+
+        def of_pass(memory_required: Callable, input_shape: Iterable[int], *args, **kwargs):
+            rows, *rest = input_shape
+            per_pass = clip.passes.frames_per_pass or automatic_frames_per_pass(*rest[-2:])
+            return memory_required([max(rows * min(per_pass, frames) // frames, 1), *rest], *args, **kwargs)
+
+        wrap(undo, owner, "memory_required", of_pass)
+
+    # --- the noise ---------------------------------------------------------------------------------------------------
+
+    def share_first_image(self, undo: ExitStack) -> None:
+        share_first_image(self.p, undo)
+
+    def correlate_own_draws(self, clip: Clip, undo: ExitStack) -> None:
+        """Beside SDE samplers' noise, that of what a mask keeps, which the denoiser draws in each step."""
+        wrap(undo, self.p.sampler, "create_noise_sampler", functools.partial(brownian, clip))
+        override(undo, sd_samplers_cfg_denoiser, "torch", _Torch(clip))
+
+    @property
+    def frames(self) -> int:
+        return self.p.batch_size
+
+
+class _Torch:
+    """The module torch with the noise for frames of a clip correlated; the host's own TorchHijack does the like."""
+
+    def __init__(self, clip: Clip):
+        self._clip = clip
+
+    def __getattr__(self, name: str):
+        return getattr(torch, name)
+
+    def randn_like(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        if len(x) != self._clip.frames:
+            return torch.randn_like(x, *args, **kwargs)
+        return self._clip.noise.draw(torch.randn_like(x[:1], *args, **kwargs))
+
+
+def _options(options: dict, part: Rows, rows: int, frames: int) -> dict:
+    """The host's `transformer_options` of a call of so many rows and frames, for the rows of a pass.
+
+    `sigmas` has a value for each frame, `cond_mark` one for each row, the indices are row numbers; others (the steps'
+    `sampling_sigmas`) are of no rows, whatever their length.
+    """
+    if len(part) == rows:
+        return options
+    options, marks = dict(options), [mark for mark, _ in part.groups]
+    sigmas = options.get("sigmas")
+    if isinstance(sigmas, torch.Tensor) and len(sigmas) == frames:
+        options["sigmas"] = sigmas[list(dict.fromkeys(part.frames))]
+    if "cond_mark" in options:
+        options["cond_mark"] = torch.tensor(marks).to(options["cond_mark"])
+        options["cond_indices"] = [row for row, mark in enumerate(marks) if mark == CONDITIONAL]
+        options["uncond_indices"] = [row for row, mark in enumerate(marks) if mark != CONDITIONAL]
+    return options
