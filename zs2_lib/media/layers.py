@@ -74,12 +74,12 @@ class Layers:
                     canvas.paste((0, 0, 0, 0), layer.box)
 
     def beginning(self, number: int) -> int:
-        """The number of the last layer, up to this one, of which what was there before shows nothing."""
+        """The number of the last layer, up to this one, that leaves nothing of what was there before."""
         for begin in range(number, 0, -1):
             layer = self.layers[begin]
             left, top, right, bottom = layer.box
             covers = left == top == 0 and right >= self.size[0] and bottom >= self.size[1]
-            if covers and not layer.over and (begin == number or layer.dispose != _RESTORE):
+            if covers and not layer.over and layer.dispose != _RESTORE:
                 return begin
         return 0
 
@@ -127,7 +127,7 @@ def _read_gif(file: BinaryIO, found: Layers, max_pixels: int) -> bool:
     """Adds the layers of the GIF to `found`."""
     head = _exactly(file, 13)
     head += _exactly(file, _palette_bytes(head[10]))
-    control = b"\0\0\0\0"  # flags, how long it is shown, transparent colour
+    control = None  # of the next layer: flags, how long it is shown, transparent colour
     while (kind := file.read(1)) not in (b"", b";"):
         if kind == b"!":
             label, data = _exactly(file, 1), _blocks(file, cut := [])
@@ -144,7 +144,7 @@ def _read_gif(file: BinaryIO, found: Layers, max_pixels: int) -> bool:
             _exactly(file, 1)  # how many bits its smallest codes have
             blocks = file.tell()
             data = _blocks(file, cut := [])
-            flags, hundredths, clear = struct.unpack("<BHB", control)
+            flags, hundredths, clear = struct.unpack("<BHB", control or bytes(4))
             before = b"GIF89a" + struct.pack("<2H", width, height) + head[10:]
             before += b"!\xf9\4" + struct.pack("<BHB", flags & 1, 0, clear) + b"\0"
             before += b"," + struct.pack("<4H", 0, 0, width, height) + place[8:]
@@ -160,7 +160,8 @@ def _read_gif(file: BinaryIO, found: Layers, max_pixels: int) -> bool:
             )
             if cut:
                 raise EOFError
-            control = b"\0\0\0\0"
+            control = None
+    found.broken = not kind and control is not None  # it ends before a layer; only the end mark may lack
     return True
 
 
@@ -204,9 +205,6 @@ def _read_apng(file: BinaryIO, found: Layers, max_pixels: int) -> bool:
     while True:
         length, name = struct.unpack(">I4s", _exactly(file, 8))
         start = file.tell()
-        if name not in (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"IDAT", b"fdAT", b"IEND"):
-            file.seek(length + 4, io.SEEK_CUR)
-            continue
         data = _exactly(file, length)
         if struct.unpack(">I", _exactly(file, 4))[0] != zlib.crc32(name + data):
             break
