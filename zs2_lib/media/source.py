@@ -134,14 +134,15 @@ class Source:
         """The frame rate at which a clip of these frames plays as fast as the source.
 
         Exact where `selection.fps` is given or the source's rate is constant, otherwise the average over the selection.
+        For a single frame it is a rate that a clip may have.
         Raises ValueError where `frames` would.
         """
         picks = self.picks(selection)
         rate = selection.rate or self.clock.rate
+        if len(picks) == 1:
+            return min(max((rate or self.info.fps) / selection.every, exact_rate(MIN_FPS)), Fraction(MAX_FPS))
         if rate:
             return rate / selection.every
-        if len(picks) == 1:
-            return self.info.fps / selection.every
         seconds = self.clock.times[picks[-1]] - self.clock.times[picks[0]]
         return Fraction((len(picks) - 1) / seconds).limit_denominator(1001)
 
@@ -207,6 +208,8 @@ def _rates(ends: np.ndarray, tick: float) -> Iterator[Fraction]:
         yield Fraction(average).limit_denominator(largest)
 
 
+_ASSUMED_RATE = 25
+
 # Seconds. A time that Matroska, or who typed in a selection, rounded to milliseconds is meant half of one earlier.
 _SLACK = 0.0005
 
@@ -234,6 +237,8 @@ class Clock:
         tick: how finely the file tells times, in seconds: two frames at 30 fps are 33 or 34 ms apart in Matroska, 30 or
             40 ms in GIF.
         """
+        if len(times) == 1 and end * MAX_FPS < 1:  # how long it is shown is not known
+            end = float(1 / (rate if rate and rate <= MAX_FPS else _ASSUMED_RATE))
         ends = np.append(times[1:], end)
         for candidate in (rate, *_rates(ends, tick)):
             if candidate:
