@@ -7,16 +7,14 @@ in a plain MP4, 61 times in an MKV of short groups with B-frames and 2 times in 
 from __future__ import annotations
 
 from array import array
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
-from itertools import dropwhile
 from pathlib import Path
 
 import numpy as np
 
 from .decode import Damaged, decoded, decoder_of, import_av, opened_video
+from .video_end import last_frames, without_gap
 
 HDR_TRANSFERS = (16, 18)  # H.273's PQ and HLG
 
@@ -61,11 +59,11 @@ def read_index(path: Path, max_pixels: int) -> Index:
         }
         times = None if _has_no_clock(container) else _packet_times(container, stream, broken)
         tells_its_size = container.format.name.startswith(_TELLING_THEIR_SIZE)
-    if times is not None and not tells_its_size:
-        times = _until_damage(path, max_pixels, times)
     if times is None:
         with opened_video(path, max_pixels) as (container, stream):
             times = _frame_times(container, stream, broken)
+    if not tells_its_size and len(times["pts"]):
+        times = _until_damage(times, *last_frames(path, max_pixels))
     index = Index(**times, **facts)
 
     if not len(index.pts):
@@ -145,27 +143,17 @@ def _packet_times(container, stream, broken: bool) -> dict | None:
     }  # fmt: skip
 
 
-def _until_damage(path: Path, max_pixels: int, times: dict) -> dict:
-    """What `Index` says of the frames, without those at the end that cannot be decoded whole: of a file that does not
-    tell its size, only decoding shows whether its end is complete.
-    """
-    pts, found = times["pts"], []
-    keys = times["keys"][times["keys"] <= pts[-1]]
-    for key in dict.fromkeys(keys[[-1, max(-2, -len(keys)), 0]].tolist()):
-        with opened_video(path, max_pixels) as (container, stream), suppress(Damaged, import_av().FFmpegError):
-            packets = dropwhile(partial(_is_not, key), container.demux(stream))
-            for frame in decoded(packets, decoder_of(stream)):
-                found += [] if frame.pts is None else [frame.pts]
-        if found:
-            break
+def _until_damage(times: dict, shown: list[int | None], lost: int, decoding: int | None) -> dict:
+    """What `Index` says of the frames, without those at the end that are not whole, see `last_frames`."""
+    pts = times["pts"]
+    if times["counted"]:
+        pts = pts[: len(pts) - lost]
+    elif shown := [time for time in shown if time is not None]:
+        missing = np.setdiff1d(pts[pts > shown[0]], np.array(shown, np.int64))
+        pts = without_gap(pts[pts < missing[0]] if len(missing) else pts, decoding)
     else:
-        return {**times, "pts": pts[:0], "broken": True}
-    lost = np.setdiff1d(pts[pts > found[0]], np.array(found, np.int64))
-    return {**times, "pts": pts[pts < lost[0]], "last": 0, "broken": True} if len(lost) else times
-
-
-def _is_not(key: int, packet) -> bool:
-    return packet.pts != key or not packet.is_keyframe
+        pts = pts[:0]
+    return times if len(pts) == len(times["pts"]) else {**times, "pts": pts, "last": 0, "broken": True}
 
 
 def _probed(packets: list, stream) -> tuple[list[int], bool, bool]:
@@ -185,7 +173,6 @@ def _probed(packets: list, stream) -> tuple[list[int], bool, bool]:
 def _frame_times(container, stream, broken: bool) -> dict:
     """What `Index` says of the frames, by decoding all of them."""
     pts, keys, interlaced, decoding = [], array("q"), False, []
-    damaged_from = None  # the number of the first frame that builds on a damage
 
     def noted(packets):
         for packet in packets:
@@ -195,18 +182,11 @@ def _frame_times(container, stream, broken: bool) -> dict:
 
     try:
         for frame in decoded(noted(container.demux(stream)), decoder_of(stream), only_whole=False):
-            if frame.is_corrupt and damaged_from is None:
-                damaged_from = len(pts)
-            elif frame.key_frame and not frame.is_corrupt:
-                damaged_from = None
             pts.append(frame.pts)
             if frame.key_frame and frame.pts is not None:
                 keys.append(frame.pts)
             interlaced = interlaced or frame.interlaced_frame
     except Damaged:
-        broken = True
-    if damaged_from is not None:
-        del pts[damaged_from:]
         broken = True
     step = 1 / (_rate(container, stream) * stream.time_base)
     if _has_no_clock(container):
