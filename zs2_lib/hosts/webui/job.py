@@ -114,7 +114,7 @@ class Job:
         self._take_control_units()
 
         frames = self.settings.frames
-        for note in self.settings.notes:
+        for note in [*self.settings.notes, *(self.travel.notes if self.travel else ())]:
             self.note(note)
         if p.batch_size > 1:
             self.note(

@@ -35,7 +35,7 @@ class ClipName:
             subfolders = name.apply(opts.directories_filename_pattern or "[prompt_words]")
             self.subfolders = subfolders.lstrip(" ").rstrip("\\ /")
         pattern = "[seed]" if opts.save_to_dirs else "[seed]-[prompt_spaces]"
-        self.stem = name.apply(opts.samples_filename_pattern or pattern)
+        self.stem = name.apply(opts.samples_filename_pattern or pattern).strip("/")
         self.end = STOPPED * stopped
 
     def target(self) -> Path:
