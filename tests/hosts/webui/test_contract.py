@@ -134,7 +134,7 @@ def test_mp4_plays_everywhere(both):
 
 
 def test_one_file_per_format_in_their_order(host):
-    files = host.clip({"formats": ["webp", "mp4"], "frames": 2}, **QUICK).clips
+    files = host.clip({"return": "video", "formats": ["webp", "mp4"], "frames": 2}, **QUICK).clips
     assert [clipfiles.kind(file) for file in files] == ["webp", "mp4"]
 
 

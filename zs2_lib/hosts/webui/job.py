@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 
-from modules import processing, shared
+from modules import images, processing, shared
 from PIL import Image
 
 from zs2_lib.hosts.undo import override, wrap
@@ -18,7 +19,7 @@ from . import sampling, selected
 from .clips import Clips
 from .edit import SourceVideo, edit
 from .limits import check_frames
-from .names import frame_name
+from .names import fitting, frame_name
 from .prompts import PromptTravel
 from .seam import ControlUnits
 
@@ -130,6 +131,7 @@ class Job:
                 override(self._undo, p, name, _repeat(prompts, frames))
         override(self._undo, p, "batch_size", frames)
         override(self._undo, p, "do_not_save_grid", True)
+        wrap(self._undo, images.FilenameGenerator, "apply", partial(fitting, p.outpath_samples))
 
     def _open_source(self) -> None:
         """Opens the source, which decides the frames and the rate that the settings leave to it; img2img edits its

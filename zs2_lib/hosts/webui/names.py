@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from modules import images
@@ -41,8 +42,7 @@ class ClipName:
     def target(self) -> Path:
         """Its path without suffix, which no clip has yet. Makes its folder."""
         folder = Path(os.path.abspath(self.outputs), FOLDER)
-        for part in Path(self.subfolders).parts:
-            folder /= shortened(part, _name_limit(folder))
+        folder /= self.subfolders
         folder.mkdir(parents=True, exist_ok=True)
         *within, stem = Path(self._numbered(images.get_next_sequence_number(folder, ""))).parts
         folder = folder.joinpath(*within)  # a pattern may hold folders
@@ -56,6 +56,12 @@ class ClipName:
         if opts.save_images_add_number or not self.stem:
             return f"{number:05}-{self.stem}".rstrip("-")
         return self.stem
+
+
+def fitting(outputs: str, apply: Callable, generator: images.FilenameGenerator, pattern: str) -> str:
+    """The host's `FilenameGenerator.apply`, with folders and names cut to what the file system of `outputs` takes."""
+    most = _name_limit(Path(outputs))
+    return "/".join(shortened(part, most) for part in apply(generator, pattern).split("/"))
 
 
 def frame_name(filename: str, frame: int) -> str:
