@@ -163,7 +163,7 @@ def test_defaults():
     assert (settings.enabled, settings.frames, settings.fps, settings.loop) == (False, 8, 8.0, False)
     assert (str(settings.motion), str(settings.inertia), str(settings.momentum)) == ("0.05", "0", "0.98")
     assert (settings.noise_model, settings.candidates, settings.solver) == ("dependency", 1, "exact")
-    assert (settings.frames_per_pass, settings.formats, settings.returns) == (0, ("mp4",), "both")
+    assert (settings.frames_per_pass, settings.formats, settings.returns) == (0, ("mp4",), "video")
 
 
 def changes_by_sampler(document):

@@ -201,10 +201,11 @@ class Settings:
         "the gallery and carry the settings for PNG Info; png is a folder of numbered images.",
     )
     returns: str = setting(
-        "both",
+        "video",
         Choice(RETURNS),
         "Returned by the API",
-        "frames: the clip's images; video: one file per format; both: the files, then the images.",
+        "The pictures of an answer are the frames. video: the clip's files come as well, as data of zs2_clips in info; "
+        "both: and an animated picture of the clip before its frames; frames: neither.",
         key="return",
     )
 
