@@ -126,8 +126,8 @@ class Passes:
             raise error
         if self.undivided:
             raise type(error)(
-                f"{error}; {frames} frames are computed at once, as another extension works inside the UNet and may count "
-                "on them: give fewer frames, or switch it off for this clip"
+                f"{error}; {frames} frames are computed at once, as another extension works inside the UNet and may "
+                "count on them: give fewer frames, or switch it off for this clip"
             ) from error
         if self.anchors.frames_that_fit(rest, frames // 2) == frames:
             raise type(error)(

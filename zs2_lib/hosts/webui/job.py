@@ -28,7 +28,10 @@ LORA_NOTE = (
     "that takes longer."
 )
 ANCHORS_NOTE = "Anchor stride {stride} was not used: {reason}."
-WHOLE_NOTE = "Each UNet pass held all frames, and not {frames}: the extension {others} works on attention, and may count on them."
+WHOLE_NOTE = (
+    "Each UNet pass held all frames, not {frames}: another extension's {others} works on attention, and may count on "
+    "them."
+)
 TOKEN_MERGING_NOTE = "Token merging was off for this clip: it merges other tokens in each frame."
 
 _open_jobs: list[Job] = []

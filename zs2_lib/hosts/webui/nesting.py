@@ -1,4 +1,4 @@
-"""Jobs inside of jobs: other extensions call the host's `process_images` while it processes a job, for faces and the like."""
+"""Jobs inside of jobs: other extensions call the host's `process_images` while it processes one, as for faces."""
 
 from __future__ import annotations
 
