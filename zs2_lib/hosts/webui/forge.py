@@ -30,6 +30,9 @@ TIMESTEPS = 1000
 class Forge(Adapter):
     """For a job `p` of a host of the Forge family."""
 
+    _blocks: Counter | None = None
+    """How many blocks of a step came by, by their mark; None where no step has begun."""
+
     lora_refusal = "this WebUI merges LoRAs once, before sampling: give all keyframes the same weights"
 
     @classmethod
@@ -49,15 +52,20 @@ class Forge(Adapter):
 
     def model(self) -> Model:
         owner = self.p.sd_model.forge_objects.unet.model
-        return Model(owner, owner.diffusion_model)
+        return Model(owner, "apply_model", owner.diffusion_model)
 
-    def begin_step(self, denoiser) -> None:
+    def begin_sampling(self, undo: ExitStack) -> None:
+        self._blocks = None
+
+    def begin_step(self, denoiser, undo: ExitStack) -> None:
         self._calls, self._blocks = 0, Counter()
 
-    def call(self, x: torch.Tensor, kwargs: dict) -> Call:
-        """Tiles come as whole blocks, one after the other; nobody says how many calls follow, so each is half of what is
-        left of the step.
+    def call(self, x: torch.Tensor, *args, **kwargs) -> Call | None:
+        """Tiles come as whole blocks, one after the other; nobody says how many calls follow, so each is half of what
+        is left of the step.
         """
+        if self._blocks is None:
+            return None
         marks = list(kwargs.get("transformer_options", {}).get("cond_or_uncond", [CONDITIONAL]))
         tiles, rest = divmod(len(x), len(marks) * self.frames)
         if rest or not tiles:
@@ -69,8 +77,9 @@ class Forge(Adapter):
         for mark in marks * tiles:
             groups += [(mark, self._blocks[mark])] * self.frames
             self._blocks[mark] += 1
-        start, self._calls = 1 - 0.5**self._calls, self._calls + 1
-        return Call(Rows(tuple(range(self.frames)) * len(marks) * tiles, tuple(groups)), start, 1 - 0.5**self._calls)
+        self._calls += 1
+        rows = Rows(tuple(range(self.frames)) * len(marks) * tiles, tuple(groups))
+        return Call(rows, 1 - 0.5 ** (self._calls - 1), 1 - 0.5**self._calls, self._calls == 1)
 
     def unet(self, original: Callable, clip: Clip, rows: int, kwargs: dict) -> Callable:
         options = kwargs.pop("transformer_options", {})

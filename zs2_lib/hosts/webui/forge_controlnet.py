@@ -7,8 +7,10 @@ UNet call, on all of its rows, and what they give is cut into passes like any ot
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 from modules import shared
@@ -65,6 +67,10 @@ class Units(ControlUnits):
     @property
     def models(self) -> list[torch.nn.Module]:
         return []  # they run before the UNet's calls
+
+    @property
+    def folder(self) -> Path:
+        return Path(inspect.getfile(type(self.script))).resolve().parents[1]
 
     def check(self) -> None:
         errors.raise_kept(self.p)

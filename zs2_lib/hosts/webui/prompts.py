@@ -23,6 +23,9 @@ from zs2_lib.hosts.undo import wrap
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.schedule import Blend, PromptKeyframes, join
 
+FILLED_IN = re.compile(r"__[^\s_](?:\S*?\S)?__|\$?\{[^{}]*(?:\||\$\$)[^{}]*\}|\$\{[^{}]+\}")
+"""What extensions fill in (wildcards, variants, variables), which the host's own syntax does not have."""
+
 
 class Lora(NamedTuple):
     """The weights with which a LoRA is applied to the text encoder and the UNet, and the ranks it is cut to, if any."""
@@ -62,6 +65,18 @@ class PromptTravel:
             self._networks(common)
         wrap(undo, p, "parse_extra_network_prompts", self._parse_networks)
         wrap(undo, p, "get_conds_with_caching", self._conds_by_frame)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about the prompts."""
+        found = [match[0] for text in self.prompts.texts for match in FILLED_IN.finditer(text)]
+        if not found:
+            return []
+        listed = ", ".join(dict.fromkeys(found))
+        return [
+            f"Prompts by frame: {listed} was taken as it is written. Extensions fill in wildcards and variants in the "
+            "tab's prompt alone; write out what the frames shall show, or move it to the tab's prompt."
+        ]
 
     # --- additional networks -------------------------------------------------------------------------------
 
