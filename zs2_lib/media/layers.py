@@ -284,4 +284,3 @@ def _without_colour(image: Image.Image, colour: tuple[int, ...], bits: int) -> I
     picture = eight_bits(image).convert("RGBA")
     picture.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
     return picture
-

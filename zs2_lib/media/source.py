@@ -1,8 +1,7 @@
 """What a source of frames is, whatever its kind: which frames a selection takes, when they are shown, at what rate.
 
 - Frames come as a player shows them: at their own times, upright, with square pixels, deinterlaced, in the right
-  colours, transparent parts on white, or the background asked for. HDR is the exception: it is not tone-mapped
-  (`SourceInfo.hdr`).
+  colours, HDR tone-mapped, transparent parts on white, or the background asked for.
 - Time 0 is when the first frame appears, wherever the file's own clock starts.
 - `frames` yields exactly `count` frames or raises ValueError, also where a file is damaged.
 - Frames are read one by one, from the keyframe before the first that is wanted. What stays in memory of a whole file
@@ -86,7 +85,7 @@ class SourceInfo:
     frames: how many there are.
     variable: whether the frames last unequally long.
     has_audio: whether `add_audio` finds something.
-    hdr: the colours are meant for an HDR screen (PQ or HLG) and look pale, because they are not tone-mapped.
+    hdr: the file's colours are meant for an HDR screen (PQ or HLG); the frames are tone-mapped, see `tone`.
     broken: the file breaks off at `duration`, though it says that it is longer.
     """
 

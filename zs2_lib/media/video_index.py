@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from .decode import Damaged, decoded, decoder_of, import_av, opened_video
+from .tone import HDR_TRANSFERS
 from .video_end import last_frames, without_gap
-
-HDR_TRANSFERS = (16, 18)  # H.273's PQ and HLG
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,8 @@ class Index:
     interlaced: whether frames have to be deinterlaced.
     counted: the file does not say when each frame is shown; they are known by their order from the beginning on.
     broken: the file ends before its frames do.
-    rate (frames per second), pixel_aspect (width by height), has_audio, hdr: what the file says.
+    rate (frames per second), pixel_aspect (width by height), has_audio, hdr (which of `HDR_TRANSFERS`, or 0): what the
+        file says.
     """
 
     pts: np.ndarray
@@ -41,7 +41,7 @@ class Index:
     rate: Fraction
     pixel_aspect: Fraction
     has_audio: bool
-    hdr: bool
+    hdr: int
 
 
 def read_index(path: Path, max_pixels: int) -> Index:
@@ -55,7 +55,7 @@ def read_index(path: Path, max_pixels: int) -> Index:
             "rate": _rate(container, stream),
             "pixel_aspect": stream.sample_aspect_ratio or Fraction(1),
             "has_audio": any(is_sound(audio) for audio in container.streams.audio),
-            "hdr": stream.codec_context.color_trc in HDR_TRANSFERS,
+            "hdr": transfer if (transfer := stream.codec_context.color_trc) in HDR_TRANSFERS else 0,
         }
         times = None if _has_no_clock(container) else _packet_times(container, stream, broken)
         tells_its_size = container.format.name.startswith(_TELLING_THEIR_SIZE)
@@ -193,8 +193,8 @@ def _frame_times(container, stream, broken: bool) -> dict:
         times = _spaced([None] * len(pts), step)
     elif None in pts:
         times = _spaced(pts, step)
-    elif pts != sorted(pts) and decoding == sorted(decoding):  # only the times of decoding are right
-        times = np.array(sorted(pts), np.int64)
+    elif pts != sorted(pts) and decoding and decoding == sorted(decoding):  # only the times of decoding are right
+        times = np.array(sorted(pts), np.int64) - min(pts) + decoding[0]
     else:
         times = None
     counted = times is not None
