@@ -1,4 +1,4 @@
-"""HDR videos look as an SDR player shows them: grey and white where ITU-R BT.2408 and BT.2390 put them, hues as they are.
+"""HDR videos look as an SDR player shows them: grey and white where BT.2408 and BT.2390 put them, hues as they are.
 
 What is in the files is computed here, by BT.2100.
 """

@@ -192,13 +192,14 @@ def _rates(ends: np.ndarray, tick: float) -> Iterator[Fraction]:
     """Constant rates that frames may have which end at these times (seconds), told in ticks; the likeliest first."""
     numbers = np.arange(1, len(ends) + 1)
 
-    def distance(rate: Fraction) -> float:
-        return np.abs(numbers / float(rate) - ends).max()
+    def lateness(rate: Fraction) -> np.ndarray:
+        """By how many ticks the file has each frame end too early."""
+        return (numbers / float(rate) - ends) / tick
 
-    for rate in sorted(_USUAL_RATES, key=distance):
-        late = (numbers / float(rate) - ends) / tick
-        if late.min() > -0.51 and late.max() < 1.01:  # the times may be rounded down or to the nearest tick
-            yield rate
+    down = [rate for rate in _USUAL_RATES if lateness(rate).min() > -0.01 and lateness(rate).max() < 1.01]
+    nearest = [rate for rate in _USUAL_RATES if np.abs(lateness(rate)).max() < 0.51]
+    for rounded in (down, nearest):
+        yield from sorted(rounded, key=lambda rate: np.abs(lateness(rate)).max())
     fastest, slowest = 1 / (ends / numbers).max(), 1 / ((ends + tick) / numbers).min()  # if they are rounded down
     if math.floor(fastest + 1e-6) > slowest:
         yield Fraction(math.floor(fastest + 1e-6))
