@@ -54,7 +54,7 @@ CUT = {
     "hevc.ts": ("libx265", X265), "mpeg2.ts": ("mpeg2video", MPEG), "a.mpg": ("mpeg1video", MPEG),
     "a.vob": ("mpeg2video", MPEG), "b.vob": ("libx264", SHORT), "a.h264": ("libx264", SHORT),
     "a.m1v": ("mpeg1video", MPEG), "a.avi": ("libx264", SHORT), "b.avi": ("mpeg4", MPEG), "a.flv": ("libx264", SHORT),
-    "a.nut": ("libx264", SHORT), "a.ogv": ("libtheora", {}), "a.wmv": ("wmv2", {"q": "2"}), "a.mkv": ("libx264", SHORT),
+    "a.nut": ("libx264", SHORT), "a.wmv": ("wmv2", {"q": "2"}), "a.mkv": ("libx264", SHORT),
     "a.ivf": ("libvpx", {"deadline": "realtime"}), "a.webm": ("libvpx-vp9", {"deadline": "realtime"}),
 }  # fmt: skip
 
@@ -87,7 +87,7 @@ def test_files_that_are_cut_anywhere(tmp_path, name):
         assert all(map(same, found[0], whole)), end
         assert all(map(same, found[1], whole)), end
         broken += source.info.broken
-    assert broken >= 6 or name == "a.ogv"  # which may end at any page
+    assert broken >= 6  # some may be cut between two frames
 
 
 def test_damage_gives_the_same_answer_each_time(tmp_path):
@@ -99,7 +99,7 @@ def test_damage_gives_the_same_answer_each_time(tmp_path):
     data = path.read_bytes()
     for damaged in (3, 15, 17, 26, 38):
         changed, (position, size) = bytearray(data), packets[damaged]
-        changed[position + size // 2 : position + size] = bytes(size - size // 2)
+        changed[position + 12 : position + size] = bytes(size - 12)
         path.write_bytes(changed)
         answers = set()
         for _ in range(3):

@@ -127,8 +127,8 @@ def _packet_times(container, stream, broken: bool) -> dict | None:
         cut = True
 
     probed, interlaced, damaged = _probed(head, stream)
-    expected = sorted(head_pts)
-    if not probed or probed != expected[: len(probed) if damaged else None]:
+    expected = sorted(set(head_pts).intersection(probed) if damaged else head_pts)
+    if not probed or probed != expected:
         return None
     times, last = np.sort(np.frombuffer(pts, np.int64)), final.duration or 0
     broken = broken or cut
