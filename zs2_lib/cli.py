@@ -237,7 +237,7 @@ def _add_clip_options(group) -> None:
 
 def clip_options() -> list[Row]:
     """The settings that are options here: no source's, and the formats are known by the files' names."""
-    return [row for row in recipe.CARRIED.values() if row.name != "formats" and row.group != "source"]
+    return [row for row in recipe.CARRIED.values() if row.name != "formats" and row.group not in ("source", "control")]
 
 
 def flag(row: Row) -> str:

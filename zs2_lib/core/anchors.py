@@ -185,6 +185,8 @@ class Anchors(Hooks):
         """Of each guidance group the last anchor before this call, its deep output, and the one that was kept of it."""
         self.kept: dict = {}
         """The deep output of each (frame, guidance group) at the step before, in main memory: a clip may have many."""
+        self.suspended = False
+        """Whether all steps compute all frames in full."""
         self._phase = 0
         self._in_full = False
 
@@ -213,7 +215,7 @@ class Anchors(Hooks):
         self.carried = {}
         if step == 0:
             self.kept = {}
-        self._in_full = not self.kept or time < self.start
+        self._in_full = self.suspended or not self.kept or time < self.start
         self._phase = phase_of(step, self.stride)
 
     def begin(self, now: Pass | None) -> None:

@@ -60,6 +60,12 @@ class Clip:
         self.momentum.attach(unet, *(controls if control_momentum else ()))
         self.anchors.attach(unet, *controls)
 
+    def keep_calls_whole(self) -> None:
+        """From the next step on every call is one pass with all frames in full: for what others do inside of the UNet,
+        and count on its rows.
+        """
+        self.passes.undivided = self.anchors.suspended = True
+
     def begin_step(self, step: int = 0, time: float = 0.0) -> None:
         """The sampler's `step` (counted from 0) begins: its next UNet call begins with frame 0.
 

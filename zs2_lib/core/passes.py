@@ -38,6 +38,10 @@ class Passes:
         self.frames_per_pass = frames_per_pass
         self.reduced_to: int | None = None
         """The frames per pass that memory allowed, if fewer than asked for."""
+        self.undivided = False
+        """Whether every call is one pass, whatever its size: others inside of the UNet count on its rows."""
+        self.exceeded: int | None = None
+        """The frames per pass that were asked for, where an undivided call had more."""
 
     def run(
         self,
@@ -66,7 +70,7 @@ class Passes:
         while remaining:
             limit = self.reduced_to or self.frames_per_pass or automatic_frames_per_pass(*x.shape[-2:])
             rest = rows.take(remaining)
-            frames = self.anchors.frames_that_fit(rest, limit)
+            frames = self._undivided(rest, limit) if self.undivided else self.anchors.frames_that_fit(rest, limit)
             index = [remaining[row] for row in rest.of_first_frames(frames)]
             now = Pass(rows.take(index), 1 - len(remaining) / len(rows))
             before_pass(now)
@@ -81,6 +85,12 @@ class Passes:
             done = set(index)
             remaining = [row for row in remaining if row not in done]
         return result
+
+    def _undivided(self, rows: Rows, limit: int) -> int:
+        frames = len(set(rows.frames))
+        if frames > limit:
+            self.exceeded = limit
+        return frames
 
     def _one_pass(
         self, unet: Callable, now: Pass, index: list[int], rows: int, x: torch.Tensor, args, kwargs, rest: Rows
@@ -114,6 +124,11 @@ class Passes:
         """Halves the passes after one of `frames` frames; raises the error where they cannot be smaller."""
         if frames == 1:
             raise error
+        if self.undivided:
+            raise type(error)(
+                f"{error}; {frames} frames are computed at once, as another extension works inside the UNet and may "
+                "count on them: give fewer frames, or switch it off for this clip"
+            ) from error
         if self.anchors.frames_that_fit(rest, frames // 2) == frames:
             raise type(error)(
                 f"{error}; {frames} frames are computed at once, as anchors are {self.anchors.stride} apart: "

@@ -3,40 +3,61 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 
+_wrapped: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+"""The functions that `wrap` made, each with whether it is still at work; then calls pass through to the original."""
+
 
 def override(undo: ExitStack, owner, name: str, value) -> None:
-    """Sets an attribute of the instance `owner` until `undo` is closed."""
+    """Sets an attribute of the instance `owner`, which holds no function, until `undo` is closed."""
     restore_afterwards(undo, owner, name)
     setattr(owner, name, value)
 
 
 def wrap(undo: ExitStack, owner, name: str, replacement: Callable) -> None:
-    """Puts `replacement(original, *args, **kwargs)` over a method of the instance `owner` until `undo` is closed.
+    """Puts `replacement(original, *args, **kwargs)` over a method of the instance `owner`, or a function of the module
+    `owner` or of the dict `owner`, until `undo` is closed.
 
     Another extension may keep what it finds there, and call it or put it back later: from then on that is the original.
     What another has put over it since stays.
     """
-    before, original, within = vars(owner).get(name), getattr(owner, name), True
+    names = owner if isinstance(owner, dict) else vars(owner)
+    before = names.get(name)
+    while before in _wrapped and not _wrapped[before]:  # put back by another extension
+        before = before.__wrapped__
+    original = getattr(owner, name) if before is None else before
 
     @functools.wraps(original)
     def wrapped(*args, **kwargs):
-        return replacement(original, *args, **kwargs) if within else original(*args, **kwargs)
+        return replacement(original, *args, **kwargs) if _wrapped[wrapped] else original(*args, **kwargs)
 
     def unwrap() -> None:
-        nonlocal within
-        within = False
-        if vars(owner).get(name) is not wrapped:
+        _wrapped[wrapped] = False
+        if names.get(name) is not wrapped:
             return
-        if before is None:
+        if before is None or (inspect.ismethod(before) and before == getattr(type(owner), name).__get__(owner)):
             delattr(owner, name)
+        elif names is owner:
+            owner[name] = before
         else:
             setattr(owner, name, before)
 
-    setattr(owner, name, wrapped)
+    _wrapped[wrapped] = True
+    if names is owner:
+        owner[name] = wrapped
+    else:
+        setattr(owner, name, wrapped)
     undo.callback(unwrap)
+
+
+def unwrapped_copy(copy) -> None:
+    """Takes what `wrap` put over methods of an instance off its `copy`, where it would act for that instance."""
+    for name in [name for name, value in vars(copy).items() if inspect.isfunction(value) and value in _wrapped]:
+        delattr(copy, name)
 
 
 def restore_afterwards(undo: ExitStack, owner, name: str) -> None:
@@ -45,9 +66,3 @@ def restore_afterwards(undo: ExitStack, owner, name: str) -> None:
         undo.callback(setattr, owner, name, vars(owner)[name])
     else:
         undo.callback(vars(owner).pop, name, None)
-
-
-def override_item(undo: ExitStack, mapping: dict, key: str, value) -> None:
-    """Sets an item, which is there already, of `mapping` until `undo` is closed."""
-    undo.callback(mapping.__setitem__, key, mapping[key])
-    mapping[key] = value

@@ -96,7 +96,9 @@ class Settings:
         NumberSchedule(0),
         "Motion λ",
         "How far the picture may move from one frame to the next. 0 is a still image; 0.01 to 0.05 is calm, 0.25 "
-        "lively; from 1.65 on frames have nothing in common but the prompt.",
+        "lively; from 1.65 on frames have nothing in common but the prompt. It is the noise that moves by λ; the "
+        "picture follows differently with each sampler, number of steps and CFG scale: at 0.05 the small checkpoint by "
+        "3 to 15 of 255, with DPM2 a at 10 steps or CFG 9 by 22 to 28.",
         slider=(0, 0.5, 0.005),
     )
     inertia: Schedule = setting(

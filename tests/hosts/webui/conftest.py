@@ -3,11 +3,13 @@
     ZS2_WEBUI=~/stable-diffusion-webui python -m pytest tests/hosts/webui
 
 Those of ControlNet need the extension sd-webui-controlnet as well, among the WebUI's extensions or at ZS2_CONTROLNET.
+Those beside other extensions need ZS2_EXTENSIONS, a folder with their repositories under the names these have at GitHub.
 The WebUI runs on a data directory of its own: nobody's models, outputs, settings and extensions are touched.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -65,10 +67,10 @@ def models_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def start(installation, models_folder, tmp_path_factory):
     """Starts a WebUI: `with start("--medvram") as host:`; with `extension=False` one that does not have ZS², with
-    `controlnet=True` one that has sd-webui-controlnet as well.
+    `controlnet=True` one that has sd-webui-controlnet as well, with `others=[folder]` one that has these extensions.
     """
 
-    def start_host(*flags: str, **extensions: bool):
+    def start_host(*flags: str, **extensions):
         return started(installation, models_folder, tmp_path_factory.mktemp("data"), *flags, **extensions)
 
     return start_host
@@ -88,6 +90,22 @@ def controlnet_host(start, installation):
         pytest.skip("sd-webui-controlnet is not installed: set ZS2_CONTROLNET to its folder")
     with start(controlnet=True) as host:
         yield host
+
+
+@pytest.fixture(scope="session")
+def beside(start):
+    """A WebUI with other extensions, of the folder ZS2_EXTENSIONS: `with beside("adetailer") as host:`."""
+
+    def start_host(*names: str, **extensions):
+        folder = os.environ.get("ZS2_EXTENSIONS")
+        if not folder:
+            pytest.skip("ZS2_EXTENSIONS is not set: give it a folder with the repositories of other extensions")
+        others = [Path(folder).resolve() / name for name in names]
+        if missing := [other.name for other in others if not other.is_dir()]:
+            pytest.skip(f"not in ZS2_EXTENSIONS: {', '.join(missing)}")
+        return start(others=others, **extensions)
+
+    return start_host
 
 
 @pytest.fixture(scope="session")

@@ -104,9 +104,10 @@ def started(
     *flags: str,
     extension: bool = True,
     controlnet: bool = False,
+    others: Sequence[Path] = (),
 ) -> Iterator[Host]:
     """A WebUI started on the empty folder `data` with what `models.make` wrote, the probe and, unless told otherwise,
-    ZS²; if told so, with sd-webui-controlnet.
+    ZS²; if told so, with sd-webui-controlnet, and with `others`, folders of extensions.
     """
     here = Path(__file__).resolve().parent
     for entry in ("models", "embeddings"):
@@ -116,6 +117,8 @@ def started(
         (data / "extensions" / "sd-webui-zs2").symlink_to(here.parents[2])
     if controlnet:
         (data / "extensions" / "sd-webui-controlnet").symlink_to(installation.controlnet)
+    for other in others:
+        (data / "extensions" / other.name).symlink_to(other)
     (data / "extensions" / "zs2-probe").symlink_to(here / "probe")
     checkpoint = data / "models" / "Stable-diffusion" / "tiny.safetensors"
     with Server(installation, data, f"--ckpt={checkpoint}", *flags) as client:

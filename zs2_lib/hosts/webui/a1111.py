@@ -11,15 +11,15 @@ from types import SimpleNamespace
 
 import k_diffusion.sampling
 import torch
-from modules import sd_unet, shared
+from modules import prompt_parser, sd_unet, shared
 from modules.shared import opts
 
 from zs2_lib.core.clip import Clip
-from zs2_lib.core.hooks import another_extension
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.undo import wrap
 
 from .a1111_controlnet import Units
+from .a1111_rows import CallRows, StepRows, text_of
 from .a1111_units import unit_count
 from .seam import Adapter, Call, Model
 
@@ -34,8 +34,10 @@ class A1111(Adapter):
 
     def __init__(self, p):
         super().__init__(p)
-        self._rows: Rows | None = None
-        self._next_row = 0
+        self._latents: torch.Tensor | None = None
+        self._step: StepRows | None = None
+        self._call: CallRows | None = None
+        self._tiles = 1  # of the call of the denoiser before
 
     # --- the UNet ----------------------------------------------------------------------------------------------------
 
@@ -48,21 +50,45 @@ class A1111(Adapter):
         )
 
     def model(self) -> Model:
-        return Model(shared.sd_model, shared.sd_model.model.diffusion_model)
+        """The seam lies under `apply_model`, over which other extensions cut what they are given into tiles."""
+        wrapper = shared.sd_model.model
+        return Model(wrapper, "forward", wrapper.diffusion_model)
 
-    def begin_step(self, denoiser) -> None:
-        self._rows, self._next_row = _rows_of_step(denoiser), 0
+    def begin_sampling(self, undo: ExitStack) -> None:
+        wrap(undo, self.p.sampler.model_wrap_cfg, "forward", self._denoise)
 
-    def call(self, rows: int) -> Call:
-        """The host cuts the rows of a step into calls, in order; a call may end in the middle of a guidance group."""
-        start, stop, total = self._next_row, self._next_row + rows, len(self._rows)
-        if stop > total:
-            raise RuntimeError(
-                f"ZS²: a step of {total} rows calls the UNet for {stop}; "
-                + another_extension("changes the UNet's batch")
-            )
-        self._next_row = stop
-        return Call(self._rows.take(range(start, stop)), start / total, stop / total)
+    def _denoise(self, forward: Callable, x: torch.Tensor, *args, **kwargs):
+        """The host's `CFGDenoiser.forward`, a step of the sampler with the frames' latents `x`."""
+        self._latents = x
+        try:
+            return forward(x, *args, **kwargs)
+        finally:
+            self._latents = self._step = self._call = None
+
+    def begin_step(self, denoiser, undo: ExitStack) -> None:
+        self._step = _rows_of_step(denoiser, self._latents)
+        wrap(undo, denoiser.inner_model, "forward", self._host_call)
+
+    def _host_call(self, forward: Callable, x: torch.Tensor, sigma: torch.Tensor, *args, **kwargs):
+        """The denoiser's call for some rows of the step; it calls the UNet, or other extensions do, tile by tile."""
+        if self._step is None:
+            return forward(x, sigma, *args, **kwargs)
+        before, self._call = self._call, self._step.call(len(x), x, text_of(kwargs.get("cond")))
+        try:
+            return forward(x, sigma, *args, **kwargs)
+        finally:
+            self._tiles = max(self._call.tiles, 1)
+            self._call = before
+
+    def call(self, x: torch.Tensor, *args, **kwargs) -> Call | None:
+        if self._step is None:
+            return None
+        first = not self._step.begun
+        self._step.begun = True
+        # without one, another extension has gone past the denoiser, and given the UNet scaled latents
+        call = self._call or self._step.call(len(x), None, text_of(kwargs or args[0]))
+        start, rows, stop = call.done(self._tiles), call.take(len(x)), call.done(self._tiles)
+        return Call(rows, start, stop, first)
 
     def time(self, t: torch.Tensor) -> float:
         return 1 - float(t[0]) / len(shared.sd_model.alphas_cumprod)
@@ -112,20 +138,27 @@ class A1111(Adapter):
                 network.te_multiplier, network.unet_multiplier = lora.text, lora.unet
 
 
-def _rows_of_step(denoiser) -> Rows:
-    """The rows of all UNet calls of one step, in order, as the host's CFGDenoiser.forward lays them out.
+def _rows_of_step(denoiser, latents: torch.Tensor | None) -> StepRows:
+    """The rows of one step in order, as the host's CFGDenoiser.forward lays them out, with the frames' `latents`.
 
     Each frame's prompts joined by AND one after the other, frame by frame, then the negative prompt's rows; for
     Instruct-Pix2Pix three blocks: prompt, image, neither. The calls may stop before the last block.
     """
-    prompts = [len(frame) for frame in denoiser.sampler.sampler_extra_args["cond"].batch]
+    conditions = denoiser.sampler.sampler_extra_args
+    prompts = [len(frame) for frame in conditions["cond"].batch]
     frames = range(len(prompts))
-    edits = shared.sd_model.cond_stage_key == "edit" and denoiser.image_cfg_scale not in (None, 1.0)
-    if edits:
-        return Rows.blocks(len(prompts), 3)
+    positive = _texts(prompt_parser.reconstruct_multicond_batch(conditions["cond"], denoiser.step)[1])
+    negative = _texts(prompt_parser.reconstruct_cond_batch(conditions["uncond"], denoiser.step))
+    if shared.sd_model.cond_stage_key == "edit" and denoiser.image_cfg_scale not in (None, 1.0):
+        return StepRows(Rows.blocks(len(prompts), 3), latents, [*positive, *negative, *negative])
     conditional = [(frame, group) for frame in frames for group in range(prompts[frame])]
     rows = conditional + [(frame, UNCONDITIONAL) for frame in frames]
-    return Rows(*(tuple(column) for column in zip(*rows)))
+    return StepRows(Rows(*(tuple(column) for column in zip(*rows))), latents, [*positive, *negative])
+
+
+def _texts(conditions) -> torch.Tensor:
+    """The rows' texts (rows, tokens, channels)."""
+    return conditions["crossattn"] if isinstance(conditions, dict) else conditions
 
 
 def _brownian(clip: Clip, create_noise_sampler: Callable, x: torch.Tensor, sigmas: torch.Tensor, p) -> Callable:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from modules import devices, shared
 
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.hooks import Pass
-from zs2_lib.hosts.undo import override, override_item, wrap
+from zs2_lib.hosts.undo import override, wrap
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import Settings
 
@@ -97,8 +98,7 @@ class Units(ControlUnits):
         if not units:
             return None
         control = cls(p, script, units, with_maps)
-        names = names_of(script)
-        override_item(undo, names, "get_control", control._per_frame(names["get_control"]))
+        wrap(undo, names_of(script), "get_control", control._per_frame)
         wrap(undo, script, "controlnet_main_entry", control._set_up)
         return control
 
@@ -108,26 +108,22 @@ class Units(ControlUnits):
 
     # --- preprocessing -----------------------------------------------------------------------------------
 
-    def _per_frame(self, get_control: Callable) -> Callable:
+    def _per_frame(self, get_control: Callable, p, unit, idx, control_model_type, preprocessor):
         """The extension's `get_control`, which preprocesses a unit's image, for each picture of the unit."""
-
-        def get_controls(p, unit, idx, control_model_type, preprocessor):
-            ours = self.units[idx] if p is self.p and idx < len(self.units) else None
-            if ours is not None and "lama" in unit.module:
-                raise SettingsError(
-                    f"ControlNet unit {ours.number}: the preprocessor {unit.module!r} is not allowed, it changes the "
-                    "noise of the frames; choose 'inpaint_only'"
-                )
-            if ours is None or ours.pictures is None:
-                return get_control(p, unit, idx, control_model_type, preprocessor)
-            if control_model_type.name not in PER_FRAME:
-                raise SettingsError(
-                    f"control: ControlNet unit {ours.number} is a {control_model_type.value}, which takes one image "
-                    "for all frames; give it an image of its own"
-                )
-            return self._controls_of_frames(ours, get_control, p, unit, idx, control_model_type, preprocessor)
-
-        return get_controls
+        ours = self.units[idx] if p is self.p and idx < len(self.units) else None
+        if ours is not None and "lama" in unit.module:
+            raise SettingsError(
+                f"ControlNet unit {ours.number}: the preprocessor {unit.module!r} is not allowed, it changes the "
+                "noise of the frames; choose 'inpaint_only'"
+            )
+        if ours is None or ours.pictures is None:
+            return get_control(p, unit, idx, control_model_type, preprocessor)
+        if control_model_type.name not in PER_FRAME:
+            raise SettingsError(
+                f"control: ControlNet unit {ours.number} is a {control_model_type.value}, which takes one image "
+                "for all frames; give it an image of its own"
+            )
+        return self._controls_of_frames(ours, get_control, p, unit, idx, control_model_type, preprocessor)
 
     def _controls_of_frames(self, ours: Unit, get_control: Callable, p, unit, *args):
         """What `get_control` makes of each picture of `ours`, kept there; and what the extension goes on with."""
@@ -172,6 +168,10 @@ class Units(ControlUnits):
     def network(self):
         """The extension's hook on the UNet."""
         return self.script.latest_network
+
+    @property
+    def folder(self) -> Path:
+        return Path(names_of(self.script)["__file__"]).resolve().parents[1]
 
     def check(self) -> None:
         errors.raise_kept(self.p)

@@ -268,19 +268,18 @@ def _keep_crop(p, init, video: SourceVideo, during: ExitStack) -> Iterator[Image
     for mask in masks:  # what is not masked in any frame, if the mask is inverted
         combine = ImageChops.darker if p.inpainting_mask_invert else ImageChops.lighter
         union = mask if union is None else combine(union, mask)
-    crop_region = masking.get_crop_region_v2
     found = []
 
-    def find(mask, padding):
+    def find(crop_region, mask, padding):
         found.append(crop_region(mask, padding))
         raise _CropFound
 
     with ExitStack() as finding:
-        override(finding, masking, "get_crop_region_v2", find)
+        wrap(finding, masking, "get_crop_region_v2", find)
         p.image_mask, p.init_images = union, []
         with suppress(_CropFound):
             init(None, [0], [0])
-    override(during, masking, "get_crop_region_v2", lambda mask, padding: found[0])
+    wrap(during, masking, "get_crop_region_v2", lambda crop_region, mask, padding: found[0])
     return iter(masks)
 
 

@@ -2,7 +2,7 @@
 
 The host prints what a script's callback raises and goes on: the answer would be plain pictures that look like success.
 So the first error of a job is kept on its `p`, and raised by what the host calls next outside of a callback: a method
-of `p`, or the UNet. The API answers it with the status that it carries, 422 for a SettingsError.
+of `p`, at the latest `close`, or the UNet. The API answers it with the status that it carries, 422 for a SettingsError.
 """
 
 from __future__ import annotations
@@ -44,3 +44,13 @@ def kept(p) -> Iterator[None]:
         yield
     except Exception as error:
         keep(p, error)
+
+
+@contextmanager
+def kept_and_raised(p) -> Iterator[None]:
+    """An error inside goes its way, and stops the job `p` as well, should another extension or the host swallow it."""
+    try:
+        yield
+    except Exception as error:
+        keep(p, error)
+        raise

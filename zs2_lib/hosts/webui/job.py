@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from modules import images, processing, shared
 from PIL import Image
 
-from zs2_lib.hosts.undo import override, wrap
+from zs2_lib.core.clip import Clip
+from zs2_lib.hosts.undo import override, unwrapped_copy, wrap
 from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import Settings
 
-from . import sampling, selected
+from . import errors, nesting, sampling, selected
 from .clips import Clips
 from .edit import SourceVideo, edit
 from .limits import check_frames
@@ -30,6 +32,10 @@ LORA_NOTE = (
 ANCHORS_NOTE = "Anchor stride {stride} was not used: {reason}."
 STOPPED = "ZS2 stopped"
 """Key in the infotext of a clip of which the sampling was interrupted or skipped."""
+WHOLE_NOTE = (
+    "Each UNet pass held all frames, not {frames}: another extension's {others} works on attention, and may count on "
+    "them."
+)
 TOKEN_MERGING_NOTE = "Token merging was off for this clip: it merges other tokens in each frame."
 
 _open_jobs: list[Job] = []
@@ -39,13 +45,16 @@ def begin(p, settings: Settings) -> None:
     """Begins the job of `p`, if `settings` ask for clips; to be called first in a run of the host's `process_images`.
 
     Ends what is left of an earlier run of `p`, or of a generation that an error cut short; not a job that this one runs
-    inside of. Raises SettingsError.
+    inside of, in which nothing is a clip. Raises SettingsError.
     """
     for job in [job for job in _open_jobs if job.began != shared.state.time_start]:
         job.end()
     if earlier := of(p):
         earlier.end()
     p.zs2_job = None
+    if any(of(outer) for outer in nesting.being_processed() if outer is not p):
+        unwrapped_copy(p)
+        return
     # the gallery's upscale button runs hires.fix on a single image that is there
     if settings.enabled and getattr(p, "firstpass_image", None) is None:
         p.zs2_job = Job(p, settings)
@@ -206,9 +215,18 @@ class Job:
                 self.p.extra_generation_params[STOPPED] = "before the end"
             if reduced_to := self.sampling.clip.passes.reduced_to:
                 self.note(f"Memory ran out: the clip went on with {reduced_to} frames per UNet pass.")
+            if others := self.sampling.others:
+                self._note_on_others(others, self.sampling.clip)
             return samples
         finally:
             self.sampling = None
+
+    def _note_on_others(self, others: Path, clip: Clip) -> None:
+        if clip.passes.exceeded:
+            self.note(WHOLE_NOTE.format(others=others.name, frames=clip.passes.exceeded))
+        if not clip.anchors.is_identity:
+            reason = f"{others.name} works on attention, and may count on all frames"
+            self.note(ANCHORS_NOTE.format(stride=clip.anchors.stride, reason=reason))
 
     def _as_the_job_allows(self, settings: Settings) -> Settings:
         """Passes of one frame where LoRA weights change, and no anchors there, or where a ControlNet unit has to see
@@ -262,8 +280,11 @@ class Job:
         self._undo.close()
 
     def _end_and_close(self, close: Callable[[], None]) -> None:
+        if self.p in nesting.being_processed():  # the host closes it afterwards: another extension closes a copy
+            return
         self.end()
         close()
+        errors.raise_kept(self.p)
 
     def note(self, text: str) -> None:
         """Tells the user something, once: under the image, and in `info` of the API's answer."""

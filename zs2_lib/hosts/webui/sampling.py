@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 from modules import sd_samplers_common, shared
@@ -16,10 +17,10 @@ from zs2_lib.core.hooks import Pass
 from zs2_lib.hosts.undo import restore_afterwards, wrap
 from zs2_lib.settings.table import Settings
 
-from . import errors
+from . import errors, foreign
 from .a1111 import A1111
 from .prompts import PromptTravel
-from .seam import Adapter, ControlUnits, Model
+from .seam import Adapter, Call, ControlUnits, Model
 
 ADAPTERS: tuple[type[Adapter], ...] = (A1111,)
 
@@ -50,10 +51,13 @@ class ClipSampling:
         self.control_momentum = settings.control_momentum
         self.travel = travel if travel and travel.weights_change else None
         self.clip = settings.clip(int(p.seeds[0]))
-        self.stepping = False
+        self.others: Path | None = None
+        """The code of another extension that takes part in the UNet's attention, if there is any."""
+        self._sampler = None
         self._undo = ExitStack()
         self._model: Model | None = None
         self._undo_model = ExitStack()
+        self._undo_step = ExitStack()
 
     def __enter__(self) -> ClipSampling:
         refusal = self.adapter.refusal()
@@ -62,6 +66,7 @@ class ClipSampling:
         with ExitStack() as undo:
             undo.enter_context(self.clip)
             undo.callback(self._undo_model.close)
+            undo.callback(self._undo_step.close)
             if self.control:
                 self.control.begin(undo, self.clip)
             self._follow_model()
@@ -83,27 +88,52 @@ class ClipSampling:
             return
         self._undo_model.close()
         self._model = model
-        wrap(self._undo_model, model.owner, "apply_model", self.unet_call)
+        wrap(self._undo_model, model.owner, model.method, self.unet_call)
         self.clip.attach(model.unet, self.control.models if self.control else (), self.control_momentum)
 
     def begin_step(self, denoiser) -> None:
         """A new step of the sampler: its UNet calls follow."""
         self._follow_model()
-        self.adapter.begin_step(denoiser)
-        self.stepping, self.denoiser_call = True, denoiser.step
+        self._undo_step.close()  # and over what others have put there since
+        self.adapter.begin_step(denoiser, self._undo_step)
+        self.denoiser_call = denoiser.step
         # the host's step number goes up after each `calls` of the denoiser, first after the very first one
         calls = max(denoiser.total_steps // denoiser.steps, 1)
         self.step = denoiser.step // calls + 1
         self.part_of_step = (max(denoiser.step - 1, 0) % calls / calls, 1 / calls if denoiser.step else 0.0)
 
     def unet_call(self, original: Callable, x: torch.Tensor, t: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        """The host's `apply_model`, `original`, in passes of a few frames; sees every UNet call in order."""
+        """The model's own call of its UNet, `original`, in passes of a few frames; sees every UNet call in order.
+
+        An error stops the clip also where the call is another extension's, in a callback of the host.
+        """
         errors.raise_kept(self.p)
-        if not self.stepping:  # another extension's call, outside of a sampler's step
-            return original(x, t, *args, **kwargs)
-        call = self.adapter.call(x.shape[0])
-        if call.start == 0:
-            self.clip.begin_step(self.denoiser_call, self.adapter.time(t))
+        with errors.kept_and_raised(self.p):
+            call = self.adapter.call(x, *args, **kwargs)
+            if call is None:  # another extension's, outside of a sampler's step
+                return original(x, t, *args, **kwargs)
+            if call.first:
+                self._look_for_others()
+                self.clip.begin_step(self.denoiser_call, self.adapter.time(t))
+            return self._in_passes(call, original, x, t, *args, **kwargs)
+
+    def _look_for_others(self) -> None:
+        """Keeps the UNet's calls whole where other extensions' code takes part in its attention.
+
+        Raises RuntimeError where each frame needs a pass of its own.
+        """
+        self.others = self.others or foreign.on_attention(
+            self._model.unet, self.control.folder if self.control else None
+        )
+        if self.others:
+            if self.travel:
+                raise RuntimeError(
+                    "ZS²: LoRA weights that change over the frames need a UNet pass for each frame, and the extension "
+                    f"{self.others.name} works on attention, and may count on all of them: switch one of both off"
+                )
+            self.clip.keep_calls_whole()
+
+    def _in_passes(self, call: Call, original: Callable, x: torch.Tensor, t: torch.Tensor, *args, **kwargs):
         step, same_tiles = shared.state.sampling_step, self.adapter.same_tiles()
         if self.control:
             self.control.begin_call()
@@ -146,5 +176,8 @@ class ClipSampling:
         still = copy.copy(p.rng)  # the host's own draws for frame 1
         still.generators = p.rng.generators[:1]
         p.rng = copy.copy(p.rng)
-        p.rng.next = lambda: clip.noise.draw(still.next())
-        self.adapter.correlate_own_draws(clip, self._undo)
+        wrap(self._undo, p.rng, "next", lambda original: clip.noise.draw(still.next()))
+        if p.sampler is not self._sampler:  # that of hires.fix may be the same
+            self._sampler = p.sampler
+            self.adapter.begin_sampling(self._undo)
+            self.adapter.correlate_own_draws(clip, self._undo)

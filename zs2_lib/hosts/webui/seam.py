@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,18 +19,22 @@ from .edit import SourceVideo
 
 
 class Model(NamedTuple):
-    """The model that samples now: whose `apply_model` UNet calls go through, and the module with the attention."""
+    """The model that samples now: whose method all UNet calls go through, and the module with the attention."""
 
     owner: torch.nn.Module
+    method: str
     unet: torch.nn.Module
 
 
 class Call(NamedTuple):
-    """A UNet call of the host: its rows, and where in the step it lies, `start` to `stop` of 0 to 1."""
+    """A UNet call within a step: its rows, where in the step it lies, `start` to `stop` of 0 to 1, and whether it is its
+    first, before which what is carried from frame to frame is forgotten.
+    """
 
     rows: Rows
     start: float
     stop: float
+    first: bool
 
 
 class ControlUnits(ABC):
@@ -49,6 +54,11 @@ class ControlUnits(ABC):
     @abstractmethod
     def models(self) -> list[torch.nn.Module]:
         """The ControlNet models, which run inside the UNet's calls on the same rows; two units may share one."""
+
+    @property
+    @abstractmethod
+    def folder(self) -> Path:
+        """Where the extension's code lies."""
 
     @abstractmethod
     def check(self) -> None:
@@ -85,14 +95,17 @@ class Adapter(ABC):
         """The model that samples now. Asked again in each step: refiner and hires.fix may bring another."""
 
     @abstractmethod
-    def begin_step(self, denoiser) -> None:
+    def begin_sampling(self, undo: ExitStack) -> None:
+        """The sampler of `p` is there, and will take its first step."""
+
+    @abstractmethod
+    def begin_step(self, denoiser, undo: ExitStack) -> None:
         """A step of the host's `denoiser` begins: its UNet calls follow."""
 
     @abstractmethod
-    def call(self, rows: int) -> Call:
-        """The next UNet call of the step, which has so many rows. Raises RuntimeError if it does not fit the step.
-
-        What is carried from frame to frame is forgotten where a call has `start` 0.
+    def call(self, x: torch.Tensor, *args, **kwargs) -> Call | None:
+        """The next UNet call with its arguments; None for a call that belongs to no step. Raises RuntimeError where it
+        does not fit the step.
         """
 
     @abstractmethod
