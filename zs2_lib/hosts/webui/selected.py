@@ -12,7 +12,7 @@ from zs2_lib.hosts.undo import wrap
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import Settings
 
-from . import errors
+from . import errors, nesting
 from .answer import Request
 from .edit import Frames, SourceVideo
 
@@ -49,6 +49,8 @@ def begin(p, read: Callable[[], Settings]) -> None:
     for _, undo, began in list(_open):
         if began != shared.state.time_start:  # left by a request that was not closed
             undo.close()
+    if nesting.being_processed():  # no clip, so no request
+        return
     for request, _, _ in _open:
         if request.script:  # which has made `p` for a job
             p.zs2_request = request
