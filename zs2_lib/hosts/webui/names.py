@@ -69,7 +69,7 @@ def frame_name(filename: str, frame: int) -> str:
     """
     folder, name = os.path.split(filename)
     stem, suffix = os.path.splitext(name)
-    distinct = opts.save_images_add_number or any(word in opts.samples_filename_pattern for word in NUMBERS)
+    distinct = opts.save_images_add_number or any(word in opts.samples_filename_pattern.lower() for word in NUMBERS)
     end = "" if distinct else f"-{frame:04}"
     # the host cuts the whole path to the length of a name
     characters = _name_limit(Path(folder)) - max(4, len(suffix)) - len(folder) - 1 - len(end)
