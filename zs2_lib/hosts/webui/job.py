@@ -78,7 +78,7 @@ class Job:
         self.began = shared.state.time_start
         self.settings = settings
         self.adapter = sampling.host()(p)
-        self.notes: list[str] = []
+        self.request = selected.of(p)
         self.source: SourceVideo | None = None
         self.control: ControlUnits | None = None
         self.travel = PromptTravel(p, settings.prompts, self.adapter) if settings.prompts else None
@@ -111,16 +111,12 @@ class Job:
         self._undo.callback(_open_jobs.remove, self)
         wrap(self._undo, p, "close", self._end_and_close)  # which the host calls after an error as well
         selected.check_init_images(p, self.settings)
-        init_images = len(getattr(p, "init_images", None) or [])
         if self.settings.source:
             self._open_source()
-        elif init_images > 1 and init_images != self.settings.frames:
-            raise SettingsError(
-                f"frames: {self.settings.frames} does not fit {init_images} init images; give one init image, or one "
-                "for each frame"
-            )
+        else:
+            self._check_init_images()
         check_frames(self.settings.frames, "give fewer frames")
-        self.clips = Clips(p, self.settings, self.source, selected.of(p), self.note)
+        self.clips = Clips(p, self.settings, self.source, self.request, self.note)
         self._take_control_units()
 
         frames = self.settings.frames
@@ -142,6 +138,17 @@ class Job:
         override(self._undo, p, "do_not_save_grid", True)
         wrap(self._undo, images.FilenameGenerator, "apply", partial(fitting, p.outpath_samples))
 
+    def _check_init_images(self) -> None:
+        p, frames = self.p, self.settings.frames
+        images = getattr(p, "init_images", None) or []
+        if len(images) in (0, 1, frames):
+            return
+        if any(image is not images[0] for image in images):
+            raise SettingsError(
+                f"frames: {frames} does not fit {len(images)} init images; give one init image, or one for each frame"
+            )
+        override(self._undo, p, "init_images", images[:1])  # the Batch tab repeats it for a batch
+
     def _open_source(self) -> None:
         """Opens the source, which decides the frames and the rate that the settings leave to it; img2img edits its
         frames.
@@ -158,7 +165,7 @@ class Job:
     def _take_control_units(self) -> None:
         """Gives each frame its own control images. In txt2img only they can use a source."""
         p, settings = self.p, self.settings
-        with_maps = not (p.is_api or selected.of(p).script)  # which take the pictures for the frames
+        with_maps = not (p.is_api or self.request.script)  # which take the pictures for the frames
         self.control = self.adapter.control_units(settings, self.source, self._undo, self.note, with_maps)
         if self.source and not isinstance(p, processing.StableDiffusionProcessingImg2Img):
             if settings.mask:
@@ -269,11 +276,8 @@ class Job:
         """Puts the clips into the result, and leaves `p` as it was."""
         self.clips.write()
         self.end()
-        selected.of(self.p).put_into(processed, self.clips.written)
+        self.request.put_into(processed, self.clips.written)
         processed.comments = "".join(f"{comment}\n" for comment in self.p.comments)
-        if self.notes:
-            notes = {"ZS2 notes": " ".join(self.notes)}
-            processed.extra_generation_params = {**processed.extra_generation_params, **notes}
 
     def end(self) -> None:
         """Undoes what this job changed on `p`, for scripts that use it again, and on other extensions."""
@@ -288,8 +292,8 @@ class Job:
 
     def note(self, text: str) -> None:
         """Tells the user something, once: under the image, and in `info` of the API's answer."""
-        if text not in self.notes:
-            self.notes.append(text)
+        if text not in self.request.notes:
+            self.request.notes.append(text)
             self.p.comment("ZS²: " + text)
 
 
