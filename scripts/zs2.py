@@ -2,13 +2,14 @@
 
 import html
 import logging
+from functools import partial
 
 import gradio as gr
 from modules import script_callbacks, scripts
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
-from zs2_lib.hosts.webui import edit, errors, job, sampling
+from zs2_lib.hosts.webui import edit, errors, job, sampling, selected
 from zs2_lib.ui import panel
 
 log = logging.getLogger("zs2")
@@ -38,6 +39,9 @@ class Script(scripts.Script):
         self.infotext_fields = [PasteField(control, paste) for control, paste in pasted]
         self.paste_field_names = list(panel.PASTE.values())
         return list(controls.values())
+
+    def setup(self, p, *args):
+        selected.begin(p, partial(panel.read, args))
 
     def before_process(self, p, *args):
         with errors.kept(p):
@@ -77,4 +81,10 @@ def on_cfg_denoiser(params):
             ours.sampling.begin_step(params.denoiser)
 
 
+def on_before_image_saved(params):
+    if params.p is not None and (ours := job.of(params.p)):
+        ours.name_frame(params)
+
+
 script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
+script_callbacks.on_before_image_saved(on_before_image_saved)

@@ -69,30 +69,6 @@ def test_transparent_images_are_laid_on_white(tmp_path, format):
         assert close(picture, np.roll(on_white(half, red), shift, axis=1), tolerance=2)
 
 
-def test_a_gif_of_patches_looks_as_in_another_reader(tmp_path):
-    """Frames that change a part, keep, clear or restore what was there, in local palettes with transparent pixels."""
-    generator = np.random.default_rng(0)
-    frames = []
-    for _ in range(12):
-        patch = Image.fromarray(generator.integers(0, 256, (48, 64, 4), dtype=np.uint8).round(-6))
-        alpha = np.zeros((48, 64), np.uint8)
-        top, left = generator.integers(0, 30, 2)
-        alpha[top : top + 16, left : left + 24] = 255
-        patch.putalpha(Image.fromarray(alpha))
-        frames.append(patch)
-    path = tmp_path / "a.gif"
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=50, disposal=[1, 2, 1, 1, 2, 1] * 2)
-
-    with av.open(str(path)) as container:
-        other = [frame.to_ndarray(format="rgba") for frame in container.decode(video=0)]
-    pictures = [picture for _, picture in open_source(path).frames()]
-    assert len(pictures) == len(other)
-    for picture, pixels in zip(pictures, other):
-        white = Image.new("RGBA", picture.size, "white")
-        expected = Image.alpha_composite(white, Image.fromarray(pixels)).convert("RGB")
-        np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected))
-
-
 def test_a_gif_frame_beyond_the_edges_is_cut(tmp_path):
     frames = [Image.fromarray(paint(number) + np.uint8(number)) for number in range(3)]  # which differ everywhere
     path = tmp_path / "a.gif"

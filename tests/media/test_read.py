@@ -319,7 +319,6 @@ BAD_FILES = {
     "no index": (
         lambda p: cut_file(write_video(p / "a.mp4"), 0.5), "a.mp4 is no video, or it is damaged or incomplete"),
     "zero frames": (lambda p: no_frames(p / "a.mp4"), "a.mp4 holds no frame that can be decoded"),
-    "out of order": (lambda p: write_video(p / "a.avi"), "a.avi does not say in which order .* convert it to MP4"),
     "huge video": (lambda p: huge_video(p / "a.mkv"), "a.mkv is 9000x9000, but a frame may have 67 million pixels"),
     "bomb": (lambda p: saved(p / "a.png", png(50000, 50000)), "a.png has too many pixels: scale it down"),
     "large picture": (lambda p: saved(p / "a.png", png(9000, 9000)), "9000x9000, but a frame may have 67 million"),

@@ -154,8 +154,8 @@ def test_a_seek_that_lands_too_late_is_made_good(kinds, monkeypatch):
     source = open_source(kinds["mp4"])
     run = videos.Video._run
 
-    def late(self, start, parallel=True):
-        return ((number, frame) for number, frame in run(self, 0, parallel) if not start or number > start + 5)
+    def late(self, start):
+        return ((number, frame) for number, frame in run(self, 0) if not start or number > start + 5)
 
     source._keys = np.arange(24)
     monkeypatch.setattr(videos.Video, "_run", late)

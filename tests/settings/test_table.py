@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from pathlib import Path
 
 import pytest
 
 from zs2_lib.media.source import Selection
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.schedule import PromptKeyframes, Schedule
-from zs2_lib.settings.table import Settings
+from zs2_lib.settings.table import ROWS, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # --- values: those allowed, and the nearest ones that are not -----------------------------------------
 
@@ -160,7 +163,25 @@ def test_defaults():
     assert (settings.enabled, settings.frames, settings.fps, settings.loop) == (False, 8, 8.0, False)
     assert (str(settings.motion), str(settings.inertia), str(settings.momentum)) == ("0.05", "0", "0.98")
     assert (settings.noise_model, settings.candidates, settings.solver) == ("dependency", 1, "exact")
-    assert (settings.frames_per_pass, settings.formats, settings.returns) == (0, ("mp4",), "both")
+    assert (settings.frames_per_pass, settings.formats, settings.returns) == (0, ("mp4",), "video")
+
+
+def changes_by_sampler(document):
+    """The table "sampler" of a document: for each the change in each column, None where it was not measured."""
+    table = (ROOT / document).read_text(encoding="utf-8").split("| sampler |")[1].split("\n\n")[0]
+    rows = [re.split(r" *\| *", line.strip("| ")) for line in table.splitlines()[2:]]
+    return {row[0]: [None if cell == "–" else float(cell.split()[0]) for cell in row[1:]] for row in rows}
+
+
+def test_tooltip_of_motion_says_what_to_expect():
+    """λ moves the picture differently with each sampler; the figures are the measured ones."""
+    measured = changes_by_sampler("docs/motion.md")
+    assert changes_by_sampler("README.md").items() <= measured.items()
+    few_steps, _, _, _, strong = measured["DPM2 a"]
+    others = [x for changes in measured.values() for x in changes if x not in (None, few_steps, strong)]
+    tooltip = ROWS["motion"].tooltip
+    assert f"by {min(others):.0f} to {max(others):.0f} of 255" in tooltip
+    assert f"DPM2 a at 10 steps or CFG 9 by {strong:.0f} to {few_steps:.0f}" in tooltip
 
 
 def test_repeated_formats_are_written_once():

@@ -39,7 +39,7 @@ def wrap(undo: ExitStack, owner, name: str, replacement: Callable) -> None:
         _wrapped[wrapped] = False
         if names.get(name) is not wrapped:
             return
-        if before is None or (inspect.ismethod(before) and before == getattr(type(owner), name).__get__(owner)):
+        if before is None or _is_the_class_own(before, owner, name):
             delattr(owner, name)
         elif names is owner:
             owner[name] = before
@@ -52,6 +52,12 @@ def wrap(undo: ExitStack, owner, name: str, replacement: Callable) -> None:
     else:
         setattr(owner, name, wrapped)
     undo.callback(unwrap)
+
+
+def _is_the_class_own(method, owner, name: str) -> bool:
+    """Whether what lies on `owner` as `name` is the method that its class has, which another put there."""
+    of_class = getattr(type(owner), name, None)
+    return inspect.ismethod(method) and inspect.isfunction(of_class) and method == of_class.__get__(owner)
 
 
 def unwrapped_copy(copy) -> None:

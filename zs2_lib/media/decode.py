@@ -14,9 +14,11 @@ from pathlib import Path
 
 from .source import MAX_PIXELS, check_size, in_words
 
-# Containers with a clock. No playlists or scripts: they make FFmpeg open other files, or addresses.
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,mxf,nut,dv,ivf,yuv4mpegpipe"
-_THREADS = 4  # that decode; each may hold some frames
+# Containers, and streams without one. No playlists or scripts: they make FFmpeg open other files, or addresses.
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,mxf,nut,dv,ivf,yuv4mpegpipe,rm,wtv,gxf,"
+    "h264,hevc,vvc,m4v,mpegvideo,vc1,obu,dirac,dnxhd"
+)
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ones skip the alpha channel
 
 
@@ -72,34 +74,39 @@ def opened_video(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[tuple]:
         yield container, stream
 
 
-def decoder_of(stream, parallel: bool = True):
+def decoder_of(stream):
     """The decoder (av.VideoCodecContext) for a stream's packets.
 
-    parallel: decode several frames at once, which is faster but loses some before a damage.
+    It decodes one frame at a time: with several, whether FFmpeg notices that a frame is damaged before it hands it out
+    is a matter of luck.
     """
     av = import_av()
     has_alpha = {name.lower(): value for name, value in stream.metadata.items()}.get("alpha_mode") == "1"
     alpha_decoder = _ALPHA_DECODERS.get(stream.codec_context.name)
     if has_alpha and alpha_decoder in av.codecs_available:
         return av.CodecContext.create(alpha_decoder, "r")
-    stream.codec_context.thread_type = "AUTO" if parallel else "SLICE"
-    stream.codec_context.thread_count = _THREADS
+    stream.codec_context.thread_count = 1
     return stream.codec_context
 
 
-def decoded(packets: Iterable, decoder) -> Iterator:
-    """The frames (av.VideoFrame) that have a time, in order of it. Raises Damaged after the last before a damage.
+def decoded(packets: Iterable, decoder, only_whole: bool = True) -> Iterator:
+    """The frames (av.VideoFrame) in the order they are shown in. Raises Damaged after the last before a damage.
+
+    only_whole: frames that FFmpeg has mended (`is_corrupt`) are a damage.
 
     The decoder is left at rest: freed while one of its threads reports an error, which takes Python's lock where PyAV's
     log is on (as torchvision switches it), it would wait for that thread, with the lock, for ever.
     """
     try:
-        yield from _decoded_until_damage(packets, decoder)
+        yield from _decoded_until_damage(packets, decoder, only_whole)
     finally:
         decoder.flush_buffers()
 
 
-def _decoded_until_damage(packets: Iterable, decoder) -> Iterator:
+def _decoded_until_damage(packets: Iterable, decoder, only_whole: bool) -> Iterator:
+    """What follows a damage builds on it, up to the next keyframe. What comes before the first frame that is whole is
+    no damage: the stream begins in the middle of something.
+    """
     av = import_av()
     started, damage = False, None
     try:
@@ -110,17 +117,22 @@ def _decoded_until_damage(packets: Iterable, decoder) -> Iterator:
                 frames = decoder.decode(packet)
             except av.FFmpegError as error:
                 if not started:
-                    continue  # it begins in the middle of something
+                    continue
                 damage = error
-                break  # what follows builds on what is damaged
+                break
             for frame in frames:
+                if frame.is_corrupt and started and only_whole:
+                    raise Damaged
                 started = started or not frame.is_corrupt
-                if started and frame.pts is not None:
+                if started:
                     yield frame
     except av.FFmpegError as error:
         damage = error
     with suppress(av.FFmpegError):
-        yield from (frame for frame in decoder.decode(None) if frame.pts is not None)
+        for frame in decoder.decode(None):
+            if frame.is_corrupt and only_whole:
+                raise Damaged
+            yield frame
     if damage is not None:
         raise Damaged from damage
 

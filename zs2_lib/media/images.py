@@ -10,12 +10,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .formats import FORMATS
+from .layers import layers_of
 from .pictures import PICTURE_ERRORS, by, eight_bits, rgb_picture, turned, turned_size, upright_turn
 from .source import Clock, Source, check_size, in_words
 
@@ -31,10 +33,10 @@ def is_picture(head: bytes) -> bool:
 
 
 @contextmanager
-def _opened_picture(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """The picture in `path`, its size checked. Pixels are read only when used."""
+def _opened_picture(path: Path, max_pixels: int, content: BytesIO | None = None) -> Iterator[Image.Image]:
+    """The picture in `path`, or of this `content`, its size checked. Pixels are read only when used."""
     try:
-        image = Image.open(path, formats=_PICTURE_FORMATS)
+        image = Image.open(content or path, formats=_PICTURE_FORMATS)
     except (FileNotFoundError, PermissionError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -56,47 +58,94 @@ def _load(image: Image.Image, name: str) -> None:
 
 
 class Animation(Source):
-    """A GIF, WebP or APNG file, read by Pillow; FFmpeg cannot decode animated WebP. Also a single picture."""
+    """A GIF, APNG or WebP file, which FFmpeg cannot decode if animated. Also a single picture."""
 
     _KINDS = {"GIF": FORMATS["gif"], "WEBP": FORMATS["webp"], "PNG": FORMATS["apng"]}  # by the names that Pillow tells
 
     def __init__(self, path: Path, background: str, max_pixels: int) -> None:
         super().__init__(path, background, max_pixels)
-        starts, now, broken = [], 0.0, False
-        with _opened_picture(path, max_pixels) as image:
+        starts, now = [], Fraction(0)
+        with self._opened() as (image, broken):
             self._size, self._turn = image.size, upright_turn(image)
-            # An APNG may hold a picture for programs that do not animate, which comes before the animation.
-            self._first = 1 if image.info.get("default_image") else 0
             kind = self._KINDS.get(image.format)
-            try:
-                count = image.n_frames if kind else 1
-                for number in range(self._first, count):
-                    image.seek(number)
-                    image.load()
-                    milliseconds = image.info.get("duration", 0) if kind else 0
-                    starts.append(now)
-                    now += milliseconds / 1000 if kind and milliseconds >= kind.least_ms else 0.1
-            except PICTURE_ERRORS as error:
-                if not starts:
-                    raise ValueError(
-                        f"{path.name} is damaged, not even its first frame can be read: replace it"
-                    ) from error
-                broken = True
             tick = 0.01 if image.format == "GIF" else 0.001
-        self.clock = Clock.of(np.array(starts), now, tick, broken=broken)
+            self._layers = layers_of(path, image.format, image.size, max_pixels)
+            broken = broken or (self._layers is not None and self._layers.broken)
+            try:
+                for milliseconds in self._durations(image):
+                    starts.append(float(now))
+                    now += milliseconds / 1000 if kind and milliseconds >= kind.least_ms else Fraction(1, 10)
+            except PICTURE_ERRORS:
+                broken = True
+        if not starts:
+            raise ValueError(f"{path.name} is damaged, not even its first frame can be read: replace it")
+        self.clock = Clock.of(np.array(starts), float(now), tick, broken=broken)
         self.info = self.clock.info(turned_size(self._size, self._turn))
 
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Image.Image, bool]]:
+        """The picture, and whether its file ends too early."""
+        whole = whole_part_of_webp(self.path)
+        with _opened_picture(self.path, self.max_pixels, whole) as image:
+            yield image, whole is not None
+
+    def _durations(self, image: Image.Image) -> Iterator[Fraction]:
+        """How many milliseconds each frame is shown, after decoding it. Raises one of `PICTURE_ERRORS`."""
+        if self._layers is not None:
+            for layer, _ in zip(self._layers.layers, self._layers.frames()):
+                yield layer.milliseconds
+            return
+        for number in range(image.n_frames if image.format == "WEBP" else 1):
+            image.seek(number)
+            image.load()
+            yield Fraction(image.info.get("duration", 0))
+
     def _pictures(self, numbers: list[int]) -> Iterator[Image.Image]:
-        with in_words(self.path), _opened_picture(self.path, self.max_pixels) as image:
+        with in_words(self.path), self._opened() as (image, _):
+            shown = self._seeked(image, numbers) if self._layers is None else self._layered(numbers)
             for number in numbers:
                 try:
-                    image.seek(self._first + number)
-                    image.load()
+                    picture = next(shown)
                 except PICTURE_ERRORS as error:
                     raise ValueError(f"frame {number + 1} of {self.path.name} is damaged ({error})") from error
-                # A GIF's frame may reach beyond the GIF, and then Pillow enlarges it.
-                shown = image if image.size == self._size else image.crop((0, 0, *self._size))
-                yield turned(rgb_picture(eight_bits(shown), number + 1, self.background), self._turn)
+                yield turned(rgb_picture(eight_bits(picture), number + 1, self.background), self._turn)
+
+    def _seeked(self, image: Image.Image, numbers: list[int]) -> Iterator[Image.Image]:
+        for number in numbers:
+            image.seek(number)
+            image.load()
+            yield image
+
+    def _layered(self, numbers: list[int]) -> Iterator[Image.Image]:
+        frames, reached = iter(()), -1
+        for number in numbers:
+            if reached < 0 or self._layers.beginning(number) > reached:
+                frames, reached = self._layers.frames(number), number - 1
+            while reached < number:
+                picture = next(frames)
+                reached += 1
+            yield picture
+
+
+def whole_part_of_webp(path: Path) -> BytesIO | None:
+    """Of an animated WebP that is cut off, what comes before, as a file that libwebp reads; None for any other file.
+
+    https://developers.google.com/speed/webp/docs/riff_container
+    """
+    with open(path, "rb") as file:
+        head = file.read(12)
+        size = 8 + int.from_bytes(head[4:8], "little")
+        if head[:4] != b"RIFF" or head[8:] != b"WEBP" or size <= path.stat().st_size:
+            return None
+        data = head + file.read()
+    position = 12
+    while position + 8 <= len(data):
+        after = position + 8 + int.from_bytes(data[position + 4 : position + 8], "little")
+        after += after % 2
+        if after > len(data):
+            break
+        position = after
+    return BytesIO(b"RIFF" + (position - 8).to_bytes(4, "little") + data[8:position])
 
 
 class Folder(Source):

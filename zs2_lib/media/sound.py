@@ -16,6 +16,7 @@ from .decode import import_av, opened_video, pulled
 from .encode import Encoding, import_encoder
 from .formats import FORMATS
 from .source import EVERYTHING, Selection, Source
+from .video_index import is_sound
 from .videos import Video
 from .write import all_or_nothing
 
@@ -93,7 +94,8 @@ def _mux_audio(clip: Path, encoding: Encoding, source: Video, begin: float, seco
 
 def _sound(container, new, encoding: Encoding, begin: Fraction, seconds: float) -> Iterator:
     """The packets of the sound of `container` for a stream that is added to `new`, from the file's time `begin` on."""
-    old = container.streams.best("audio")
+    best = container.streams.best("audio")
+    old = best if is_sound(best) else next(filter(is_sound, container.streams.audio))
     if old.codec_context.codec.canonical_name in encoding.sound_copied:
         return _copied_sound(container, old, new.add_stream_from_template(old), begin, seconds)
     layout = "mono" if old.layout.nb_channels == 1 else "stereo"
@@ -133,8 +135,8 @@ def _copied_sound(container, stream, target, begin: Fraction, seconds: float) ->
 def _encoded_sound(container, stream, target, begin: Fraction, seconds: float) -> Iterator:
     """The packets of the same, decoded, cut exactly, gaps filled with silence, and encoded for `target`."""
     graph = None
-    for frame in container.decode(stream):
-        if frame.pts is None or frame.pts * stream.time_base >= begin + Fraction(seconds):
+    for frame in _timed(container.decode(stream), stream.time_base):
+        if frame.pts * stream.time_base >= begin + Fraction(seconds):
             break
         if graph is None:
             graph = _sound_cutter(frame, stream.time_base, target.layout.name, begin, seconds)
@@ -144,6 +146,21 @@ def _encoded_sound(container, stream, target, begin: Fraction, seconds: float) -
         for cut in pulled(graph, None):
             yield from target.encode(cut)
         yield from target.encode(None)
+
+
+def _timed(frames: Iterator, time_base: Fraction) -> Iterator:
+    """The frames from the first on that has a time. Of several in a packet only the first one may have one: the others
+    begin where the one before ends.
+    """
+    end = None
+    for frame in frames:
+        if frame.pts is not None:
+            end = frame.pts * time_base
+        elif end is None:
+            continue
+        frame.pts = round(end / time_base)
+        end += Fraction(frame.samples, frame.sample_rate)
+        yield frame
 
 
 def _sound_cutter(frame, time_base: Fraction, layout: str, begin: Fraction, seconds: float):

@@ -75,6 +75,7 @@ class Selection:
 
 
 EVERYTHING = Selection()
+_WIDEST = 8  # a frame in a contact strip, as a multiple of its height
 
 
 @dataclass(frozen=True)
@@ -133,28 +134,35 @@ class Source:
         """The frame rate at which a clip of these frames plays as fast as the source.
 
         Exact where `selection.fps` is given or the source's rate is constant, otherwise the average over the selection.
+        For a single frame it is a rate that a clip may have.
         Raises ValueError where `frames` would.
         """
         picks = self.picks(selection)
         rate = selection.rate or self.clock.rate
+        if len(picks) == 1:
+            return min(max((rate or self.info.fps) / selection.every, exact_rate(MIN_FPS)), Fraction(MAX_FPS))
         if rate:
             return rate / selection.every
-        if len(picks) == 1:
-            return self.info.fps / selection.every
         seconds = self.clock.times[picks[-1]] - self.clock.times[picks[0]]
         return Fraction((len(picks) - 1) / seconds).limit_denominator(1001)
 
     def contact_strip(self, selection: Selection = EVERYTHING, most: int = 8, height: int = 96) -> Image.Image:
         """The selected frames side by side, `height` pixels high; if there are more than `most`, so many of them, from
-        the first to the last at equal steps.
+        the first to the last at equal steps. What is more than 8 times as wide as high lies on white.
         """
         if most < 1 or height < 1:
             raise ValueError(f"a contact strip takes at least 1 frame of 1 pixel, got most={most}, height={height}")
         picks = self.picks(selection)
         chosen = picks[np.linspace(0, len(picks) - 1, min(most, len(picks))).round().astype(int)]
-        width = max(1, round(self.info.size[0] * height / self.info.size[1]))
-        small = [picture.resize((width, height), Image.Resampling.LANCZOS) for _, picture in self.read(chosen)]
-        return contact_sheet(small, columns=len(small))
+        shape = max(1, round(self.info.size[0] * height / self.info.size[1])), height
+        small = shape
+        if shape[0] > _WIDEST * height:
+            shape = _WIDEST * height, height
+            small = shape[0], max(1, round(self.info.size[1] * shape[0] / self.info.size[0]))
+        pictures = [Image.new("RGB", shape, "white") for _ in chosen]
+        for picture, (_, shown) in zip(pictures, self.read(chosen)):
+            picture.paste(shown.resize(small, Image.Resampling.LANCZOS), (0, (height - small[1]) // 2))
+        return contact_sheet(pictures, columns=len(pictures))
 
     def picks(self, selection: Selection = EVERYTHING) -> np.ndarray:
         """The number (from 0) of the source's frame for each frame that `selection` gives, (frames,): ascending, some
@@ -176,6 +184,31 @@ class Source:
         """The source's frames with these numbers, which ascend."""
         raise NotImplementedError
 
+
+# Frames per second that a short file is taken for, where its few times allow several.
+_USUAL_RATES = [Fraction(rate) for rate in (5, 6, 8, 10, 12, 15, 16, 20, 24, 25, 30, 40, 48, 50, 60)]
+
+
+def _rates(ends: np.ndarray, tick: float) -> Iterator[Fraction]:
+    """Constant rates that frames may have which end at these times (seconds), told in ticks; the likeliest first."""
+    numbers = np.arange(1, len(ends) + 1)
+
+    def distance(rate: Fraction) -> float:
+        return np.abs(numbers / float(rate) - ends).max()
+
+    for rate in sorted(_USUAL_RATES, key=distance):
+        late = (numbers / float(rate) - ends) / tick
+        if late.min() > -0.51 and late.max() < 1.01:  # the times may be rounded down or to the nearest tick
+            yield rate
+    fastest, slowest = 1 / (ends / numbers).max(), 1 / ((ends + tick) / numbers).min()  # if they are rounded down
+    if math.floor(fastest + 1e-6) > slowest:
+        yield Fraction(math.floor(fastest + 1e-6))
+    average = (len(ends) - 1) / ends[-2] if len(ends) > 1 else 1 / ends[-1]  # the last one may stay longer
+    for largest in (1, 2, 1001):
+        yield Fraction(average).limit_denominator(largest)
+
+
+_ASSUMED_RATE = 25
 
 # Seconds. A time that Matroska, or who typed in a selection, rounded to milliseconds is meant half of one earlier.
 _SLACK = 0.0005
@@ -204,13 +237,14 @@ class Clock:
         tick: how finely the file tells times, in seconds: two frames at 30 fps are 33 or 34 ms apart in Matroska, 30 or
             40 ms in GIF.
         """
-        average = Fraction((len(times) - 1) / times[-1] if len(times) > 1 else 1 / end)
+        if len(times) == 1 and end * MAX_FPS < 1:  # how long it is shown is not known
+            end = float(1 / (rate if rate and rate <= MAX_FPS else _ASSUMED_RATE))
         ends = np.append(times[1:], end)
-        for candidate in (rate, *(average.limit_denominator(largest) for largest in (1, 2, 1001))):
+        for candidate in (rate, *_rates(ends, tick)):
             if candidate:
                 grid = np.arange(1, len(times) + 1) / float(candidate)
                 if np.abs(grid - ends).max() <= 1.01 * tick:
-                    return cls(times, float(grid[-1]), candidate, broken)
+                    return cls(times, float(grid[-1]), Fraction(candidate), broken)
         return cls(times, end, None, broken)
 
     def info(self, size: tuple[int, int], has_audio: bool = False, hdr: bool = False) -> SourceInfo:
@@ -219,7 +253,7 @@ class Clock:
 
     def picks(self, selection: Selection, name: str) -> np.ndarray:
         """The numbers (selected frames,) of the frames that `selection` takes, ascending; at least one."""
-        if selection.start >= self.end - _SLACK:
+        if selection.start >= self.end or selection.start - _SLACK >= max(self.times[-1], self.end - 2 * _SLACK):
             damage = ", where it breaks off (it is damaged or incomplete)" if self.broken else ""
             raise ValueError(
                 f"start is {selection.start} s, but {name} ends at {_down(self.end)} s{damage}: choose an earlier start"
@@ -227,7 +261,8 @@ class Clock:
 
         end = self.end if selection.end is None else min(selection.end, self.end)
         if selection.rate:
-            steps = np.arange(0, math.ceil((end - selection.start - _SLACK) * selection.rate), selection.every)
+            count = math.ceil((end - selection.start - _SLACK) * selection.rate)
+            steps = np.arange(0, max(count, 1), selection.every)
             moments = selection.start + steps * selection.rate.denominator / selection.rate.numerator
             appear = self.times
             if self.rate:  # regardless of how the file rounds it
@@ -235,6 +270,8 @@ class Clock:
             picks = np.searchsorted(appear, moments + _SLACK, side="right") - 1
         else:
             first, stop = np.searchsorted(self.times, [selection.start - _SLACK, end - _SLACK])
+            if end == self.end:
+                stop = len(self.times)  # also where the last one is shown for less than that
             picks = np.arange(first, stop, selection.every)
         if not len(picks):
             raise ValueError(

@@ -7,7 +7,6 @@ in a plain MP4, 61 times in an MKV of short groups with B-frames and 2 times in 
 from __future__ import annotations
 
 from array import array
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from .decode import Damaged, decoded, decoder_of, import_av, opened_video
+from .video_end import last_frames, without_gap
 
-_HDR_TRANSFERS = (16, 18)  # H.273's PQ and HLG
+HDR_TRANSFERS = (16, 18)  # H.273's PQ and HLG
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Index:
     pts: of all frames, ascending; keys: of those where decoding can begin. (n,) int64
     last: how long the last frame stays.
     interlaced: whether frames have to be deinterlaced.
+    counted: the file does not say when each frame is shown; they are known by their order from the beginning on.
     broken: the file ends before its frames do.
     rate (frames per second), pixel_aspect (width by height), has_audio, hdr: what the file says.
     """
@@ -34,6 +35,7 @@ class Index:
     keys: np.ndarray
     last: int
     interlaced: bool
+    counted: bool
     broken: bool
     time_base: Fraction
     rate: Fraction
@@ -48,18 +50,20 @@ def read_index(path: Path, max_pixels: int) -> Index:
     """
     broken = _ends_in_pictures(path)
     with opened_video(path, max_pixels) as (container, stream):
-        time_base, rate = stream.time_base, stream.average_rate or 25
         facts = {
-            "time_base": time_base,
-            "rate": rate,
+            "time_base": stream.time_base,
+            "rate": _rate(container, stream),
             "pixel_aspect": stream.sample_aspect_ratio or Fraction(1),
-            "has_audio": any(audio.codec_context is not None for audio in container.streams.audio),
-            "hdr": stream.codec_context.color_trc in _HDR_TRANSFERS,
+            "has_audio": any(is_sound(audio) for audio in container.streams.audio),
+            "hdr": stream.codec_context.color_trc in HDR_TRANSFERS,
         }
-        times = _packet_times(container, stream, broken)
+        times = None if _has_no_clock(container) else _packet_times(container, stream, broken)
+        tells_its_size = container.format.name.startswith(_TELLING_THEIR_SIZE)
     if times is None:
         with opened_video(path, max_pixels) as (container, stream):
             times = _frame_times(container, stream, broken)
+    if not tells_its_size and len(times["pts"]):
+        times = _until_damage(times, *last_frames(path, max_pixels))
     index = Index(**times, **facts)
 
     if not len(index.pts):
@@ -72,8 +76,23 @@ def read_index(path: Path, max_pixels: int) -> Index:
     pts = np.unique(index.pts)  # of two frames with one time, one is never seen
     last = index.last
     if not last:
-        last = int(pts[-1] - pts[0]) // (len(pts) - 1) if len(pts) > 1 else round(1 / (rate * time_base))
+        last = int(pts[-1] - pts[0]) // (len(pts) - 1) if len(pts) > 1 else round(1 / (index.rate * index.time_base))
     return replace(index, pts=pts, last=last)
+
+
+_TELLING_THEIR_SIZE = ("mov", "matroska")  # containers: `_ends_in_pictures` knows what is missing
+_NO_TIMESTAMPS = 0x80  # FFmpeg's AVFMT_NOTIMESTAMPS
+
+
+def _has_no_clock(container) -> bool:
+    """Whether the file is nothing but the stream of a codec."""
+    return bool(container.format.flags & _NO_TIMESTAMPS)
+
+
+def _rate(container, stream) -> Fraction:
+    """Frames per second, as the file says; 25 if it does not."""
+    rate = stream.guessed_rate if _has_no_clock(container) else stream.average_rate
+    return Fraction(rate or 25)
 
 
 _PROBE = 24  # packets
@@ -107,8 +126,9 @@ def _packet_times(container, stream, broken: bool) -> dict | None:
     except import_av().FFmpegError:
         cut = True
 
-    probed, interlaced = _probed(head, stream)
-    if not probed or probed != sorted(head_pts):
+    probed, interlaced, damaged = _probed(head, stream)
+    expected = sorted(head_pts)
+    if not probed or probed != expected[: len(probed) if damaged else None]:
         return None
     times, last = np.sort(np.frombuffer(pts, np.int64)), final.duration or 0
     broken = broken or cut
@@ -118,32 +138,90 @@ def _packet_times(container, stream, broken: bool) -> dict | None:
         # Frames are stored in another order than they are shown in. Up to the last time of decoding none is missing.
         times, last = times[times <= last_dts], 0
     keys = np.frombuffer(keys, np.int64)
-    return {"pts": times, "keys": keys, "last": last, "interlaced": interlaced, "broken": broken}
+    return {
+        "pts": times, "keys": keys, "last": last, "interlaced": interlaced, "counted": False, "broken": broken,
+    }  # fmt: skip
 
 
-def _probed(packets: list, stream) -> tuple[list[int], bool]:
-    """The times of the frames that the first packets of a stream give, and whether one of them is interlaced."""
+def _until_damage(times: dict, shown: list[int | None], lost: int, decoding: int | None) -> dict:
+    """What `Index` says of the frames, without those at the end that are not whole, see `last_frames`."""
+    pts = times["pts"]
+    if times["counted"]:
+        pts = pts[: len(pts) - lost]
+    elif shown := [time for time in shown if time is not None]:
+        missing = np.setdiff1d(pts[pts > shown[0]], np.array(shown, np.int64))
+        pts = without_gap(pts[pts < missing[0]] if len(missing) else pts, decoding)
+    else:
+        pts = pts[:0]
+    return times if len(pts) == len(times["pts"]) else {**times, "pts": pts, "last": 0, "broken": True}
+
+
+def _probed(packets: list, stream) -> tuple[list[int], bool, bool]:
+    """The times of the frames that the first packets of a stream give, whether one of them is interlaced, and whether a
+    damage ends them.
+    """
     times, interlaced = [], False
-    with suppress(Damaged):
+    try:
         for frame in decoded(packets, decoder_of(stream)):
             times.append(frame.pts)
             interlaced = interlaced or frame.interlaced_frame
-    return times, interlaced
+    except Damaged:
+        return times, interlaced, True
+    return times, interlaced, False
 
 
 def _frame_times(container, stream, broken: bool) -> dict:
     """What `Index` says of the frames, by decoding all of them."""
-    pts, keys, interlaced = array("q"), array("q"), False
+    pts, keys, interlaced, decoding = [], array("q"), False, []
+
+    def noted(packets):
+        for packet in packets:
+            if packet.size and packet.dts is not None:
+                decoding.append(packet.dts)
+            yield packet
+
     try:
-        for frame in decoded(container.demux(stream), decoder_of(stream)):
+        for frame in decoded(noted(container.demux(stream)), decoder_of(stream), only_whole=False):
             pts.append(frame.pts)
-            if frame.key_frame:
+            if frame.key_frame and frame.pts is not None:
                 keys.append(frame.pts)
             interlaced = interlaced or frame.interlaced_frame
     except Damaged:
         broken = True
-    times, keys = np.frombuffer(pts, np.int64), np.frombuffer(keys, np.int64)
-    return {"pts": times, "keys": keys, "last": 0, "interlaced": interlaced, "broken": broken}
+    step = 1 / (_rate(container, stream) * stream.time_base)
+    if _has_no_clock(container):
+        times = _spaced([None] * len(pts), step)
+    elif None in pts:
+        times = _spaced(pts, step)
+    elif pts != sorted(pts) and decoding == sorted(decoding):  # only the times of decoding are right
+        times = np.array(sorted(pts), np.int64)
+    else:
+        times = None
+    counted = times is not None
+    times = times if counted else np.array(pts, np.int64)
+    keys = times[:1] if counted else np.frombuffer(keys, np.int64)
+    return {
+        "pts": times, "keys": keys, "last": 0, "interlaced": interlaced, "counted": counted, "broken": broken,
+    }  # fmt: skip
+
+
+def _spaced(pts: list[int | None], step: Fraction) -> np.ndarray:
+    """The times of all frames, of which some may be known: the others lie evenly between, and `step` apart elsewhere.
+    (n,) int64
+    """
+    known = [number for number, time in enumerate(pts) if time is not None] or [0]
+    first, last = known[0], known[-1]
+    times = np.interp(np.arange(len(pts)), known, [pts[number] or 0 for number in known])
+    for number in [*range(first), *range(last + 1, len(pts))]:
+        nearest = first if number < first else last
+        times[number] += (number - nearest) * float(step)
+    return times.round().astype(np.int64)
+
+
+def is_sound(stream) -> bool:
+    """Whether an audio stream holds sound that can be decoded, and is not only announced."""
+    context = stream.codec_context
+    return context is not None and bool(context.sample_rate) and context.layout.nb_channels > 0
 
 
 _SEGMENT, _CLUSTER = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"

@@ -49,7 +49,7 @@ class Video(Source):
         end = float(times[-1]) + float(index.last * index.time_base)
         self.clock = Clock.of(times, end, 0.001, index.rate, index.broken)
 
-        self._interlaced = index.interlaced
+        self._interlaced, self._counted = index.interlaced, index.counted
         run, frame = self._reach(0)
         run.close()
         self._turn = _display_turn(frame)
@@ -86,9 +86,8 @@ class Video(Source):
         keyframe before it is tried, and at last the beginning of the file.
         """
         keyframe = self._keyframe(number)
-        attempts = [(keyframe, True), (self._keyframe(keyframe - 1), False), (0, False)]
-        for start, parallel in dict.fromkeys(attempts):
-            run = self._run(start, parallel)
+        for start in dict.fromkeys((keyframe, self._keyframe(keyframe - 1), 0)):
+            run = self._run(start)
             frame = _advance(run, number)
             if frame is not None:
                 return run, frame
@@ -98,7 +97,7 @@ class Video(Source):
             "end to that time or the start some seconds after it, or repair the file"
         )
 
-    def _run(self, start: int, parallel: bool = True) -> Iterator[tuple[int, object]]:
+    def _run(self, start: int) -> Iterator[tuple[int, object]]:
         """Yields (number, av.VideoFrame) in order, from around the keyframe `start`. Raises Damaged."""
         with opened_video(self.path, self.max_pixels) as (container, stream):
             packets = container.demux(stream)
@@ -108,11 +107,20 @@ class Video(Source):
                 except import_av().FFmpegError as error:
                     raise Damaged from error
                 packets = itertools.dropwhile(lambda packet: not packet.is_keyframe, packets)
-            frames = decoded(packets, decoder_of(stream, parallel))
+            frames = self._timed(decoded(packets, decoder_of(stream)))
             for frame in deinterlaced(frames, stream.time_base):
                 number = int(np.searchsorted(self._pts, frame.pts))
                 if number < len(self._pts) and self._pts[number] == frame.pts:
                     yield number, frame
+
+    def _timed(self, frames: Iterator) -> Iterator:
+        """The frames that have a time, which those that are counted get here."""
+        if not self._counted:
+            yield from (frame for frame in frames if frame.pts is not None)
+            return
+        for pts, frame in zip(self._pts.tolist(), frames):
+            frame.pts = pts
+            yield frame
 
     def _shown(self, frame, number: int) -> Image.Image:
         """The frame (av.VideoFrame) as a player shows it."""

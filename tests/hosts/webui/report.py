@@ -1,4 +1,6 @@
-"""The compatibility table: one row per combination, written to docs/compatibility.md by a full run."""
+"""The compatibility tables, written to docs/compatibility.md by a full run: one row per combination, and sections of
+other test files.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "compatibility.md"
 PREFACE = """\
 # Compatibility
 
-Written by `tests/hosts/webui/test_matrix.py`, never by hand.
+Written by the tests in `tests/hosts/webui`, never by hand.
 
 | host | {version} |
 |---|---|
@@ -93,6 +95,30 @@ class Compatibility:
         text = PREFACE.format(date=datetime.date.today().isoformat(), **facts)
         for group in dict.fromkeys(row.group for row in self.rows):
             text += HEADER.format(group=group) + "".join(row.line() for row in self.rows if row.group == group)
+        ours = {row.group for row in self.rows}
+        text += "".join(section for title, section in _sections().items() if title not in ours)
         DOCUMENT.parent.mkdir(exist_ok=True)
         DOCUMENT.write_text(text, encoding="utf-8")
         self.note = f"{summary}; wrote {DOCUMENT.name}"
+
+
+SECTION = "\n## "
+SECTIONS = ("Scripts",)
+"""The sections of other test files, which follow those of the combinations."""
+
+
+def write_section(title: str, text: str) -> None:
+    """Puts a section of another test file into the document, in place of the one of that title."""
+    sections = {**_sections(), title: f"{SECTION}{title}\n\n{text}"}
+    before = DOCUMENT.read_text(encoding="utf-8")
+    kept = before[: min((before.index(section) for section in _sections().values()), default=len(before))]
+    DOCUMENT.write_text(kept + "".join(sections[name] for name in SECTIONS if name in sections), encoding="utf-8")
+
+
+def _sections() -> dict[str, str]:
+    """The document's sections of other test files, by title."""
+    if not DOCUMENT.exists():
+        return {}
+    _, *parts = DOCUMENT.read_text(encoding="utf-8").split(SECTION)
+    titled = {part.partition("\n")[0]: SECTION + part.rstrip("\n") + "\n" for part in parts}
+    return {title: section for title, section in titled.items() if title in SECTIONS}

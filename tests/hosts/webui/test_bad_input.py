@@ -320,7 +320,7 @@ def test_flags_of_the_owner(start, tmp_path):
     small = folder(tmp_path / "films" / "small", size=(64, 64))
     with start(*flags) as host:
         clip = host.generate(**EDIT, alwayson_scripts={"ZS2": {"args": [{"source": str(small), "frames": 3}]}})
-        assert len(clip.files) == 3 + 1
+        assert len(clip.files) == 3
         for settings, payload, words in (
             ({"frames": 5}, STILL, ["frames", "5", "--zs2-max-frames", "4"]),
             ({"source": str(small)}, {}, ["source", "6", "--zs2-max-frames", "4", "source_end"]),

@@ -71,11 +71,11 @@ def test_every_setting_is_accepted(host, settings):
 
 
 def test_defaults(host):
-    """With nothing but `enabled`: a file first, then more than one frame."""
+    """With nothing but `enabled`: the frames, and one MP4 of them in `info`."""
     result = host.generate(**QUICK, alwayson_scripts={"ZS2": {"args": [{"enabled": True}]}})
-    kinds = [clipfiles.kind(file) for file in result.files]
-    assert kinds[0] in ("mp4", "gif", "webp", "apng", "webm") and kinds.count("png") == len(kinds) - 1 > 1
-    assert len(clipfiles.frames(result.files[0])) == len(kinds) - 1
+    assert [clipfiles.kind(file) for file in result.files] == ["png"] * 8
+    assert [clipfiles.kind(file) for file in result.clips] == ["mp4"]
+    assert len(clipfiles.frames(result.clips[0])) == 8
 
 
 # --- what is returned ----------------------------------------------------------------------------------------
@@ -83,41 +83,58 @@ def test_defaults(host):
 
 @pytest.fixture(scope="module")
 def both(host):
-    """A clip in all formats, files and frames."""
+    """A clip in all formats, files, frames and an animated picture."""
     return host.clip({"return": "both", "formats": list(FORMATS), "frames": 5, "fps": 8})
 
 
-def test_return_both_is_files_then_frames(both):
-    assert [clipfiles.kind(file) for file in both.files] == list(FORMATS.values()) + ["png"] * 5
-    assert len(both.info["infotexts"]) == len(both.files)
+def test_return_both_is_an_animation_frames_and_files(both):
+    assert [clipfiles.kind(file) for file in both.files] == ["gif"] + ["png"] * 5
+    assert [clipfiles.kind(file) for file in both.clips] == list(FORMATS.values())
+    for clip, format in zip(both.info["zs2_clips"], FORMATS):
+        assert clip["format"] == format and clip["path"].endswith("" if format == "png" else f".{format}")
+        assert (clip["frames"], clip["fps"], clip["seed"]) == (5, 8, STILL["seed"])
 
 
 def test_return_frames_and_video(host, both):
-    frames = host.clip({"return": "frames", "formats": list(FORMATS), "frames": 5, "fps": 8})
-    assert [clipfiles.kind(file) for file in frames.files] == ["png"] * 5
-    assert difference(frames.frames, np.stack([picture(file) for file in both.files[-5:]])) == 0
-    video = host.clip({"return": "video", "formats": list(FORMATS), "frames": 5, "fps": 8})
-    assert [clipfiles.kind(file) for file in video.files] == list(FORMATS.values())
+    settings = {"formats": list(FORMATS), "frames": 5, "fps": 8}
+    frames, video = (host.clip({"return": returns, **settings}) for returns in ("frames", "video"))
+    assert frames.files == video.files == both.files[1:]
+    assert video.clips[:4] == both.clips[:4]  # the others tell the time, or a number of their own
+    assert [{**clip, "data": None} for clip in video.info["zs2_clips"]] == [
+        {**clip, "data": None} for clip in frames.info["zs2_clips"]
+    ]
+    assert not any("data" in clip for clip in frames.info["zs2_clips"])
+
+
+@pytest.mark.parametrize("returns", ["frames", "video", "both"])
+def test_lists_are_parallel(host, returns):
+    """As clients and Agent Scheduler read them: a text for each picture, seed and prompt from the first sample on."""
+    result = host.clip({"return": returns, "frames": 3}, n_iter=2, **QUICK)
+    info, first = result.info, 2 if returns == "both" else 0
+    assert info["index_of_first_image"] == first
+    assert len(info["infotexts"]) == len(result.files) == first + 6
+    assert all(len(info[name]) == 6 for name in ("all_prompts", "all_negative_prompts", "all_seeds", "all_subseeds"))
+    assert [clip["seed"] for clip in info["zs2_clips"]] == [STILL["seed"], STILL["seed"] + 1]
 
 
 @pytest.mark.parametrize("number, format", list(enumerate(FORMATS)))
 def test_files_hold_the_frames(both, number, format):
     frames = np.stack([picture(file) for file in both.files[-5:]])
-    stored = clipfiles.frames(both.files[number])
+    stored = clipfiles.frames(both.clips[number])
     assert stored.shape == frames.shape
     assert np.abs(stored - frames).mean() < {"png": 1e-9, "apng": 1e-9}.get(format, 6)
     if format != "png":
-        assert clipfiles.seconds(both.files[number]) == pytest.approx(5 / 8, abs=0.02)
+        assert clipfiles.seconds(both.clips[number]) == pytest.approx(5 / 8, abs=0.02)
 
 
 def test_mp4_plays_everywhere(both):
     """H.264 in 4:2:0, and its index before its pictures, so that a browser can begin at once."""
-    assert clipfiles.codec(both.files[0]) == ("h264", "yuv420p")
-    assert both.files[0].index(b"moov") < both.files[0].index(b"mdat")
+    assert clipfiles.codec(both.clips[0]) == ("h264", "yuv420p")
+    assert both.clips[0].index(b"moov") < both.clips[0].index(b"mdat")
 
 
 def test_one_file_per_format_in_their_order(host):
-    files = host.clip({"return": "video", "formats": ["webp", "mp4"], "frames": 2}, **QUICK).files
+    files = host.clip({"return": "video", "formats": ["webp", "mp4"], "frames": 2}, **QUICK).clips
     assert [clipfiles.kind(file) for file in files] == ["webp", "mp4"]
 
 
@@ -216,9 +233,10 @@ def test_batch_count_makes_clips_of_the_next_seeds(host, payload):
     assert difference(clips.frames[frames:], alone.frames) == 0
 
 
-def test_batch_count_returns_all_files_first(host):
-    result = host.clip({"return": "both", "formats": ["gif"], "frames": 2}, n_iter=2, **QUICK)
-    assert [clipfiles.kind(file) for file in result.files] == ["gif"] * 2 + ["png"] * 4
+def test_batch_count_returns_all_animations_first(host):
+    result = host.clip({"return": "both", "frames": 2}, n_iter=2, **QUICK)
+    assert [clipfiles.kind(file) for file in result.files] == ["webp"] * 2 + ["png"] * 4
+    assert [clipfiles.kind(file) for file in result.clips] == ["mp4"] * 2
 
 
 def test_repeats_bit_for_bit(host):
@@ -366,24 +384,23 @@ def test_infotext_makes_the_clip_again(host, settings):
     """The settings survive the infotext: what the host pastes from it makes the same frames."""
     first = host.clip(settings, **QUICK)
     again = host.generate(**QUICK, infotext=first.infotext)
-    frames = again.files[-len(first.files) :]
-    assert difference(np.stack([picture(file) for file in frames]), first.frames) == 0
-    assert [clipfiles.kind(file) for file in again.files[: -len(frames)]] == settings.get("formats", ["mp4"])
+    assert difference(again.frames, first.frames) == 0
+    assert [clipfiles.kind(file) for file in again.clips] == settings.get("formats", ["mp4"])
 
 
 @pytest.mark.parametrize("number, format", [(i, f) for i, f in enumerate(FORMATS) if f in ("gif", "webp", "apng")])
 def test_png_info_reads_the_clip(host, both, number, format):
-    assert host.client.infotext(both.files[number]) == both.infotext
+    assert host.client.infotext(both.clips[number]) == both.infotext
 
 
 def test_png_info_reads_the_pngs(host, both):
-    for file in clipfiles.members(both.files[list(FORMATS).index("png")]):
+    for file in clipfiles.members(both.clips[list(FORMATS).index("png")]):
         assert host.client.infotext(file) == both.infotext
 
 
 @pytest.mark.parametrize("number, format", [(i, f) for i, f in enumerate(FORMATS) if f in ("mp4", "webm")])
 def test_videos_carry_the_infotext(both, number, format):
-    assert clipfiles.comment(both.files[number]) == both.infotext
+    assert clipfiles.comment(both.clips[number]) == both.infotext
 
 
 # --- while it runs -------------------------------------------------------------------------------------------

@@ -268,8 +268,8 @@ def test_the_answer_holds_the_clip_alone(host, folder):
     """The extension's pictures of the control images do not come along."""
     unit = {**UNITS["ControlNet, canny"], "enabled": True}
     assert len(clip(host, [unit], {"control": [str(folder)]}).files) == FRAMES
-    result = clip(host, [unit], {"control": [str(folder)], "return": "video", "formats": ["gif"]})
-    assert [file[:3] for file in result.files] == [b"GIF"]
+    result = clip(host, [unit], {"control": [str(folder)], "return": "both", "formats": ["gif"]})
+    assert [file[:3] for file in result.clips] == [b"GIF"] and len(result.files) == 1 + FRAMES
     scripts = {"ControlNet": {"args": [{**unit, "image": png_base64(scene(0))}]}}
     assert len(host.generate(**STILL, alwayson_scripts=scripts).files) == 2
 

@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import clipfiles
@@ -81,14 +80,32 @@ def test_interrupt_and_skip_end_the_clip_at_the_next_pass(host, kind, at, payloa
 
 
 def test_interrupt_in_the_second_clip_delivers_the_first(host):
-    whole = host.clip({**PASSES, "return": "both", "formats": ["gif"]})
+    settings = {**PASSES, "return": "video", "formats": ["gif"]}
+    whole = host.clip(settings)
     with host.no_trace():
         host.arm("interrupt", 3 * STEPS + 5)
-        result = host.clip({**PASSES, "return": "both", "formats": ["gif"]}, n_iter=2)
-    assert clipfiles.kind(result.files[0]) == "gif"
-    assert result.files[0] == whole.files[0]
-    frames = np.stack([clipfiles.frames(file)[0] for file in result.files if clipfiles.kind(file) == "png"])
-    assert difference(frames[:FRAMES], np.concatenate([clipfiles.frames(file) for file in whole.files[1:]])) == 0
+        result = host.clip(settings, n_iter=2)
+    assert result.clips[0] == whole.clips[0] and result.files[:FRAMES] == whole.files
+    assert [clip.get("stopped", False) for clip in result.info["zs2_clips"]] == [False, True]
+
+
+@pytest.mark.parametrize("incomplete", [False, True])
+def test_a_stopped_clip_is_saved_as_the_host_saves_pictures(host, incomplete):
+    """Not, unless the host saves incomplete pictures; its name and infotext say what it is."""
+    before, options = files(host), {"save_incomplete_images": incomplete}
+    with host.no_trace():
+        host.arm("skip", 5)
+        result = host.clip(
+            {**PASSES, "return": "video", "formats": ["gif"]}, n_iter=2, save_images=True, override_settings=options
+        )
+    stopped, whole = result.info["zs2_clips"]
+    new = sorted(path.name for path in files(host) - before if path.suffix == ".gif")
+    assert new == sorted(Path(clip["path"]).name for clip in ([stopped] * incomplete + [whole]))
+    assert stopped["path"].endswith("-stopped.gif") and "stopped" not in whole["path"]
+    assert len([path for path in files(host) - before if path.suffix == ".png"]) == FRAMES * (1 + incomplete)
+    for file, text in zip(result.clips, (result.infotext, result.info["infotexts"][-1])):
+        assert host.client.infotext(file) == text
+    assert ["ZS2 stopped: before the end" in text for text in result.info["infotexts"]] == [True] * 6 + [False] * 6
 
 
 def test_skip_goes_on_with_the_next_clip(host):
@@ -155,7 +172,7 @@ def test_out_of_memory_with_a_single_frame_is_an_error(host):
 
 @pytest.mark.parametrize("returns", ["both", "video"])
 def test_clip_that_cannot_be_written(host, returns):
-    """Its frames are saved and returned, and `info` says why there is no clip."""
+    """Its frames are saved and all is returned, and `info` says why the clip is not saved."""
     settings = {"return": returns, "formats": ["mp4", "gif"]}
     before = files(host)
     whole = host.clip(settings, save_images=True)
@@ -173,11 +190,11 @@ def test_clip_that_cannot_be_written(host, returns):
     finally:
         folder.unlink()
         aside.rename(folder)
-    assert [clipfiles.kind(file) for file in result.files] == ["png"] * FRAMES
+    assert result.files[-FRAMES:] == whole.files[-FRAMES:]
+    assert [clipfiles.kind(file) for file in result.clips] == ["mp4", "gif"]
     assert sorted(path.suffix for path in saved) == [".png"] * FRAMES
     notes = str(result.info["extra_generation_params"])
     assert "mp4" in notes and folder.name in notes, notes
-    assert clipfiles.kind(whole.files[0]) == "mp4"
 
 
 @pytest.mark.slow

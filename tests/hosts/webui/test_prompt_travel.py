@@ -303,8 +303,8 @@ def test_infotext_makes_the_clip_again(host, prompts):
     first = host.clip(settings, **{**QUICK, "prompt": "a small, thing"})
     assert first.info["all_prompts"] == ["a small, thing"] * 4
     assert all(text.startswith("a small, thing") and "ZS2 prompts: " in text for text in first.info["infotexts"])
-    text = host.client.infotext(first.files[0])
-    assert text == host.client.infotext(first.files[-1]) == first.infotext
+    text = host.client.infotext(first.clips[0])
+    assert text == host.client.infotext(first.files[0]) == host.client.infotext(first.files[-1]) == first.infotext
     again = host.client.txt2img(infotext=text)
     assert again.infotext == first.infotext
     assert difference(again.frames, first.frames) == 0

@@ -164,7 +164,7 @@ def test_selection(host, frames, settings, numbers):
 def test_rate_of_the_clip(host, sources, frames):
     """As fast as the source, unless `fps` says otherwise."""
     for settings, seconds in (({}, 6 / 8), ({"source_every": 2}, 6 / 8), ({"fps": 12}, 6 / 12)):
-        (file,) = edit(host, frames, {"return": "video", **settings}, steps=2).files
+        (file,) = edit(host, frames, {"return": "video", **settings}, steps=2).clips
         assert clipfiles.seconds(file) == pytest.approx(seconds, abs=0.02)
 
 
@@ -350,13 +350,13 @@ def test_sound(host, sources, settings, seconds):
         video(path, sound=True)
     settings = {"return": "video", **settings}
     result = edit(host, path, {"source_audio": True, "formats": ["mp4", "webm", "gif"], **settings}, steps=2)
-    for file in result.files[:2]:
+    for file in result.clips[:2]:
         with av.open(io.BytesIO(file)) as container:
             samples = np.concatenate([frame.to_ndarray().ravel() for frame in container.decode(audio=0)])
             rate = container.streams.audio[0].rate
         assert len(samples) / rate == pytest.approx(seconds, abs=0.1)
         assert np.abs(samples).max() > 0.5
-    silent = edit(host, path, settings, steps=2).files[0]
+    silent = edit(host, path, settings, steps=2).clips[0]
     with av.open(io.BytesIO(silent)) as container:
         assert not container.streams.audio
 
@@ -364,7 +364,7 @@ def test_sound(host, sources, settings, seconds):
 def test_sound_that_would_drift_away(host, sources):
     path = sources / "drift.mp4"
     result = edit(host, video(path, sound=True), {"source_audio": True, "fps": 3, "return": "video"}, steps=2)
-    assert len(clipfiles.frames(result.files[0])) == FRAMES
+    assert len(clipfiles.frames(result.clips[0])) == FRAMES
     assert "the sound would drift away" in result.info["extra_generation_params"]["ZS2 notes"]
 
 
@@ -394,7 +394,7 @@ def test_memory_of_a_long_source(start, settings):
             masks = {"mask": str(folder(fresh.data / "masks", mask, count=count, size=(64, 64)))} if settings else {}
             clip = {"frames_per_pass": 8, "motion": 0.05, "momentum": 0.9, "return": "video", **masks}
             result = edit(fresh, path, clip, **INPAINT, width=64, height=64, steps=2)
-            assert len(clipfiles.frames(result.files[0])) == count
+            assert len(clipfiles.frames(result.clips[0])) == count
             peaks[count] = fresh.about()["peak memory"]
     print(f"peak memory with 16 frames {peaks[16] / 2**20:.0f} MiB, with 300 {peaks[300] / 2**20:.0f} MiB")
     assert peaks[300] <= 1.10 * peaks[16], peaks

@@ -59,6 +59,11 @@ class Result:
         return np.stack([picture(file) for file in self.files])
 
     @property
+    def clips(self) -> list[bytes]:
+        """The clips' files, of which `info` has the base64."""
+        return [base64.b64decode(clip["data"]) for clip in self.info["zs2_clips"]]
+
+    @property
     def infotext(self) -> str:
         return self.info["infotexts"][0]
 

@@ -1,72 +1,58 @@
-"""The clips of a job: their files and names, what the gallery shows of them, and the API's answer."""
+"""The clips of a job: written as soon as their frames are finished, to the folder of clips or for the answer alone."""
 
 from __future__ import annotations
 
 import base64
-import itertools
 import logging
+import os
+import secrets
 import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
 
-from modules import images, processing
+from modules import processing
 from modules.shared import opts
 from PIL import Image
 
-from zs2_lib.media.formats import FORMATS
+from zs2_lib.media.formats import FORMATS, clip_path
 from zs2_lib.media.write import clip_bytes, write_clip
 from zs2_lib.settings.table import Settings
 
+from .answer import Clip, Request
 from .edit import SourceVideo
+from .files import temporary_folder
+from .names import ClipName
 
 log = logging.getLogger(__name__)
 
-FOLDER = "zs2-videos"
-"""Folder of the clips, in the host's output directory of the tab."""
-
-
-@dataclass
-class WrittenClip:
-    """A clip's first frame, its infotext, and its file (for "png" the folder) in each format, by the format's name."""
-
-    first_frame: Image.Image
-    infotext: str
-    files: dict[str, Path] = field(default_factory=dict)
-    playable: Path | None = None
-    """A file that the host's gallery plays, which draws <img>."""
-
-    def gallery_item(self) -> Image.Image:
-        """An image for the host's results: the first frame, which the gallery shows as the playable file."""
-        item = self.first_frame.copy()
-        item.already_saved_as = str(self.playable)
-        item.info["parameters"] = self.infotext
-        return item
-
-    def base64(self) -> list[str]:
-        """The files for an answer of the API."""
-        return [base64.b64encode(clip_bytes(file)).decode() for file in self.files.values()]
+PREVIEWS = "zs2-previews"
+"""Folder, in the host's for temporary files, of what the page's gallery plays and is not saved."""
+MOST_PREVIEWS, OLDEST_PREVIEW = 50, 24 * 60 * 60
+"""How many are kept, and for how many seconds, when the next request begins."""
 
 
 class Clips:
-    """The clips of the job `p`, written as soon as their frames are finished.
+    """The clips of the job `p`, which is one of `request`.
 
-    `note(text)` tells the user something.
+    They are saved where the host saves the frames. `note(text)` tells the user something.
     """
 
-    def __init__(self, p, settings: Settings, source: SourceVideo | None, note: Callable[[str], None]):
-        self.p, self.settings, self.source, self.note = p, settings, source, note
-        self.written: list[WrittenClip] = []
-        self.failed = False
+    def __init__(
+        self, p, settings: Settings, source: SourceVideo | None, request: Request, note: Callable[[str], None]
+    ):
+        self.p, self.settings, self.source, self.request, self.note = p, settings, source, request, note
+        self.written: list[Clip] = []
+        self.stopped = False
+        """Whether the sampling of the clip that comes next was stopped."""
         self._frames: list[Image.Image] = []
-        # a script that was selected as well (X/Y/Z plot) works on the result and needs images there
-        self.as_base64 = p.is_api and p.script_args[0] in (0, None, "None")
-        self.frames_only = self.as_base64 and settings.returns == "frames"
-
-    # --- files -------------------------------------------------------------------------------------------------------
+        self._saved = False
 
     def add_frame(self, image: Image.Image) -> None:
         """Takes a finished frame; writes the clip when it was the last."""
+        if not self._frames:
+            self._saved = self.p.save_samples()  # the host decides it once for all of them
         self._frames.append(image)
         if len(self._frames) == self.settings.frames:
             self.write()
@@ -74,28 +60,49 @@ class Clips:
     def write(self) -> None:
         """Writes the clip of the frames taken so far in every format; what fails is noted, the frames are kept."""
         frames, self._frames = self._frames, []
-        if not frames or (self.frames_only and not self.p.save_samples()):
+        if not frames:
             return
-        clip = WrittenClip(frames[0], _infotext(self.p))
+        clip = self._clip(frames)
+        self.written.append(clip)
+        self.request.clips.append(clip)
+        name = ClipName(self.p, clip.first_frame, clip.stopped)
+        alone = name.alone(len(self.request.clips) - 1)
+        with ExitStack() as temporary:
+            files = {}
+            target = self._target(name) if self._saved else None
+            for format in self.settings.formats:
+                file = self._write(clip, frames, target, format)
+                if file or not self._saved:
+                    clip.files[format] = file or clip_path(alone, format)
+                if self.request.is_api and self.settings.returns != "frames":
+                    file = file or self._write(clip, frames, self._passing(temporary), format)
+                    if file:
+                        clip.files.setdefault(format, clip_path(alone, format))
+                        clip.data[format] = _base64(file)
+                if file:
+                    files[format] = file
+            self._show(clip, frames, files, temporary)
+        if files and self._saved and not self.request.is_api:
+            self.p.comment("ZS²: saved " + ", ".join(map(str, files.values())))
+
+    def _clip(self, frames: list[Image.Image]) -> Clip:
+        p = self.p
+        infotext = processing.create_infotext(
+            p, p.prompts, p.seeds, p.subseeds, index=0, all_negative_prompts=p.negative_prompts
+        )
+        about = (p.prompts[0], p.negative_prompts[0], p.seeds[0], p.subseeds[0], infotext, self.stopped)
+        return Clip(len(frames), self.settings.fps, *about, frames[0])
+
+    def _target(self, name: ClipName) -> Path | None:
         try:
-            target = self._target(frames[0])
+            return name.target()
         except Exception as error:
             self._note_failure("The clip", error)
-            return
-        self.written.append(clip)
-        for format in self.settings.formats:
-            if file := self._write(clip, frames, target, format):
-                clip.files[format] = file
-        plays = (file for format, file in clip.files.items() if FORMATS[format].plays_in_gallery)
-        clip.playable = next(plays, None)
-        if not self.as_base64:
-            if clip.files:
-                self.p.comment("ZS²: saved " + ", ".join(map(str, clip.files.values())))
-            if clip.playable is None:
-                preview = Path(tempfile.mkdtemp(prefix="zs2-", dir=opts.temp_dir or None), "preview")
-                clip.playable = self._write(clip, frames, preview, "webp")
+            return None
 
-    def _write(self, clip: WrittenClip, frames: list[Image.Image], target: Path, format: str) -> Path | None:
+    def _write(self, clip: Clip, frames: list[Image.Image], target: Path | None, format: str) -> Path | None:
+        if target is None:
+            return None
         text = clip.infotext if opts.enable_pnginfo else None
         try:
             file = write_clip(frames, target, format, self.settings.fps, text)
@@ -111,49 +118,65 @@ class Clips:
         return file
 
     def _note_failure(self, what: str, error: Exception) -> None:
-        self.failed = True
         log.error("%s could not be written", what, exc_info=error)
         self.note(f"{what} could not be written: {type(error).__name__}: {error}. Its frames are kept.")
 
-    def _target(self, image: Image.Image) -> Path:
-        """The clip's path without suffix: a name as the host gives to images, not taken yet."""
-        p = self.p
-        name = images.FilenameGenerator(p, p.seeds[0], p.prompts[0], image)
-        folder = Path(p.outpath_samples, FOLDER)
-        if opts.save_to_dirs:
-            folder /= name.apply(opts.directories_filename_pattern or "[prompt_words]").lstrip(" ").rstrip("\\ /")
-        folder.mkdir(parents=True, exist_ok=True)
-        pattern = opts.samples_filename_pattern or ("[seed]" if opts.save_to_dirs else "[seed]-[prompt_spaces]")
-        stem = name.apply(pattern)
-        if opts.save_images_add_number or not stem:
-            stem = f"{images.get_next_sequence_number(folder, ''):05}-{stem}".rstrip("-")
-        return folder / _not_taken(folder, stem)
+    # --- what is shown of them ---------------------------------------------------------------------------------------
 
-    # --- the result --------------------------------------------------------------------------------------------------
-
-    def put_into(self, processed) -> None:
-        """Puts the clips before the frames in the host's result."""
-        if self.frames_only:
+    def _show(self, clip: Clip, frames: list[Image.Image], files: dict[str, Path], temporary: ExitStack) -> None:
+        """Makes what the answer has of the clip among its pictures."""
+        is_api, returns = self.request.is_api, self.settings.returns
+        if is_api and self.request.script:
+            for frame in frames if opts.enable_pnginfo else ():
+                frame.info["parameters"] = clip.infotext
+            clip.pictures = list(frames)
+        if is_api and returns != "both":
             return
-        if self.as_base64:
-            items = [(file, clip.infotext) for clip in self.written for file in clip.base64()]
-        else:
-            items = [(clip.gallery_item(), clip.infotext) for clip in self.written if clip.playable]
-        if self.as_base64 and self.settings.returns == "video" and not self.failed:
-            processed.images, processed.infotexts = [], []
-        processed.images[:0] = [item for item, _ in items]
-        processed.infotexts[:0] = [infotext for _, infotext in items]
-        processed.index_of_first_image += len(items)
+        file = next((file for format, file in files.items() if FORMATS[format].plays_in_gallery), None)
+        if file is None:
+            playable = (format for format in self.settings.formats if FORMATS[format].plays_in_gallery)
+            format = "webp" if self._saved else next(playable, "webp")
+            file = self._write(clip, frames, self._passing(temporary) if is_api else self._preview(), format)
+        if file and is_api:
+            clip.animation = _base64(file)
+            clip.pictures[:0] = [clip.animation] if self.request.script else []
+        elif file:
+            clip.playable = file
+
+    def _passing(self, temporary: ExitStack) -> Path | None:
+        """A path, without suffix, of a file that is there until `temporary` is closed."""
+        try:
+            return Path(temporary_folder(temporary), "clip")
+        except OSError as error:
+            self._note_failure("The clip", error)
+            return None
+
+    def _preview(self) -> Path | None:
+        """A path, without suffix, of a file for the page."""
+        try:
+            folder = previews_folder()
+            folder.mkdir(parents=True, exist_ok=True)
+            if len(self.request.clips) == 1:
+                _clear(folder)
+            return folder / secrets.token_hex(8)
+        except OSError as error:
+            self._note_failure("The clip for the gallery", error)
+            return None
 
 
-def _not_taken(folder: Path, stem: str) -> str:
-    """`stem`, with a number if files of that name are there already: a clip is never overwritten."""
-    taken = {path.stem for path in folder.iterdir()}
-    candidates = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(1)))
-    return next(name for name in candidates if name not in taken)
+def previews_folder() -> Path:
+    """Where what the page's gallery plays waits, if it is not saved: in the host's folder for temporary files."""
+    gradio = os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir(), "gradio")
+    return Path(os.path.abspath(opts.temp_dir or gradio), PREVIEWS)
 
 
-def _infotext(p) -> str:
-    return processing.create_infotext(
-        p, p.prompts, p.seeds, p.subseeds, index=0, all_negative_prompts=p.negative_prompts
-    )
+def _clear(folder: Path) -> None:
+    """Removes the previews that no page is likely to show any more."""
+    newest_first = sorted(folder.iterdir(), key=os.path.getmtime, reverse=True)
+    for number, path in enumerate(newest_first):
+        if number >= MOST_PREVIEWS or time.time() - os.path.getmtime(path) > OLDEST_PREVIEW:
+            path.unlink(missing_ok=True)
+
+
+def _base64(file: Path) -> str:
+    return base64.b64encode(clip_bytes(file)).decode()

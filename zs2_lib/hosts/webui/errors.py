@@ -13,13 +13,21 @@ from contextlib import contextmanager
 
 def keep(p, error: Exception) -> None:
     """Stops the job `p` with `error`, unless another one has come first."""
-    if vars(p).get("zs2_error") is None:
+    if not is_kept(p):
         p.zs2_error = error
+    request = vars(p).get("zs2_request")
+    if request and request.error is None:
+        request.error = error
 
     def stop(*args, **kwargs):
         raise_kept(p)
 
     p.setup_prompts = p.init = p.sample = stop
+
+
+def is_kept(p) -> bool:
+    """Whether an error stops the job `p`."""
+    return vars(p).get("zs2_error") is not None
 
 
 def raise_kept(p) -> None:

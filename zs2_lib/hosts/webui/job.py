@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from modules import processing, shared
+from modules import images, processing, shared
 from PIL import Image
 
 from zs2_lib.core.clip import Clip
@@ -16,10 +17,11 @@ from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import Settings
 
-from . import errors, nesting, sampling
+from . import errors, nesting, sampling, selected
 from .clips import Clips
 from .edit import SourceVideo, edit
 from .limits import check_frames
+from .names import fitting, frame_name
 from .prompts import PromptTravel
 from .seam import ControlUnits
 
@@ -28,6 +30,8 @@ LORA_NOTE = (
     "that takes longer."
 )
 ANCHORS_NOTE = "Anchor stride {stride} was not used: {reason}."
+STOPPED = "ZS2 stopped"
+"""Key in the infotext of a clip of which the sampling was interrupted or skipped."""
 WHOLE_NOTE = (
     "Each UNet pass held all frames, not {frames}: another extension's {others} works on attention, and may count on "
     "them."
@@ -106,6 +110,7 @@ class Job:
         _open_jobs.append(self)
         self._undo.callback(_open_jobs.remove, self)
         wrap(self._undo, p, "close", self._end_and_close)  # which the host calls after an error as well
+        selected.check_init_images(p, self.settings)
         init_images = len(getattr(p, "init_images", None) or [])
         if self.settings.source:
             self._open_source()
@@ -115,11 +120,11 @@ class Job:
                 "for each frame"
             )
         check_frames(self.settings.frames, "give fewer frames")
-        self.clips = Clips(p, self.settings, self.source, self.note)
+        self.clips = Clips(p, self.settings, self.source, selected.of(p), self.note)
         self._take_control_units()
 
         frames = self.settings.frames
-        for note in self.settings.notes:
+        for note in [*self.settings.notes, *(self.travel.notes if self.travel else ())]:
             self.note(note)
         if p.batch_size > 1:
             self.note(
@@ -128,11 +133,14 @@ class Job:
             )
         self._switch_off_token_merging()
 
-        if isinstance(p.prompt, list):  # of a script, such as Prompt matrix: a clip for each
-            p.n_iter = len(p.prompt)
-            p.prompt = _repeat(p.prompt, frames)
+        for name in ("prompt", "negative_prompt"):
+            prompts = getattr(p, name)
+            if isinstance(prompts, list):  # of a script, such as Prompt matrix: a clip for each
+                override(self._undo, p, "n_iter", len(prompts))
+                override(self._undo, p, name, _repeat(prompts, frames))
         override(self._undo, p, "batch_size", frames)
         override(self._undo, p, "do_not_save_grid", True)
+        wrap(self._undo, images.FilenameGenerator, "apply", partial(fitting, p.outpath_samples))
 
     def _open_source(self) -> None:
         """Opens the source, which decides the frames and the rate that the settings leave to it; img2img edits its
@@ -150,7 +158,7 @@ class Job:
     def _take_control_units(self) -> None:
         """Gives each frame its own control images. In txt2img only they can use a source."""
         p, settings = self.p, self.settings
-        with_maps = not self.clips.as_base64  # the API's answer holds the clip alone
+        with_maps = not (p.is_api or selected.of(p).script)  # which take the pictures for the frames
         self.control = self.adapter.control_units(settings, self.source, self._undo, self.note, with_maps)
         if self.source and not isinstance(p, processing.StableDiffusionProcessingImg2Img):
             if settings.mask:
@@ -186,6 +194,7 @@ class Job:
         """All frames of a clip have one prompt, also where another extension made it up for each image."""
         p, frames = self.p, self.settings.frames
         self.clips.write()  # what a batch before this one left unfinished
+        p.extra_generation_params.pop(STOPPED, None)
         clip = slice(p.iteration * frames, (p.iteration + 1) * frames)
         for name in ("all_prompts", "all_negative_prompts", "all_hr_prompts", "all_hr_negative_prompts"):
             prompts = getattr(p, name, None)
@@ -201,6 +210,9 @@ class Job:
         try:
             with sampling.ClipSampling(self.p, self.adapter, settings, self.travel, self.control) as self.sampling:
                 samples = sample(*args, **kwargs)
+            self.clips.stopped = shared.state.interrupted or shared.state.skipped
+            if self.clips.stopped:
+                self.p.extra_generation_params[STOPPED] = "before the end"
             if reduced_to := self.sampling.clip.passes.reduced_to:
                 self.note(f"Memory ran out: the clip went on with {reduced_to} frames per UNet pass.")
             if others := self.sampling.others:
@@ -244,6 +256,11 @@ class Job:
         if masks and overlay.mask_for_overlay is self.p.mask_for_overlay:
             overlay.mask_for_overlay = masks[overlay.index]
 
+    def name_frame(self, saved) -> None:
+        """Gives a picture of a frame, which the host saves next as `saved.filename`, a name of its own."""
+        if self in _open_jobs and self.settings.frames > 1:
+            saved.filename = frame_name(saved.filename, self.p.batch_index + 1)
+
     def add_frame(self, image: Image.Image) -> None:
         """Takes a finished frame."""
         self.clips.add_frame(image)
@@ -252,7 +269,7 @@ class Job:
         """Puts the clips into the result, and leaves `p` as it was."""
         self.clips.write()
         self.end()
-        self.clips.put_into(processed)
+        selected.of(self.p).put_into(processed, self.clips.written)
         processed.comments = "".join(f"{comment}\n" for comment in self.p.comments)
         if self.notes:
             notes = {"ZS2 notes": " ".join(self.notes)}

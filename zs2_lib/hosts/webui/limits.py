@@ -38,9 +38,10 @@ def max_source_pixels() -> int:
 
 def source_folders() -> list[Path]:
     """The folders that a request may name files in: those of --zs2-source-dir, what the host serves files from, and
-    where it writes its images.
+    where it writes its images; none that lies in another.
     """
     folders = [*_flag("zs2_source_dir", ()), paths_internal.data_path, *(shared.cmd_opts.gradio_allowed_path or ())]
     folders.append(opts.temp_dir or Path(tempfile.gettempdir(), "gradio"))
     folders += [value for key, value in opts.data.items() if key.startswith("outdir_")]
-    return list(dict.fromkeys(Path(folder).resolve() for folder in folders if folder))
+    paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders if folder))
+    return [path for path in paths if not any(path.is_relative_to(other) for other in paths if other != path)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -21,6 +22,9 @@ from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.schedule import Blend, PromptKeyframes, join
 
 from .seam import Adapter
+
+FILLED_IN = re.compile(r"__[^\s_](?:\S*?\S)?__|\$?\{[^{}]*(?:\||\$\$)[^{}]*\}|\$\{[^{}]+\}")
+"""What extensions fill in (wildcards, variants, variables), which the host's own syntax does not have."""
 
 
 class Lora(NamedTuple):
@@ -60,6 +64,18 @@ class PromptTravel:
             self._networks(common)
         wrap(undo, p, "parse_extra_network_prompts", self._parse_networks)
         wrap(undo, p, "get_conds_with_caching", self._conds_by_frame)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about the prompts."""
+        found = [match[0] for text in self.prompts.texts for match in FILLED_IN.finditer(text)]
+        if not found:
+            return []
+        listed = ", ".join(dict.fromkeys(found))
+        return [
+            f"Prompts by frame: {listed} was taken as it is written. Extensions fill in wildcards and variants in the "
+            "tab's prompt alone; write out what the frames shall show, or move it to the tab's prompt."
+        ]
 
     # --- additional networks -------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import os
 import types
 from contextlib import closing
 
+import gradio as gr
 import torch
 from fastapi import Body, FastAPI
 from modules import masking, processing, script_callbacks, scripts, shared, ui_components
@@ -133,6 +134,31 @@ def denoised(params) -> None:
     if habit == "reorders":  # Regional Prompter (Latent)
         order = by_area(len(params.x))
         params.x[order] = params.x.clone()
+
+
+class Tiles(scripts.Script):
+    """Samples the halves of the init image and puts them together, as scripts do that ZS² has never heard of."""
+
+    def title(self):
+        return "ZS2 tiles"
+
+    def show(self, is_img2img):
+        return is_img2img
+
+    def ui(self, is_img2img):
+        return [gr.Checkbox(label="Goes on after an error", elem_id=self.elem_id("goes_on"))]
+
+    def run(self, p, goes_on):
+        picture, results = p.init_images[0], []
+        width, height = picture.size
+        for left in (0, width // 2):
+            p.init_images = [picture.crop((left, 0, left + width // 2, height))]
+            try:
+                results += processing.process_images(p).images
+            except Exception:
+                if not goes_on:
+                    raise
+        return processing.Processed(p, results, p.seed)
 
 
 def app_started(_, app: FastAPI) -> None:
