@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import types
 from contextlib import closing
 
@@ -92,7 +93,7 @@ class Neighbour(scripts.Script):
             for owner, name, function in kept:
                 setattr(owner, name, function)
         if habit == "postprocess" and not hasattr(p, "zs2_neighbour"):
-            self.inpainted(p, processed.images[0])
+            self.inpainted(p, Image.new("RGB", (p.width, p.height)))
 
 
 def first_attention() -> torch.nn.Module:
@@ -161,7 +162,23 @@ class Tiles(scripts.Script):
         return processing.Processed(p, results, p.seed)
 
 
+def detect(_model, image, *args):
+    """In place of ADetailer's detectors, which have to be downloaded."""
+    detected = sys.modules["adetailer"].PredictOutput
+    mask = Image.new("L", image.size)
+    mask.paste(255, (16, 16, 80, 80))
+    return detected([[16, 16, 80, 80]], [mask], [0.9], image) if habit == "detects" else detected()
+
+
+def replace_detectors() -> None:
+    for data in scripts.scripts_data:
+        if hasattr(data.module, "mediapipe_predict"):
+            data.module.mediapipe_predict = detect
+
+
 def app_started(_, app: FastAPI) -> None:
+    replace_detectors()
+
     @app.post("/zs2-probe/habit")
     def habit_route(name: str = Body("", embed=True)) -> list:
         """Takes up the habit `name`, or with none leaves it and what it left behind; answers how many pictures were
@@ -171,6 +188,7 @@ def app_started(_, app: FastAPI) -> None:
         for owner, attribute, _function in kept:
             if owner is not masking:
                 vars(owner).pop(attribute, None)
+        vars(first_attention()).pop("forward", None)
         answer = list(made)
         habit, kept[:], made[:] = name, [], []
         return answer
