@@ -217,6 +217,7 @@ class Job:
         try:
             with sampling.ClipSampling(self.p, self.adapter, settings, self.travel, self.control) as self.sampling:
                 samples = sample(*args, **kwargs)
+            errors.raise_kept(self.p)
             self.clips.stopped = shared.state.interrupted or shared.state.skipped
             if self.clips.stopped:
                 self.p.extra_generation_params[STOPPED] = "before the end"
@@ -288,7 +289,6 @@ class Job:
             return
         self.end()
         close()
-        errors.raise_kept(self.p)
 
     def note(self, text: str) -> None:
         """Tells the user something, once: under the image, and in `info` of the API's answer."""
