@@ -54,7 +54,8 @@ class Script(scripts.Script):
 
     def before_process_batch(self, p, *args, **kwargs):
         if ours := job.of(p):
-            ours.before_process_batch()
+            with errors.kept(p):
+                ours.before_process_batch()
 
     def process_before_every_sampling(self, p, *args, noise, **kwargs):
         if (ours := job.of(p)) and ours.sampling:
@@ -63,15 +64,18 @@ class Script(scripts.Script):
 
     def postprocess_maskoverlay(self, p, ppmo, *args):
         if ours := job.of(p):
-            ours.mask_frame(ppmo)
+            with errors.kept(p):
+                ours.mask_frame(ppmo)
 
     def postprocess_image_after_composite(self, p, pp, *args):
         if ours := job.of(p):
-            ours.add_frame(pp.image)
+            with errors.kept(p):
+                ours.add_frame(pp.image)
 
     def postprocess(self, p, processed, *args):
         if ours := job.of(p):
-            ours.postprocess(processed)
+            with errors.kept(p):
+                ours.postprocess(processed)
 
 
 def on_cfg_denoiser(params):

@@ -1,5 +1,6 @@
 """A clip gets the sound of the time that its frames come from, in time with them, or stays as it was."""
 
+import struct
 from fractions import Fraction
 
 import numpy as np
@@ -31,6 +32,8 @@ def write_sound(path, video_codec="libx264", audio_codec="aac", rate=44100, seco
         pictures.width, pictures.height = SIZE
         pictures.pix_fmt = "yuv420p"
         sound = container.add_stream(audio_codec, rate=rate, layout=layout)
+        if audio_codec == "wmav2":
+            sound.bit_rate = 128000
         for number in range(seconds * fps):
             frame = av.VideoFrame.from_ndarray(paint(number), format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, fps)
@@ -138,6 +141,95 @@ def test_sound_of_a_clip_with_frames_in_between(tmp_path, sounds):
     clip = write_clip((picture for _, picture in frames), tmp_path / "clip", "mp4", 12)
     add_audio(clip, source, selection)
     assert len(beeps(clip)[1]) == 8
+
+
+def write_amr(path):
+    """A 3GP as phones write it: five frames of AMR, of 20 ms each, in a packet. The speech is noise."""
+    generator = np.random.default_rng(0)
+    (path.parent / "noise.amr").write_bytes(b"#!AMR\n" + b"".join(b"\x3c" + generator.bytes(31) for _ in range(200)))
+    with av.open(str(path.parent / "noise.amr")) as speech, av.open(str(path), "w", format="3gp") as container:
+        pictures = container.add_stream("mpeg4", rate=10)
+        pictures.width, pictures.height, pictures.pix_fmt = *SIZE, "yuv420p"
+        sound = container.add_stream_from_template(speech.streams.audio[0])
+        for number in range(40):
+            frame = av.VideoFrame.from_ndarray(paint(number), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(pictures.encode(frame))
+        container.mux(pictures.encode(None))
+        for packet in speech.demux():
+            if packet.size:
+                packet.stream = sound
+                container.mux(packet)
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(audio=0) if packet.size]
+    packets = []
+    for place, size in places:  # FFmpeg writes a packet for each frame: up to five in a row become one
+        if packets and sum(packets[-1]) == place and packets[-1][1] < 5 * size:
+            packets[-1][1] += size
+        else:
+            packets.append([place, size])
+    if len({size for _, size in packets}) > 1:
+        pytest.skip("this FFmpeg puts sound and pictures together in another way")
+    data = bytearray(path.read_bytes())
+    table = data.index(b"samr")
+    for name, values in (
+        (b"stts", (1, len(packets), 800)), (b"stsz", (packets[0][1], len(packets))), (b"stsc", (1, 1, 1, 1)),
+        (b"stco", (len(packets), *(place for place, _ in packets))),
+    ):  # fmt: skip
+        place = data.index(name, table) + 8
+        data[place : place + 4 * len(values)] = struct.pack(f">{len(values)}I", *values)
+    path.write_bytes(data)
+    return path
+
+
+def loudness(path):
+    """(seconds of sound, its root mean square)"""
+    with av.open(str(path)) as container:
+        resampler = av.AudioResampler("fltp", "mono", 48000)
+        frames = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
+    samples = np.clip(np.concatenate([frame.to_ndarray()[0] for frame in frames]), -1, 1)
+    return len(samples) / 48000, np.sqrt((samples**2).mean())
+
+
+@pytest.mark.parametrize("format", ["mp4", "webm"])
+@pytest.mark.parametrize("start", [0, 1.5])
+def test_packets_of_several_frames(tmp_path, format, start):
+    if "amrnb" not in av.codecs_available:
+        pytest.skip("this PyAV cannot decode AMR")
+    source, selection = open_source(write_amr(tmp_path / "phone.3gp")), Selection(start=start)
+    assert source.info.has_audio
+    clip = write_clip((p for _, p in source.frames(selection)), tmp_path / "clip", format, source.clip_fps(selection))
+    add_audio(clip, source, selection)
+    seconds, loud = loudness(clip)
+    assert seconds == pytest.approx(4 - start, abs=0.05)
+    assert loud == pytest.approx(loudness(tmp_path / "noise.amr")[1], rel=0.35)  # the codec drops some of the noise
+
+
+@pytest.mark.parametrize("name", ["wma.wmv", "mp2.mpg", "ac3.avi", "pcm.avi", "mp3.flv", "aac.ts"])
+def test_sound_of_other_containers_stays_in_time(tmp_path, name):
+    codec = {"wma": "wmav2", "pcm": "pcm_s16le", "mp3": "libmp3lame"}.get(name.split(".")[0])
+    video = {"wmv": "wmv2", "mpg": "mpeg2video", "flv": "flv"}.get(name.split(".")[1], "mpeg4")
+    path = write_sound(tmp_path / name, video, codec or name.split(".")[0], 44100, fps=25)
+    source, selection = open_source(path), Selection(start=1.2)
+    assert source.info.has_audio
+    clip = write_clip((p for _, p in source.frames(selection)), tmp_path / "clip", "mp4", source.clip_fps(selection))
+    add_audio(clip, source, selection)
+    _, starts, end = beeps(clip)
+    found = beeps(path)[1] - float(source.zero) - 1.2
+    np.testing.assert_allclose(starts[:5], found[found > 0][:5], atol=0.02)
+    assert end == pytest.approx(2.8, abs=0.06)
+
+
+def test_sound_that_is_announced_and_not_there(tmp_path):
+    data = write_sound(tmp_path / "a.ts", "mpeg2video", "mp2", 48000, seconds=2, fps=25).read_bytes()
+    packets = [data[place : place + 188] for place in range(0, len(data), 188)]
+    silent = tmp_path / "silent.ts"
+    silent.write_bytes(b"".join(packet for packet in packets if (packet[1] & 31) << 8 | packet[2] != 0x101))
+    source = open_source(silent)
+    assert not source.info.has_audio
+    clip = write_clip((p for _, p in source.frames()), tmp_path / "clip", "mp4", source.clip_fps())
+    with pytest.raises(ValueError, match=r"silent.ts has no sound to add to clip.mp4"):
+        add_audio(clip, source)
 
 
 def test_sound_that_cannot_be_added_leaves_the_clip_alone(tmp_path, sounds, kinds, monkeypatch):

@@ -361,7 +361,7 @@ def test_hdr_is_said(tmp_path, transfer, hdr):
 
     path = write_video(tmp_path / "a.mp4", 3, pix_fmt="yuv420p10le", setup=setup)
     assert open_source(path).info.hdr is hdr
-    assert numbers(open_source(path)) == [0, 1, 2]
+    assert open_source(path).count() == 3
 
 
 def test_a_file_that_lacks_only_what_comes_after_the_frames_is_complete(tmp_path):

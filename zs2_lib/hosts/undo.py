@@ -20,7 +20,7 @@ def override(undo: ExitStack, owner, name: str, value) -> None:
 
 def wrap(undo: ExitStack, owner, name: str, replacement: Callable) -> None:
     """Puts `replacement(original, *args, **kwargs)` over a method of the instance `owner`, or a function of the module
-    `owner` or of the dict `owner`, until `undo` is closed.
+    or class `owner` or of the dict `owner`, until `undo` is closed.
 
     Another extension may keep what it finds there, and call it or put it back later: from then on that is the original.
     What another has put over it since stays.

@@ -103,7 +103,7 @@ def check_clip(format: str, fps: float | Fraction) -> Fraction:
         hint = f'; did you mean "{nearest[0]}"?' if nearest else ""
         raise ValueError(f"unknown clip format {format!r}: choose one of {', '.join(FORMATS)}{hint}")
     limit = FORMATS[format].max_fps
-    if not MIN_FPS <= fps <= limit:  # also catches NaN
+    if not MIN_FPS <= float(fps) <= limit:  # also catches NaN
         remedy = " (browsers play it slower, not faster, beyond that: use mp4)" if limit < fps <= MAX_FPS else ""
         raise ValueError(f"fps is {fps}, but {format} takes {MIN_FPS} to {limit} frames per second{remedy}")
     return exact_rate(fps)

@@ -1,8 +1,7 @@
 """What a source of frames is, whatever its kind: which frames a selection takes, when they are shown, at what rate.
 
 - Frames come as a player shows them: at their own times, upright, with square pixels, deinterlaced, in the right
-  colours, transparent parts on white, or the background asked for. HDR is the exception: it is not tone-mapped
-  (`SourceInfo.hdr`).
+  colours, HDR tone-mapped, transparent parts on white, or the background asked for.
 - Time 0 is when the first frame appears, wherever the file's own clock starts.
 - `frames` yields exactly `count` frames or raises ValueError, also where a file is damaged.
 - Frames are read one by one, from the keyframe before the first that is wanted. What stays in memory of a whole file
@@ -86,7 +85,7 @@ class SourceInfo:
     frames: how many there are.
     variable: whether the frames last unequally long.
     has_audio: whether `add_audio` finds something.
-    hdr: the colours are meant for an HDR screen (PQ or HLG) and look pale, because they are not tone-mapped.
+    hdr: the file's colours are meant for an HDR screen (PQ or HLG); the frames are tone-mapped, see `tone`.
     broken: the file breaks off at `duration`, though it says that it is longer.
     """
 
@@ -193,13 +192,14 @@ def _rates(ends: np.ndarray, tick: float) -> Iterator[Fraction]:
     """Constant rates that frames may have which end at these times (seconds), told in ticks; the likeliest first."""
     numbers = np.arange(1, len(ends) + 1)
 
-    def distance(rate: Fraction) -> float:
-        return np.abs(numbers / float(rate) - ends).max()
+    def lateness(rate: Fraction) -> np.ndarray:
+        """By how many ticks the file has each frame end too early."""
+        return (numbers / float(rate) - ends) / tick
 
-    for rate in sorted(_USUAL_RATES, key=distance):
-        late = (numbers / float(rate) - ends) / tick
-        if late.min() > -0.51 and late.max() < 1.01:  # the times may be rounded down or to the nearest tick
-            yield rate
+    down = [rate for rate in _USUAL_RATES if lateness(rate).min() > -0.01 and lateness(rate).max() < 1.01]
+    nearest = [rate for rate in _USUAL_RATES if np.abs(lateness(rate)).max() < 0.51]
+    for rounded in (down, nearest):
+        yield from sorted(rounded, key=lambda rate: np.abs(lateness(rate)).max())
     fastest, slowest = 1 / (ends / numbers).max(), 1 / ((ends + tick) / numbers).min()  # if they are rounded down
     if math.floor(fastest + 1e-6) > slowest:
         yield Fraction(math.floor(fastest + 1e-6))

@@ -12,8 +12,8 @@ import numpy as np
 from .decode import Damaged, decoded, decoder_of, import_av, opened_video
 
 _REORDERED = 16  # frames at most that are stored before one that is shown before them
-# Their decoders read on behind the end of a frame's data without noticing.
-_OVERREADING = ("h264", "hevc", "vvc")
+# Decoders that read on behind the end of a frame's data without noticing, in containers that do not tell where that is.
+_OVERREADING, _ENDLESS = ("h264", "hevc", "vvc"), ("mpegts", "mpeg", "h264", "hevc", "vvc")
 _MORE = b"\xa5\x5b\x93\xd7" * 64
 
 
@@ -23,7 +23,8 @@ def last_frames(path: Path, max_pixels: int) -> tuple[list[int | None], int, int
     """
     decoding = None
     with opened_video(path, max_pixels) as (container, stream), suppress(import_av().FFmpegError):
-        keys, count, codec = [0], 0, stream.codec_context.name
+        keys, count = [0], 0
+        overreading = stream.codec_context.name in _OVERREADING and container.format.name in _ENDLESS
         for packet in container.demux(stream):
             if packet.size:
                 keys += [count] if packet.is_keyframe else []
@@ -36,7 +37,7 @@ def last_frames(path: Path, max_pixels: int) -> tuple[list[int | None], int, int
             begin = whole[0]
             break
     lost = _lost(frames, begin)
-    if not lost and codec in _OVERREADING:
+    if not lost and overreading:
         other = list(_frames(path, max_pixels, key, last=count - 1))
         differing = (number for number, (one, two) in enumerate(zip(frames, other)) if one != two)
         lost = len(frames) - next(differing, min(len(frames), len(other)))

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from .decode import Damaged, decoded, decoder_of, import_av, opened_video
+from .tone import HDR_TRANSFERS
 from .video_end import last_frames, without_gap
-
-HDR_TRANSFERS = (16, 18)  # H.273's PQ and HLG
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,8 @@ class Index:
     interlaced: whether frames have to be deinterlaced.
     counted: the file does not say when each frame is shown; they are known by their order from the beginning on.
     broken: the file ends before its frames do.
-    rate (frames per second), pixel_aspect (width by height), has_audio, hdr: what the file says.
+    rate (frames per second), pixel_aspect (width by height), has_audio, hdr (which of `HDR_TRANSFERS`, or 0): what the
+        file says.
     """
 
     pts: np.ndarray
@@ -41,7 +41,7 @@ class Index:
     rate: Fraction
     pixel_aspect: Fraction
     has_audio: bool
-    hdr: bool
+    hdr: int
 
 
 def read_index(path: Path, max_pixels: int) -> Index:
@@ -55,7 +55,7 @@ def read_index(path: Path, max_pixels: int) -> Index:
             "rate": _rate(container, stream),
             "pixel_aspect": stream.sample_aspect_ratio or Fraction(1),
             "has_audio": any(is_sound(audio) for audio in container.streams.audio),
-            "hdr": stream.codec_context.color_trc in HDR_TRANSFERS,
+            "hdr": transfer if (transfer := stream.codec_context.color_trc) in HDR_TRANSFERS else 0,
         }
         times = None if _has_no_clock(container) else _packet_times(container, stream, broken)
         tells_its_size = container.format.name.startswith(_TELLING_THEIR_SIZE)
@@ -127,8 +127,8 @@ def _packet_times(container, stream, broken: bool) -> dict | None:
         cut = True
 
     probed, interlaced, damaged = _probed(head, stream)
-    expected = sorted(head_pts)
-    if not probed or probed != expected[: len(probed) if damaged else None]:
+    expected = sorted(set(head_pts).intersection(probed) if damaged else head_pts)
+    if not probed or probed != expected:
         return None
     times, last = np.sort(np.frombuffer(pts, np.int64)), final.duration or 0
     broken = broken or cut
@@ -172,7 +172,7 @@ def _probed(packets: list, stream) -> tuple[list[int], bool, bool]:
 
 def _frame_times(container, stream, broken: bool) -> dict:
     """What `Index` says of the frames, by decoding all of them."""
-    pts, keys, interlaced, decoding = [], array("q"), False, []
+    pts, keys, interlaced, decoding, delay = [], array("q"), False, [], 0
 
     def noted(packets):
         for packet in packets:
@@ -182,6 +182,7 @@ def _frame_times(container, stream, broken: bool) -> dict:
 
     try:
         for frame in decoded(noted(container.demux(stream)), decoder_of(stream), only_whole=False):
+            delay = delay or len(decoding)  # packets, before the first frame
             pts.append(frame.pts)
             if frame.key_frame and frame.pts is not None:
                 keys.append(frame.pts)
@@ -193,11 +194,13 @@ def _frame_times(container, stream, broken: bool) -> dict:
         times = _spaced([None] * len(pts), step)
     elif None in pts:
         times = _spaced(pts, step)
-    elif pts != sorted(pts) and decoding == sorted(decoding):  # only the times of decoding are right
-        times = np.array(sorted(pts), np.int64)
+    elif pts != sorted(pts) and decoding and decoding == sorted(decoding):  # only the times of decoding are right
+        times = np.array(sorted(pts), np.int64) - min(pts) + decoding[0]
     else:
         times = None
     counted = times is not None
+    if counted and broken:  # some of the last frames may follow others that are missing
+        times = times[: max(len(times) - delay, 0)]
     times = times if counted else np.array(pts, np.int64)
     keys = times[:1] if counted else np.frombuffer(keys, np.int64)
     return {
@@ -215,6 +218,8 @@ def _spaced(pts: list[int | None], step: Fraction) -> np.ndarray:
     for number in [*range(first), *range(last + 1, len(pts))]:
         nearest = first if number < first else last
         times[number] += (number - nearest) * float(step)
+    if (np.diff(times) < float(step) / 2).any():  # what is known cannot be right
+        times = times[0] + np.arange(len(times)) * float(step)
     return times.round().astype(np.int64)
 
 
@@ -228,14 +233,15 @@ _SEGMENT, _CLUSTER = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
 
 
 def _ends_in_pictures(path: Path) -> bool:
-    """Whether the file ends within a part that holds pictures: "mdat" of an MP4 or MOV, a cluster of an MKV or WebM.
+    """Whether the file ends within a part that holds pictures: "mdat" of an MP4 or MOV, a cluster of an MKV or WebM,
+    "movi" of an AVI.
 
     By hand, because FFmpeg does not tell: of an MKV that lost its last packet it reads the rest without an error, up to
     the duration that the file announces.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
-        head = _ebml_head if file.read(4) == b"\x1a\x45\xdf\xa3" else _mp4_head
+        head = {b"\x1a\x45\xdf\xa3": _ebml_head, b"RIFF": _avi_head}.get(file.read(4), _mp4_head)
         position = 0
         while position < size:
             file.seek(position)
@@ -245,7 +251,7 @@ def _ends_in_pictures(path: Path) -> bool:
             if length is None:
                 return False
             position += start + length
-    return position > size and name in (b"mdat", _CLUSTER)
+    return position > size and name in (b"mdat", _CLUSTER, b"movi")
 
 
 def _ebml_head(data: bytes) -> tuple[bytes, int, int | None]:
@@ -268,3 +274,11 @@ def _mp4_head(data: bytes) -> tuple[bytes, int, int | None]:
     if length == 1:
         return name, 16, max(int.from_bytes(data[8:16], "big") - 16, 0)
     return name, 8, length - 8 if length >= 8 else None
+
+
+def _avi_head(data: bytes) -> tuple[bytes, int, int | None]:
+    """The same of an AVI file, where the part "RIFF" is gone into, and a list has the name of what it holds."""
+    name, length = data[:4], int.from_bytes(data[4:8], "little")
+    if name == b"RIFF":
+        return name, 12, 0
+    return (data[8:12] if name == b"LIST" else name), 8, length + length % 2

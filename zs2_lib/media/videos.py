@@ -15,10 +15,11 @@ from PIL import Image
 from .decode import Damaged, decoded, decoder_of, deinterlaced, import_av, opened_video
 from .pictures import rgb_picture, turned, turned_size
 from .source import Clock, Source, check_size
+from .tone import HDR_TRANSFERS, to_sdr
 from .video_index import read_index
 
 # H.273 codes, as FFmpeg uses them
-_BT709, _UNSPECIFIED, _BT601 = 1, 2, 6
+_BT709, _UNSPECIFIED, _BT601, _BT2020 = 1, 2, 6, 9
 # swscale's flags for its best: luma bicubic and chroma bilinear, interpolated to full size, exact rounding.
 _BEST_CONVERSION = 0x40 | 0x2000 | 0x40000
 # The first numbers (a, b, c, d) of a display matrix: pixel (x, y) goes to (a·x + c·y, b·x + d·y), y pointing down.
@@ -55,7 +56,8 @@ class Video(Source):
         self._turn = _display_turn(frame)
         self._size = max(1, round(frame.width * index.pixel_aspect)), frame.height
         check_size(self._size, path.name, max_pixels)
-        self.info = self.clock.info(turned_size(self._size, self._turn), index.has_audio, index.hdr)
+        self._transfer = index.hdr or (frame.color_trc if frame.color_trc in HDR_TRANSFERS else 0)
+        self.info = self.clock.info(turned_size(self._size, self._turn), index.has_audio, self._transfer > 0)
 
     def _pictures(self, numbers: list[int]) -> Iterator[Image.Image]:
         run, reached = self._run(0), -math.inf
@@ -124,13 +126,18 @@ class Video(Source):
 
     def _shown(self, frame, number: int) -> Image.Image:
         """The frame (av.VideoFrame) as a player shows it."""
+        transfer = frame.color_trc if frame.color_trc in HDR_TRANSFERS else self._transfer
         if frame.colorspace == _UNSPECIFIED and not frame.format.is_rgb:
-            frame.colorspace = _BT709 if frame.height >= 720 else _BT601
+            frame.colorspace = _BT2020 if transfer else _BT709 if frame.height >= 720 else _BT601
         transparent = frame.format.name == "pal8" or any(component.is_alpha for component in frame.format.components)
+        pixel_format = {
+            (False, False): "rgb24", (True, False): "rgba", (False, True): "rgb48le", (True, True): "rgba64le",
+        }[transparent, bool(transfer)]  # fmt: skip
         width, height = self._size
-        pixels = frame.to_ndarray(
-            format="rgba" if transparent else "rgb24", width=width, height=height, interpolation=_BEST_CONVERSION
-        )
+        pixels = frame.to_ndarray(format=pixel_format, width=width, height=height, interpolation=_BEST_CONVERSION)
+        if transfer:
+            colours = to_sdr(pixels[..., :3], transfer, frame.color_primaries)
+            pixels = np.dstack([colours, (pixels[..., 3:] >> 8).astype(np.uint8)])
         return turned(rgb_picture(pixels, number + 1, self.background), self._turn)
 
 

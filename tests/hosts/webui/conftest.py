@@ -3,7 +3,7 @@
     ZS2_WEBUI=~/stable-diffusion-webui python -m pytest tests/hosts/webui
 
 Those of ControlNet need the extension sd-webui-controlnet as well, among the WebUI's extensions or at ZS2_CONTROLNET.
-Those beside other extensions need ZS2_EXTENSIONS, a folder with their repositories under their names at GitHub.
+Those beside other extensions need ZS2_EXTENSIONS, a folder with their repositories under the names they have.
 The WebUI runs on a data directory of its own: nobody's models, outputs, settings and extensions are touched.
 """
 

@@ -117,6 +117,7 @@ def started(
         (data / "extensions" / "sd-webui-zs2").symlink_to(here.parents[2])
     if controlnet:
         (data / "extensions" / "sd-webui-controlnet").symlink_to(installation.controlnet)
+    (data / "ui-config.json").write_text("{}")  # NegPiP reads it while the host starts for the first time
     for other in others:
         (data / "extensions" / other.name).symlink_to(other)
     (data / "extensions" / "zs2-probe").symlink_to(here / "probe")

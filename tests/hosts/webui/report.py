@@ -103,7 +103,7 @@ class Compatibility:
 
 
 SECTION = "\n## "
-SECTIONS = ("Scripts",)
+SECTIONS = ("Scripts", "Other extensions")
 """The sections of other test files, which follow those of the combinations."""
 
 

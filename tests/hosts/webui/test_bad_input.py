@@ -248,6 +248,16 @@ def test_mask_that_does_not_fit(host, place, frames, name):
     refused(host, {"source": str(frames), "mask": str(make(place / f"mask {name}"))}, "mask", *words)
 
 
+def test_neither_an_init_image_nor_a_source(host):
+    words = ("source", "neither an init image nor a source", "`init_images`")
+    refused(host, {"frames": 3}, *words, init_images=[])
+
+
+def test_a_refused_path_names_each_folder_once(host):
+    message = host.refusal({"source": "/etc/passwd"}, **EDIT)
+    assert message.splitlines()[1].count(str(host.data)) == 1
+
+
 def test_mask_without_a_source(host, place):
     settings, words = {"mask": str(place / "mask.png")}, ("mask", "without a source", "give `source`")
     refused(host, settings, *words, init_images=STILL["init_images"])

@@ -197,31 +197,6 @@ def test_clip_that_cannot_be_written(host, returns):
     assert "mp4" in notes and folder.name in notes, notes
 
 
-# --- beside other extensions ---------------------------------------------------------------------------------
-
-
-def test_apply_model_that_another_extension_keeps(host):
-    """It puts back after the clip what it found during it: to the generations that follow that is the host's own."""
-    before, clip = host.generate().frames, host.clip(PASSES).frames
-    host.client.post("/zs2-probe/habit", {"name": "keeps apply_model"})
-    try:
-        assert difference(host.clip(PASSES).frames, clip) == 0
-        assert difference(host.generate().frames, before) == 0
-        assert difference(host.clip(PASSES).frames, clip) == 0
-    finally:
-        host.client.post("/zs2-probe/habit", {"name": ""})
-
-
-def test_copy_of_the_job(host):
-    """Another extension ends a copy of the job at the first image: the clips are whole all the same."""
-    settings = {**PASSES, "return": "both", "formats": ["gif"]}
-    whole = host.clip(settings, n_iter=2)
-    host.client.post("/zs2-probe/habit", {"name": "copies p"})
-    result = host.clip(settings, n_iter=2)
-    assert result.files == whole.files and result.clips == whole.clips
-    assert result.info["infotexts"] == whole.info["infotexts"]
-
-
 @pytest.mark.slow
 def test_panel_that_cannot_be_built(start, monkeypatch):
     """The WebUI starts, says so, and makes the pictures it makes without the extension."""

@@ -198,6 +198,16 @@ def test_panel_has_all_controls_with_tooltips(page, tab):
     assert not silent, f"controls without a tooltip: {silent}"
 
 
+def test_img2img_without_a_picture(page):
+    page.show_tab("img2img")
+    page.enable("img2img")
+    page.click("#img2img_generate")
+    log = "document.querySelector('#html_log_img2img').innerText"
+    page.wait(f"return {log}.includes('neither an init image nor a source video')", 60)
+    assert "NoneType" not in page.run(f"return {log}")
+    page.enable("img2img", False)
+
+
 @pytest.fixture(scope="module")
 def clip(page):
     """A short clip made with the panel: its infotext, and the first item of the gallery as (file name, bytes)."""
@@ -309,6 +319,27 @@ def test_gallery_sends_the_settings_to_img2img(page, clip, reset, tab):
     page.click("#txt2img_send_to_img2img")
     page.wait("return document.querySelector('#tab_' + arguments[0]).offsetParent !== null", 20, tab)
     assert_settings_of_the_clip(page, tab)
+
+
+def test_what_is_not_saved(host, page, clip, tmp_path):
+    """The gallery plays it from one folder for temporary files, which is cleared; nothing lies anywhere else."""
+    previews = tmp_path / "zs2-previews"
+    previews.mkdir()
+    old = previews / "old.webp"
+    old.write_text("")
+    os.utime(old, (0, 0))
+    saved = set((host.data / "outputs").rglob("*"))
+    page.show_tab("txt2img")
+    page.enable("txt2img")
+    with host.client.options_set(samples_save=False, temp_dir=str(tmp_path)):
+        page.click("#txt2img_generate")
+        first = "(document.querySelector('#txt2img_gallery img') || {src: ''}).src"
+        page.wait(f"return {first}.includes(arguments[0])", 120, f"{tmp_path.name}/zs2-previews")
+        with urllib.request.urlopen(page.run(f"return {first}")) as response:
+            assert clipfiles.kind(response.read()) == "webp"
+    assert set((host.data / "outputs").rglob("*")) == saved
+    assert len(list(previews.iterdir())) == 1 and not old.exists()
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".png"] == [previews]  # the host's own are PNGs
 
 
 def test_source_video(page, clip, tmp_path):

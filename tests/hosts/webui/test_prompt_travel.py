@@ -310,6 +310,15 @@ def test_infotext_makes_the_clip_again(host, prompts):
     assert difference(again.frames, first.frames) == 0
 
 
+def test_wildcards_are_said_to_stay_as_they_are(host):
+    for prompts, words in {
+        "0: a __color__ circle\n2: {a|b} star": "__color__, {a|b} was taken as it is written",
+        "0: (a red:1.2) [a|b] circle_1 __\n2: a \\{star\\}": None,
+    }.items():
+        notes = host.clip({"frames": 3, "prompts": prompts}, **QUICK).info["extra_generation_params"].get("ZS2 notes")
+        assert (words in notes) if words else notes is None, notes
+
+
 def test_infotext_without_prompts_switches_them_off(host):
     text = host.clip({"frames": 2}, **QUICK).infotext
     assert "ZS2 prompts" not in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -165,6 +166,11 @@ def test_return_with_a_script(answered, returns):
     assert len(files) == 1 and len(result.info["zs2_clips"]) == 2
 
 
+def test_notes_of_a_scripts_jobs(answered):
+    _, result = answered(CASES[3], {**SETTINGS, "prompts": "0: __color__"})
+    assert "__color__" in result.info["extra_generation_params"]["ZS2 notes"]
+
+
 def test_paths_of_all_clips(host, answered):
     case = CASES[3]
     _, result = answered(Case(case.script, case.args, payload={"save_images": True}), {**SETTINGS, "formats": ["gif"]})
@@ -224,3 +230,24 @@ def test_webuiapi(host, init_image):
             assert [image.size for image in result.images] == [(128, 128)] * (FRAMES + (returns == {"return": "both"}))
             (clip,) = result.info["zs2_clips"]
             assert clip["frames"] == FRAMES and ("data" in clip) == (returns != {"return": "frames"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("returns", ["frames", "video", "both"])
+def test_agent_scheduler(scheduler_host, returns):
+    """It gives an infotext for each picture that was saved, whatever the answer holds."""
+    client = scheduler_host.client
+    task = {**STILL, "steps": 2, "n_iter": 2, "alwayson_scripts": zs2({**SETTINGS, "return": returns})}
+    task_id = client.post("/agent-scheduler/v1/queue/txt2img", {**task, "save_images": True})["task_id"]
+    deadline = time.monotonic() + 120
+    while not (results := client.get(f"/agent-scheduler/v1/task/{task_id}/results"))["success"]:
+        assert time.monotonic() < deadline, results
+        time.sleep(0.5)
+    texts = [picture["infotext"] for picture in results["data"]]
+    assert len(texts) == 2 * FRAMES and all("ZS2 frames: 3" in text for text in texts)
+
+
+@pytest.fixture(scope="module")
+def scheduler_host(beside):
+    with beside("sd-webui-agent-scheduler") as host:
+        yield host

@@ -55,8 +55,9 @@ class StepRows:
 
     def call(self, count: int, x: torch.Tensor | None, text: torch.Tensor | None) -> CallRows:
         """A call of `count` rows with the latents `x` and the texts `text`: see `of_call`."""
-        start, rows = self.done, self.of_call(count, x, text)
-        return CallRows(rows, start, self.done)
+        start, uses = self.done, sum(self.uses)
+        rows = self.of_call(count, x, text)
+        return CallRows(rows, start, self.done, again=uses + count > sum(use > 0 for use in self.uses))
 
     def of_call(self, count: int, x: torch.Tensor | None, text: torch.Tensor | None) -> Rows:
         """The rows of a call of `count` rows with the latents `x` and the texts `text`, as far as they are known.
@@ -131,11 +132,12 @@ class StepRows:
 class CallRows:
     """The UNet's rows in one call of the denoiser, one after the other: those of the call, again for each tile of it.
 
-    The call goes from the part `start` of the step to `stop`, 0 to 1.
+    The call goes from the part `start` of the step to `stop`, 0 to 1; `again` says that rows of the step were asked for
+    more than once.
     """
 
-    def __init__(self, rows: Rows, start: float = 0.0, stop: float = 1.0):
-        self.rows, self.start, self.stop = rows, start, stop
+    def __init__(self, rows: Rows, start: float = 0.0, stop: float = 1.0, again: bool = False):
+        self.rows, self.start, self.stop, self.again = rows, start, stop, again
         self.taken = 0
 
     @property

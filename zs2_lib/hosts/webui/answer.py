@@ -6,6 +6,7 @@ A request may run several jobs: the script that is selected, such as X/Y/Z plot,
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,14 +72,17 @@ class Request:
         self.clips: list[Clip] = []
         self.script = ""
         """The title of the script that runs the jobs now."""
-        self.init_images = None
+        self.init_images: Sequence = ()
         """The init images that this script was given."""
+        self.notes: list[str] = []
+        """What the user should know about the jobs."""
         self.error: Exception | None = None
         """The first error of a job."""
 
     def put_into(self, processed, clips: list[Clip]) -> None:
         """Puts the clips of one job into the host's result, which has their frames."""
         tell(processed, self)
+        self.put_notes_into(processed)
         if self.script:
             self._one_for_each(processed, clips)
             return
@@ -87,6 +91,12 @@ class Request:
         processed.images[:0] = [item for item, _ in items]
         processed.infotexts[:0] = [infotext for _, infotext in items]
         processed.index_of_first_image += len(items)
+
+    def put_notes_into(self, processed) -> None:
+        """Puts the notes into the result's `info`."""
+        if self.notes:
+            notes = {"ZS2 notes": " ".join(self.notes)}
+            processed.extra_generation_params = {**processed.extra_generation_params, **notes}
 
     def _one_for_each(self, processed, clips: list[Clip]) -> None:
         """Scripts count on a picture for each sample; they make grids of them, or the next job's init images."""
@@ -99,6 +109,7 @@ class Request:
     def finish(self, processed) -> None:
         """Makes of the result of the script that of the request: for the API each clip's frames in its place."""
         tell(processed, self)
+        self.put_notes_into(processed)
         first = processed.index_of_first_image
         infotexts, images = processed.infotexts, processed.images
         lists = {name: getattr(processed, name) for name in PARALLEL}

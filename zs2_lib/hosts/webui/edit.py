@@ -71,7 +71,7 @@ class SourceVideo:
                 f"{len(self)}."
             )
         if self.source.info.hdr:
-            notes.append("The source is HDR, which is not tone-mapped: its colours look pale.")
+            notes.append("The source is HDR: its colours are tone-mapped to those of an SDR screen.")
         return notes
 
     def frames(self) -> Iterator[Image.Image]:

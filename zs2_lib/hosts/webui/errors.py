@@ -13,8 +13,9 @@ from contextlib import contextmanager
 
 def keep(p, error: Exception) -> None:
     """Stops the job `p` with `error`, unless another one has come first."""
-    if not is_kept(p):
-        p.zs2_error = error
+    if is_kept(p):
+        return
+    p.zs2_error, close = error, p.close
     request = vars(p).get("zs2_request")
     if request and request.error is None:
         request.error = error
@@ -22,7 +23,12 @@ def keep(p, error: Exception) -> None:
     def stop(*args, **kwargs):
         raise_kept(p)
 
+    def close_and_stop() -> None:
+        close()
+        raise_kept(p)
+
     p.setup_prompts = p.init = p.sample = stop
+    p.close = close_and_stop
 
 
 def is_kept(p) -> bool:

@@ -17,7 +17,7 @@ from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import Settings
 
-from . import errors, host, nesting, sampling, selected
+from . import host, nesting, sampling, selected
 from .clips import Clips
 from .edit import SourceVideo, edit
 from .limits import check_frames
@@ -77,7 +77,7 @@ class Job:
         self.p = p
         self.began = shared.state.time_start
         self.settings = settings
-        self.notes: list[str] = []
+        self.request = selected.of(p)
         self.source: SourceVideo | None = None
         self.control: ControlUnits | None = None
         self.travel: PromptTravel | None = None
@@ -110,20 +110,16 @@ class Job:
         self._undo.callback(_open_jobs.remove, self)
         wrap(self._undo, p, "close", self._end_and_close)  # which the host calls after an error as well
         selected.check_init_images(p, self.settings)
-        init_images = len(getattr(p, "init_images", None) or [])
         if self.settings.source:
             self._open_source()
-        elif init_images > 1 and init_images != self.settings.frames:
-            raise SettingsError(
-                f"frames: {self.settings.frames} does not fit {init_images} init images; give one init image, or one "
-                "for each frame"
-            )
+        else:
+            self._check_init_images()
         check_frames(self.settings.frames, "give fewer frames")
-        self.clips = Clips(p, self.settings, self.source, selected.of(p), self.note)
+        self.clips = Clips(p, self.settings, self.source, self.request, self.note)
         self._take_control_units()
 
         frames = self.settings.frames
-        for note in [*self.settings.notes, *(self.travel.notes if self.travel else ())]:
+        for note in self.settings.notes:
             self.note(note)
         if p.batch_size > 1:
             self.note(
@@ -141,6 +137,17 @@ class Job:
         override(self._undo, p, "do_not_save_grid", True)
         wrap(self._undo, images.FilenameGenerator, "apply", partial(fitting, p.outpath_samples))
 
+    def _check_init_images(self) -> None:
+        p, frames = self.p, self.settings.frames
+        images = getattr(p, "init_images", None) or []
+        if len(images) in (0, 1, frames):
+            return
+        if any(image is not images[0] for image in images):
+            raise SettingsError(
+                f"frames: {frames} does not fit {len(images)} init images; give one init image, or one for each frame"
+            )
+        override(self._undo, p, "init_images", images[:1])  # the Batch tab repeats it for a batch
+
     def _open_source(self) -> None:
         """Opens the source, which decides the frames and the rate that the settings leave to it; img2img edits its
         frames.
@@ -157,7 +164,7 @@ class Job:
     def _take_control_units(self) -> None:
         """Gives each frame its own control images. In txt2img only they can use a source."""
         p, settings = self.p, self.settings
-        maps = not (p.is_api or selected.of(p).script)  # which take the pictures for the frames
+        maps = not (p.is_api or self.request.script)  # which take the pictures for the frames
         self.control = host.control_units(p, settings, self.source, self._undo, self.note, maps)
         if self.source and not isinstance(p, processing.StableDiffusionProcessingImg2Img):
             if settings.mask:
@@ -187,6 +194,8 @@ class Job:
         if settings.prompts:
             self.travel = PromptTravel(p, settings.prompts, self.adapter.lora_refusal)
             self.travel.begin(self._undo)
+            for note in self.travel.notes:
+                self.note(note)
         if settings.frames > 1:
             wrap(self._undo, p, "sample", self._sample)
 
@@ -270,11 +279,8 @@ class Job:
         """Puts the clips into the result, and leaves `p` as it was."""
         self.clips.write()
         self.end()
-        selected.of(self.p).put_into(processed, self.clips.written)
+        self.request.put_into(processed, self.clips.written)
         processed.comments = "".join(f"{comment}\n" for comment in self.p.comments)
-        if self.notes:
-            notes = {"ZS2 notes": " ".join(self.notes)}
-            processed.extra_generation_params = {**processed.extra_generation_params, **notes}
 
     def end(self) -> None:
         """Undoes what this job changed on `p`, for scripts that use it again, and on other extensions."""
@@ -285,12 +291,11 @@ class Job:
             return
         self.end()
         close()
-        errors.raise_kept(self.p)
 
     def note(self, text: str) -> None:
         """Tells the user something, once: under the image, and in `info` of the API's answer."""
-        if text not in self.notes:
-            self.notes.append(text)
+        if text not in self.request.notes:
+            self.request.notes.append(text)
             self.p.comment("ZS²: " + text)
 
 

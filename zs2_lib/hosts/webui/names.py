@@ -41,8 +41,7 @@ class ClipName:
 
     def target(self) -> Path:
         """Its path without suffix, which no clip has yet. Makes its folder."""
-        folder = Path(os.path.abspath(self.outputs), FOLDER)
-        folder /= self.subfolders
+        folder = Path(os.path.abspath(self.outputs), FOLDER, self.subfolders)
         folder.mkdir(parents=True, exist_ok=True)
         *within, stem = Path(self._numbered(images.get_next_sequence_number(folder, ""))).parts
         folder = folder.joinpath(*within)  # a pattern may hold folders
@@ -58,9 +57,9 @@ class ClipName:
         return self.stem
 
 
-def fitting(outputs: str, apply: Callable, generator: images.FilenameGenerator, pattern: str) -> str:
+def fitting(outputs: str | None, apply: Callable, generator: images.FilenameGenerator, pattern: str) -> str:
     """The host's `FilenameGenerator.apply`, with folders and names cut to what the file system of `outputs` takes."""
-    most = _name_limit(Path(outputs))
+    most = _name_limit(Path(outputs or "."))
     return "/".join(shortened(part, most) for part in apply(generator, pattern).split("/"))
 
 
@@ -70,7 +69,7 @@ def frame_name(filename: str, frame: int) -> str:
     """
     folder, name = os.path.split(filename)
     stem, suffix = os.path.splitext(name)
-    distinct = opts.save_images_add_number or any(word in opts.samples_filename_pattern for word in NUMBERS)
+    distinct = opts.save_images_add_number or any(word in opts.samples_filename_pattern.lower() for word in NUMBERS)
     end = "" if distinct else f"-{frame:04}"
     # the host cuts the whole path to the length of a name
     characters = _name_limit(Path(folder)) - max(4, len(suffix)) - len(folder) - 1 - len(end)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from modules import sd_samplers_common, shared
 
-from zs2_lib.core.hooks import Pass
+from zs2_lib.core.hooks import Pass, another_extension
 from zs2_lib.hosts.undo import restore_afterwards, wrap
 from zs2_lib.settings.table import Settings
 
@@ -124,7 +124,12 @@ class ClipSampling:
             if call.first:
                 self._look_for_others()
                 self.clip.begin_step(self.denoiser_call, self.adapter.time(t))
-            return self._in_passes(call, original, x, t, *args, **kwargs)
+            try:
+                return self._in_passes(call, original, x, t, *args, **kwargs)
+            except RuntimeError as error:
+                if not call.again:
+                    raise
+                raise type(error)(f"{error}; " + another_extension("calls the UNet once more in each step")) from error
 
     def _look_for_others(self) -> None:
         """Keeps the UNet's calls whole where other extensions' code takes part in its attention.

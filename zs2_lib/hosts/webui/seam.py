@@ -27,14 +27,16 @@ class Model(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A UNet call within a step: its rows, where in the step it lies, `start` to `stop` of 0 to 1, and whether it is
-    its first, before which what is carried from frame to frame is forgotten.
+    """A UNet call within a step: its rows, where in the step it lies, `start` to `stop` of 0 to 1, whether it is the
+    step's `first`, before which what is carried from frame to frame is forgotten, and whether rows come `again`, which
+    another extension asks for.
     """
 
     rows: Rows
     start: float
     stop: float
     first: bool
+    again: bool = False
 
 
 class ControlUnits(ABC):

@@ -12,7 +12,7 @@ from zs2_lib.hosts.undo import wrap
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import Settings
 
-from . import errors
+from . import errors, nesting
 from .answer import Request
 from .edit import Frames, SourceVideo
 
@@ -49,6 +49,8 @@ def begin(p, read: Callable[[], Settings]) -> None:
     for _, undo, began in list(_open):
         if began != shared.state.time_start:  # left by a request that was not closed
             undo.close()
+    if nesting.being_processed():  # no clip, so no request
+        return
     for request, _, _ in _open:
         if request.script:  # which has made `p` for a job
             p.zs2_request = request
@@ -93,7 +95,7 @@ def _run(script: Callable, p, settings: Settings, title: str):
     with ExitStack() as undo:
         if settings.source and _is_img2img(p) and not _init_images(p):
             p.init_images = Frames(SourceVideo(settings, undo, p.is_api))  # scripts look for one there
-        request.script, request.init_images = title, getattr(p, "init_images", None)
+        request.script, request.init_images = title, _init_images(p) if _is_img2img(p) else []
         undo.callback(setattr, request, "script", "")
         processed = script()
     if request.error and not request.clips:  # the script has swallowed it
@@ -112,13 +114,14 @@ def check_init_images(p, settings: Settings) -> None:
     if not settings.source and not _init_images(p):
         raise SettingsError(NO_INIT_IMAGE)
     request = of(p)
-    if not request.script or p.init_images is request.init_images:
+    given = request.init_images
+    if not request.script or p.init_images is given:  # a source's frames
         return
     for image in _init_images(p):
         if hasattr(image, "zs2_clip"):  # Loopback goes on from the last result
             if settings.source:
                 raise SettingsError(OWN_INIT_IMAGES.format(script=request.script))
-        elif not any(image is given for given in request.init_images or ()):
+        elif not any(image is known for known in given):
             raise SettingsError(CUTS.format(script=request.script))
 
 
