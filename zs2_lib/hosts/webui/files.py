@@ -98,6 +98,8 @@ def _check_allowed(key: str, value: str, path: Path) -> None:
 
 def temporary_folder(undo: ExitStack) -> str:
     """A folder that is there until `undo` is closed, or forgotten after an error."""
+    if opts.temp_dir:
+        os.makedirs(opts.temp_dir, exist_ok=True)  # Forge Neo names one that it has not made yet
     return undo.enter_context(
         tempfile.TemporaryDirectory(prefix="zs2-", dir=opts.temp_dir or None, ignore_cleanup_errors=True)
     )
