@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -72,9 +72,10 @@ class Animation(Source):
             self._layers = layers_of(path, image.format, image.size, max_pixels)
             broken = broken or (self._layers is not None and self._layers.broken)
             try:
-                for milliseconds in self._durations(image):
-                    starts.append(float(now))
-                    now += milliseconds / 1000 if kind and milliseconds >= kind.least_ms else Fraction(1, 10)
+                with closing(self._durations(image)) as durations:
+                    for milliseconds in durations:
+                        starts.append(float(now))
+                        now += milliseconds / 1000 if kind and milliseconds >= kind.least_ms else Fraction(1, 10)
             except PICTURE_ERRORS:
                 broken = True
         if not starts:
@@ -92,8 +93,9 @@ class Animation(Source):
     def _durations(self, image: Image.Image) -> Iterator[Fraction]:
         """How many milliseconds each frame is shown, after decoding it. Raises one of `PICTURE_ERRORS`."""
         if self._layers is not None:
-            for layer, _ in zip(self._layers.layers, self._layers.frames()):
-                yield layer.milliseconds
+            with closing(self._layers.frames()) as frames:
+                for layer, _ in zip(self._layers.layers, frames):
+                    yield layer.milliseconds
             return
         for number in range(image.n_frames if image.format == "WEBP" else 1):
             image.seek(number)
@@ -101,8 +103,9 @@ class Animation(Source):
             yield Fraction(image.info.get("duration", 0))
 
     def _pictures(self, numbers: list[int]) -> Iterator[Image.Image]:
-        with in_words(self.path), self._opened() as (image, _):
+        with in_words(self.path), self._opened() as (image, _), ExitStack() as stack:
             shown = self._seeked(image, numbers) if self._layers is None else self._layered(numbers)
+            stack.enter_context(closing(shown))
             for number in numbers:
                 try:
                     picture = next(shown)
@@ -117,14 +120,17 @@ class Animation(Source):
             yield image
 
     def _layered(self, numbers: list[int]) -> Iterator[Image.Image]:
-        frames, reached = iter(()), -1
-        for number in numbers:
-            if reached < 0 or self._layers.beginning(number) > reached:
-                frames, reached = self._layers.frames(number), number - 1
-            while reached < number:
-                picture = next(frames)
-                reached += 1
-            yield picture
+        with ExitStack() as stack:
+            reached = -1
+            for number in numbers:
+                if reached < 0 or self._layers.beginning(number) > reached:
+                    stack.close()
+                    frames = stack.enter_context(closing(self._layers.frames(number)))
+                    reached = number - 1
+                while reached < number:
+                    picture = next(frames)
+                    reached += 1
+                yield picture
 
 
 def whole_part_of_webp(path: Path) -> BytesIO | None:
