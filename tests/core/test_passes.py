@@ -258,6 +258,17 @@ def test_memory_too_small_for_one_frame_is_an_error(error):
     assert unet.calls == [[0, 1, 2, 3], [0, 1], [0]]
 
 
+@OUT_OF_MEMORY
+def test_whole_calls_are_neither_cut_nor_halved(error):
+    unet = Unet(7, error)
+    with Clip([0.8] * 8, frames_per_pass=2, anchor_stride=3) as clip:
+        clip.keep_calls_whole()
+        clip.begin_step(1)
+        with pytest.raises(type(error), match="8 frames are computed at once, as another extension"):
+            clip.call(unet, BLOCKS, latents(BLOCKS))
+    assert unet.calls == [list(range(8))] and clip.passes.exceeded == 2
+
+
 @pytest.mark.parametrize(
     "error",
     [

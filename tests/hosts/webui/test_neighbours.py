@@ -50,7 +50,7 @@ def test_a_job_inside_of_a_job_is_no_clip(host, name, made):
         result = host.clip(settings, **payload)
     assert inside == made
     assert len(result.clips) == 2 and len(result.files) == len(whole.files)
-    for before, after in zip(whole.frames, result.frames):
+    for before, after in zip(whole.frames[-6:], result.frames[-6:]):  # before them come the clips
         assert difference(before[104:], after[104:]) <= 2 * BAR
         assert (difference(before, after) > 20) == (name != "postprocess")
     assert host.clip(settings, **payload).files == whole.files
