@@ -7,7 +7,6 @@ UNet call, on all of its rows, and what they give is cut into passes like any ot
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -70,7 +69,7 @@ class Units(ControlUnits):
 
     @property
     def folder(self) -> Path:
-        return Path(inspect.getfile(type(self.script))).resolve().parents[1]
+        return Path(type(self.script).get_input_data.__code__.co_filename).resolve().parents[1]
 
     def check(self) -> None:
         errors.raise_kept(self.p)
