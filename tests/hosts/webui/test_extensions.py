@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 
 from host import AND, BAR, HIRES, SDE, UNBATCHED, Host, change, difference, left_behind, zs2
 from report import write_section
-from webui import HostError
+from webui import HostError, png_base64
 
 TILES, INCANTATIONS = "multidiffusion-upscaler-for-automatic1111", "sd-webui-incantations"
 REGIONS, NEGPIP, FACES, QUEUE = "sd-webui-regional-prompter", "sd-webui-negpip", "adetailer", "sd-webui-agent-scheduler"
@@ -152,6 +153,22 @@ def test_extension(request, rows, case):
         assert fewer < count
     assert remains == []
     assert difference(again, still) == 0 and difference(host.generate(**payload).frames, plain) == 0
+
+
+@pytest.mark.slow
+def test_tiles_and_controlnet(beside, installation):
+    if installation.controlnet is None:
+        pytest.skip("sd-webui-controlnet is not installed: set ZS2_CONTROLNET to its folder")
+    with beside(TILES, controlnet=True) as host:
+        unit = {
+            "enabled": True,
+            "module": "none",
+            "model": "control-canny",
+            "image": png_base64(np.zeros((128, 192, 3))),
+        }
+        scripts = {**tiles("MultiDiffusion", 2), "ControlNet": {"args": [unit]}, **zs2(CLIP)}
+        with pytest.raises(HostError, match="cuts them into tiles"):
+            host.generate(**WIDE, alwayson_scripts=scripts)
 
 
 def test_a_call_that_fails(host):

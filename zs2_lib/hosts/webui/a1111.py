@@ -85,7 +85,8 @@ class A1111(Adapter):
         # without one, another extension has gone past the denoiser, and given the UNet scaled latents
         call = self._call or self._step.call(len(x), None, text_of(kwargs or args[0]))
         start, rows, stop = call.done(self._tiles), call.take(len(x)), call.done(self._tiles)
-        return Call(rows, start, stop, first, call.again)
+        tile = self._latents is not None and x.shape[-2:] != self._latents.shape[-2:]
+        return Call(rows, start, stop, first, call.again, tile)
 
     def time(self, t: torch.Tensor) -> float:
         return 1 - float(t[0]) / len(shared.sd_model.alphas_cumprod)

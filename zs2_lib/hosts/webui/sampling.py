@@ -121,6 +121,9 @@ class ClipSampling:
             if call is None:  # another extension's, outside of a sampler's step
                 return original(x, t, *args, **kwargs)
             self.seen = True
+            if call.tile and self.control:
+                cuts = another_extension("cuts them into tiles")
+                raise RuntimeError(f"ZS²: the images of ControlNet units are of whole frames; {cuts}")
             if call.first:
                 self._look_for_others()
                 self.clip.begin_step(self.denoiser_call, self.adapter.time(t))

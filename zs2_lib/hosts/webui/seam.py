@@ -28,8 +28,8 @@ class Model(NamedTuple):
 
 class Call(NamedTuple):
     """A UNet call within a step: its rows, where in the step it lies, `start` to `stop` of 0 to 1, whether it is the
-    step's `first`, before which what is carried from frame to frame is forgotten, and whether rows come `again`, which
-    another extension asks for.
+    step's `first`, before which what is carried from frame to frame is forgotten, whether rows come `again`, which
+    another extension asks for, and whether they show but a `tile` of each frame.
     """
 
     rows: Rows
@@ -37,6 +37,7 @@ class Call(NamedTuple):
     stop: float
     first: bool
     again: bool = False
+    tile: bool = False
 
 
 class ControlUnits(ABC):
