@@ -9,7 +9,6 @@ import torch
 
 from . import hooks
 from .anchors import Anchors
-from .hooks import Pass
 from .momentum import TemporalMomentum
 from .noise import ClipNoise
 from .passes import Passes
@@ -74,17 +73,9 @@ class Clip:
         for each in self._hooks:
             each.restart(step, time)
 
-    def call(
-        self,
-        unet: Callable,
-        rows: Rows,
-        x: torch.Tensor,
-        *args,
-        before_pass: Callable[[Pass], None] = lambda now: None,
-        **kwargs,
-    ) -> torch.Tensor:
+    def call(self, unet: Callable, rows: Rows, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """unet(x, *args, **kwargs) for the `rows` of the clip, in passes: see `Passes.run`."""
-        return self.passes.run(unet, rows, x, *args, before_pass=before_pass, **kwargs)
+        return self.passes.run(unet, rows, x, *args, **kwargs)
 
     def suspended(self) -> AbstractContextManager[None]:
         """Scope in which the hooks do nothing: for calls of the UNet inside of its call whose rows are no frames."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from .anchors import Anchors
-from .hooks import Hooks, Pass, another_extension
+from .hooks import SWITCH_OFF, Hooks, Pass, another_extension
 from .rows import Rows, take
 
 log = logging.getLogger(__name__)
@@ -126,8 +126,10 @@ class Passes:
             raise error
         if self.undivided:
             raise type(error)(
-                f"{error}; {frames} frames are computed at once, as another extension works inside the UNet and may "
-                "count on them: give fewer frames, or switch it off for this clip"
+                f"{error}; {frames} frames are computed at once, as "
+                + another_extension(
+                    "works inside the UNet and may count on them", f"give fewer frames, or {SWITCH_OFF}"
+                )
             ) from error
         if self.anchors.frames_that_fit(rest, frames // 2) == frames:
             raise type(error)(

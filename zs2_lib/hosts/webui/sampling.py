@@ -106,8 +106,7 @@ class ClipSampling:
         errors.raise_kept(self.p)
         if not self.seen:
             raise RuntimeError(
-                "ZS²: a step was sampled by a UNet that does not pass through ZS²; another extension replaces it: "
-                "switch it off for this clip"
+                "ZS²: a step was sampled by a UNet that does not pass through ZS²; " + another_extension("replaces it")
             )
 
     def unet_call(self, original: Callable, x: torch.Tensor, t: torch.Tensor, *args, **kwargs) -> torch.Tensor:
