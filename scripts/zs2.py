@@ -79,8 +79,8 @@ class Script(scripts.Script):
 
 
 def on_cfg_denoiser(params):
-    p = params.denoiser.p
-    if (ours := job.of(p)) and ours.sampling:
+    p = getattr(params.denoiser, "p", None)  # a host that ZS² does not know may have none
+    if p is not None and (ours := job.of(p)) and ours.sampling:
         with errors.kept(p):
             ours.sampling.begin_step(params.denoiser)
 
