@@ -33,8 +33,9 @@ def travel(host, first: str, last: str, **payload):
     return host.clip({**ALONE, "prompts": f"0: {first}\n4: {last}"}, **{**QUICK, **payload})
 
 
-def still(host, prompt: str, **payload):
-    return host.generate(**{**QUICK, **payload, "prompt": prompt}).frames[0]
+def still(host, text: str, **payload):
+    """The still of the prompt `text`, whatever prompt is in the payload."""
+    return host.generate(**{**QUICK, **payload, "prompt": text}).frames[0]
 
 
 @dataclass(frozen=True)
