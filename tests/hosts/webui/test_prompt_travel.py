@@ -308,7 +308,7 @@ def test_infotext_makes_the_clip_again(host, prompts):
     assert text == host.client.infotext(first.files[0]) == host.client.infotext(first.files[-1]) == first.infotext
     again = host.client.txt2img(infotext=text)
     assert again.infotext == first.infotext
-    assert difference(again.frames, first.frames) == 0
+    assert difference(again.frames, first.frames[1:]) == 0  # the first picture is the animation
 
 
 def test_wildcards_are_said_to_stay_as_they_are(host):
