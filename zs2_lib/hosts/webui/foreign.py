@@ -28,14 +28,15 @@ def on_attention(unet: torch.nn.Module, but_for: Path | None = None) -> Path | N
     It lies over `forward`, of one instance or of its class, or is a hook. The code in the folder `but_for` may.
     """
     for function in _attention(unet):
-        file = _file_of(function)
-        if file and not _is_known(file) and not (but_for and file.is_relative_to(but_for)):
+        file = file_of(function)
+        if file and not is_known(file) and not (but_for and file.is_relative_to(but_for)):
             return file
     return None
 
 
 @functools.cache
-def _is_known(file: Path) -> bool:
+def is_known(file: Path) -> bool:
+    """Whether a file of code is the host's, or of the packages that attention is made of, or ZS²'s own."""
     packages = (Path(path) for name in PACKAGES for path in getattr(sys.modules.get(name), "__path__", ()))
     return any(file.is_relative_to(folder) for folder in (OURS, *HOST, *(path.resolve() for path in packages)))
 
@@ -51,7 +52,7 @@ def _attention(unet: torch.nn.Module) -> Iterator[Callable]:
             yield from module._forward_pre_hooks.values()
 
 
-def _file_of(function: Callable) -> Path | None:
+def file_of(function: Callable) -> Path | None:
     """Where a function's code lies, also under a partial, a method or an object that is called."""
     while isinstance(function, functools.partial):
         function = function.func

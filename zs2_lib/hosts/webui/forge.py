@@ -6,9 +6,11 @@ A UNet call there is whole blocks of all frames, one for each guidance group, an
 from __future__ import annotations
 
 import functools
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 from modules import sd_samplers_cfg_denoiser
@@ -17,14 +19,17 @@ from zs2_lib.core.clip import Clip
 from zs2_lib.core.hooks import another_extension
 from zs2_lib.core.passes import automatic_frames_per_pass
 from zs2_lib.core.rows import Rows
-from zs2_lib.hosts.undo import override, wrap
+from zs2_lib.hosts.undo import wrap
 
-from .draws import brownian, share_first_image
+from . import foreign
+from .draws import brownian, correlate_torch, share_first_image, steps_for_first_frame
 from .seam import Adapter, Call, Model
 
 CONDITIONAL = 0
 """What the host marks the blocks of a prompt with; those of the negative prompt are 1."""
 TIMESTEPS = 1000
+PATCHES = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch", "middle_patch")
+"""Names of the host's lists of functions that change what attention is given, or gives."""
 
 
 class Forge(Adapter):
@@ -33,7 +38,11 @@ class Forge(Adapter):
     _blocks: Counter | None = None
     """How many blocks of a step came by, by their mark; None where no step has begun."""
 
+    _planned: torch.nn.Module | None = None
+    """The model whose memory is planned for passes."""
+
     lora_refusal = "this WebUI merges LoRAs once, before sampling: give all keyframes the same weights"
+    weight_refusal = "this WebUI takes one weight of a part for all pictures of a batch: give all keyframes the same"
 
     @classmethod
     def fits(cls, p) -> bool:
@@ -81,6 +90,22 @@ class Forge(Adapter):
         rows = Rows(tuple(range(self.frames)) * len(marks) * tiles, tuple(groups))
         return Call(rows, 1 - 0.5 ** (self._calls - 1), 1 - 0.5**self._calls, self._calls == 1)
 
+    def on_attention(self, **kwargs) -> Path | None:
+        """Patches are in the call's `transformer_options`. Of the host's own those count that keep something of a call
+        or know its rows: whatever stands in the place of self-attention or works on whole blocks, but for plain
+        functions, as which Perturbed Attention Guidance takes attention out.
+        """
+        options = kwargs.get("transformer_options", {})
+        patches, replaced = options.get("patches", {}), options.get("patches_replace", {})
+        inside = [*replaced.get("attn1", {}).values(), *options.get("block_modifiers", ())]
+        beside = [*replaced.get("attn2", {}).values(), *(patch for name in PATCHES for patch in patches.get(name, ()))]
+        for function in (*inside, *beside):
+            file = foreign.file_of(function)
+            if file and not foreign.is_known(file):
+                return file
+        stateful = (each for each in inside if not inspect.isfunction(each) or each.__closure__)
+        return next((foreign.file_of(function) for function in stateful), None)
+
     def unet(self, original: Callable, clip: Clip, rows: int, kwargs: dict) -> Callable:
         options = kwargs.pop("transformer_options", {})
 
@@ -103,6 +128,9 @@ class Forge(Adapter):
     def ask_for_memory(self, clip: Clip, undo: ExitStack) -> None:
         """The host plans for all frames at once, and moves models out of the way for them."""
         owner, frames = self.model().owner, clip.frames
+        if owner is self._planned:
+            return
+        self._planned = owner
 
         def of_pass(memory_required: Callable, input_shape: Iterable[int], *args, **kwargs):
             rows, *rest = input_shape
@@ -117,28 +145,19 @@ class Forge(Adapter):
         share_first_image(self.p, undo)
 
     def correlate_own_draws(self, clip: Clip, undo: ExitStack) -> None:
-        """Beside SDE samplers' noise, that of what a mask keeps, which the denoiser draws in each step."""
-        wrap(undo, self.p.sampler, "create_noise_sampler", functools.partial(brownian, clip))
-        override(undo, sd_samplers_cfg_denoiser, "torch", _Torch(clip))
+        """Beside SDE samplers' noise, that of what a mask keeps, which the denoiser draws in each step, and what
+        samplers of other modules draw by themselves.
+        """
+        sampler = self.p.sampler
+        wrap(undo, sampler, "create_noise_sampler", functools.partial(brownian, clip))
+        for function in (sd_samplers_cfg_denoiser.CFGDenoiser.forward, sampler.func):
+            correlate_torch(clip, function, undo)
+        if sampler.funcname == "sample_dpm_adaptive":
+            wrap(undo, sampler, "func", steps_for_first_frame)
 
     @property
     def frames(self) -> int:
         return self.p.batch_size
-
-
-class _Torch:
-    """The module torch with the noise for frames of a clip correlated; the host's own TorchHijack does the like."""
-
-    def __init__(self, clip: Clip):
-        self._clip = clip
-
-    def __getattr__(self, name: str):
-        return getattr(torch, name)
-
-    def randn_like(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        if len(x) != self._clip.frames:
-            return torch.randn_like(x, *args, **kwargs)
-        return self._clip.noise.draw(torch.randn_like(x[:1], *args, **kwargs))
 
 
 def _options(options: dict, part: Rows, rows: int, frames: int) -> dict:

@@ -36,6 +36,10 @@ WHOLE_NOTE = (
     "Each UNet pass held all frames, not {frames}: another extension's {others} works on attention, and may count on "
     "them."
 )
+REPLACED_NOTE = (
+    "Each UNet pass held all frames: {others} stands in the place of self-attention. Where it lets the pictures of a "
+    "batch look at each other, frame 1 is not the still."
+)
 TOKEN_MERGING_NOTE = "Token merging was off for this clip: it merges other tokens in each frame."
 
 _open_jobs: list[Job] = []
@@ -192,7 +196,7 @@ class Job:
         p.all_subseeds = _repeat(p.all_subseeds[: p.n_iter], settings.frames)
         p.extra_generation_params.update(recipe.texts(settings))
         if settings.prompts:
-            self.travel = PromptTravel(p, settings.prompts, self.adapter.lora_refusal)
+            self.travel = PromptTravel(p, settings.prompts, self.adapter.lora_refusal, self.adapter.weight_refusal)
             self.travel.begin(self._undo)
             for note in self.travel.notes:
                 self.note(note)
@@ -232,7 +236,9 @@ class Job:
             self.sampling = None
 
     def _note_on_others(self, others: Path, clip: Clip) -> None:
-        if clip.passes.exceeded:
+        if self.sampling.replaced:
+            self.note(REPLACED_NOTE.format(others=self.sampling.replaced.name))
+        elif clip.passes.exceeded:
             self.note(WHOLE_NOTE.format(others=others.name, frames=clip.passes.exceeded))
         if not clip.anchors.is_identity:
             reason = f"{others.name} works on attention, and may count on all frames"

@@ -47,6 +47,8 @@ class ClipSampling:
         """Whether a UNet call of the step came by."""
         self.others: Path | None = None
         """The code of another extension that takes part in the UNet's attention, if there is any."""
+        self.replaced: Path | None = None
+        """The code, the host's own as well, that stands in the place of self-attention and keeps calls whole."""
         self._sampler = self._correlated = None
         self._undo = ExitStack()
         self._model: Model | None = None
@@ -64,7 +66,6 @@ class ClipSampling:
             if self.control:
                 self.control.begin(undo, self.clip)
             self._follow_model()
-            self.adapter.ask_for_memory(self.clip, undo)
             self.adapter.share_first_image(undo)
             restore_afterwards(undo, self.p, "rng")
             undo.callback(setattr, shared.state, "textinfo", None)
@@ -123,8 +124,8 @@ class ClipSampling:
             if call.tile and self.control:
                 cuts = another_extension("cuts them into tiles")
                 raise RuntimeError(f"ZS²: the images of ControlNet units are of whole frames; {cuts}")
+            self._look_for_others(call.first, kwargs)
             if call.first:
-                self._look_for_others()
                 self.clip.begin_step(self.denoiser_call, self.adapter.time(t))
             try:
                 return self._in_passes(call, original, x, t, *args, **kwargs)
@@ -133,14 +134,16 @@ class ClipSampling:
                     raise
                 raise type(error)(f"{error}; " + another_extension("calls the UNet once more in each step")) from error
 
-    def _look_for_others(self) -> None:
-        """Keeps the UNet's calls whole where other extensions' code takes part in its attention.
+    def _look_for_others(self, first: bool, kwargs: dict) -> None:
+        """Keeps the UNet's calls whole where other extensions' code takes part in its attention: in that of the model
+        in the `first` call of a step, in that of a call by its arguments.
 
         Raises RuntimeError where each frame needs a pass of its own.
         """
-        self.others = self.others or foreign.on_attention(
-            self._model.unet, self.control.folder if self.control else None
-        )
+        self.replaced = self.replaced or self.adapter.on_attention(**kwargs)
+        self.others = self.others or self.replaced
+        if first and not self.others:
+            self.others = foreign.on_attention(self._model.unet, self.control.folder if self.control else None)
         if self.others:
             if self.travel:
                 raise RuntimeError(
@@ -198,5 +201,6 @@ class ClipSampling:
         wrap(self._undo, p.rng, "next", lambda original: clip.noise.draw(still.next()))
         if p.sampler is not self._sampler:  # that of hires.fix may be the same
             self._sampler = p.sampler
+            self.adapter.ask_for_memory(clip, self._undo)  # hires.fix may have brought another checkpoint
             self.adapter.begin_sampling(self._undo)
             self.adapter.correlate_own_draws(clip, self._undo)

@@ -105,6 +105,9 @@ class Adapter(ABC):
     lora_refusal: str | None = None
     """Why LoRA weights cannot change while a clip is sampled, with a remedy; None if they can."""
 
+    weight_refusal: str | None = None
+    """Why frames cannot have different weights of their prompts' parts, with a remedy; None if they can."""
+
     @classmethod
     @abstractmethod
     def fits(cls, p) -> bool:
@@ -131,6 +134,12 @@ class Adapter(ABC):
         """The next UNet call with its arguments; None for a call that belongs to no step. Raises RuntimeError where it
         does not fit the step.
         """
+
+    def on_attention(self, **kwargs) -> Path | None:
+        """The file of code that the arguments of a UNet call bring into its attention, where that may count on all of
+        the call's rows; None if there is none.
+        """
+        return None
 
     def unet(self, original: Callable, clip: Clip, rows: int, kwargs: dict) -> Callable:
         """The UNet as a function of the arguments of a pass, for a call of `rows` rows of the host's `original`.
