@@ -28,7 +28,8 @@ STILL = {
 }
 PLAIN = "shallow" if KIND.full_shape else "tiny"
 """The checkpoint that is used unless a test names another."""
-CLIP = {"frames": 6, "motion": 0.05, "momentum": 0.75, "frames_per_pass": 6, "return": "frames"}
+FRAMES = 4 if KIND.full_shape else 6
+CLIP = {"frames": FRAMES, "motion": 0.05, "momentum": 0.75, "frames_per_pass": FRAMES, "return": "frames"}
 """One pass for all frames; momentum high enough for every frame to look at the ones before."""
 BAR = 2
 """How far, of 255, pictures may be apart that are the same but for the order of sums."""
