@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
 import torch
-from modules import sd_samplers_cfg_denoiser
 
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.hooks import another_extension
 from zs2_lib.core.passes import automatic_frames_per_pass
 from zs2_lib.core.rows import Rows
-from zs2_lib.hosts.undo import override, wrap
+from zs2_lib.hosts.undo import wrap
+from zs2_lib.settings.kinds import SettingsError
 
-from .draws import brownian, share_first_image
+from .draws import share_first_image
+from .forge_draws import correlate_own_draws
 from .seam import Adapter, Call, Model
 
 CONDITIONAL = 0
@@ -68,6 +69,11 @@ class Forge(Adapter):
             return None
         marks = list(kwargs.get("transformer_options", {}).get("cond_or_uncond", [CONDITIONAL]))
         tiles, rest = divmod(len(x), len(marks) * self.frames)
+        if len(x) == len(marks) < len(marks) * self.frames:
+            raise SettingsError(
+                f"sampler: {self.p.sampler_name!r} is not allowed, it samples one frame after the other, and temporal "
+                "momentum needs all frames of a step; choose another sampler"
+            )
         if rest or not tiles:
             raise RuntimeError(
                 f"ZS²: a UNet call has {len(x)} rows for {self.frames} frames and {len(marks)} guidance group(s); "
@@ -92,13 +98,25 @@ class Forge(Adapter):
 
         return of_pass
 
+    def attention_patches(self, kwargs: dict) -> Iterator[tuple[Callable, bool]]:
+        """What replaces self-attention altogether (self-attention guidance, reference) keeps the attention it computes
+        for what follows on the UNet's call.
+        """
+        options = kwargs.get("transformer_options", {})
+        for name, patches in options.get("patches", {}).items():
+            if name.startswith("attn"):
+                yield from ((patch, False) for patch in patches)
+        for name, patches in options.get("patches_replace", {}).items():
+            yield from ((patch, name == "attn1") for patch in patches.values())
+
     def time(self, t: torch.Tensor) -> float:
         owner = self.model().owner
         predictor = getattr(owner, "predictor", None) or owner.model_sampling
         return 1 - float(predictor.timestep(t[:1])) / TIMESTEPS
 
     def same_tiles(self) -> Callable[[], None]:
-        return lambda: None
+        """HyperTile, which is part of the host, chooses tile sizes at random by torch's own generator."""
+        return functools.partial(torch.set_rng_state, torch.get_rng_state())
 
     def ask_for_memory(self, clip: Clip, undo: ExitStack) -> None:
         """The host plans for all frames at once, and moves models out of the way for them."""
@@ -117,28 +135,11 @@ class Forge(Adapter):
         share_first_image(self.p, undo)
 
     def correlate_own_draws(self, clip: Clip, undo: ExitStack) -> None:
-        """Beside SDE samplers' noise, that of what a mask keeps, which the denoiser draws in each step."""
-        wrap(undo, self.p.sampler, "create_noise_sampler", functools.partial(brownian, clip))
-        override(undo, sd_samplers_cfg_denoiser, "torch", _Torch(clip))
+        correlate_own_draws(self.p.sampler, clip, undo)
 
     @property
     def frames(self) -> int:
         return self.p.batch_size
-
-
-class _Torch:
-    """The module torch with the noise for frames of a clip correlated; the host's own TorchHijack does the like."""
-
-    def __init__(self, clip: Clip):
-        self._clip = clip
-
-    def __getattr__(self, name: str):
-        return getattr(torch, name)
-
-    def randn_like(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        if len(x) != self._clip.frames:
-            return torch.randn_like(x, *args, **kwargs)
-        return self._clip.noise.draw(torch.randn_like(x[:1], *args, **kwargs))
 
 
 def _options(options: dict, part: Rows, rows: int, frames: int) -> dict:

@@ -124,7 +124,7 @@ class ClipSampling:
                 cuts = another_extension("cuts them into tiles")
                 raise RuntimeError(f"ZS²: the images of ControlNet units are of whole frames; {cuts}")
             if call.first:
-                self._look_for_others()
+                self._look_for_others(kwargs)
                 self.clip.begin_step(self.denoiser_call, self.adapter.time(t))
             try:
                 return self._in_passes(call, original, x, t, *args, **kwargs)
@@ -133,14 +133,14 @@ class ClipSampling:
                     raise
                 raise type(error)(f"{error}; " + another_extension("calls the UNet once more in each step")) from error
 
-    def _look_for_others(self) -> None:
-        """Keeps the UNet's calls whole where other extensions' code takes part in its attention.
+    def _look_for_others(self, kwargs: dict) -> None:
+        """Keeps the UNet's calls whole where other code takes part in its attention.
 
         Raises RuntimeError where each frame needs a pass of its own.
         """
-        self.others = self.others or foreign.on_attention(
-            self._model.unet, self.control.folder if self.control else None
-        )
+        patches = self.adapter.attention_patches(kwargs)
+        but_for = self.control.folder if self.control else None
+        self.others = self.others or foreign.on_attention(self._model.unet, but_for, patches)
         if self.others:
             if self.travel:
                 raise RuntimeError(

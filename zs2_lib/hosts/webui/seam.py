@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -138,6 +138,12 @@ class Adapter(ABC):
         Takes out of `kwargs` what is not cut along the rows as `core.rows.take` does it, and puts it back cut.
         """
         return original
+
+    def attention_patches(self, kwargs: dict) -> Iterator[tuple[Callable, bool]]:
+        """What others gave with the arguments of a UNet call to take part in its attention, and of each whether it may
+        keep what it sees there beyond the call, and so needs the rows of all frames at once.
+        """
+        return iter(())
 
     @abstractmethod
     def time(self, t: torch.Tensor) -> float:
