@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ import k_diffusion.sampling
 import torch
 
 from zs2_lib.core.clip import Clip
-from zs2_lib.hosts.undo import override, wrap
+from zs2_lib.hosts.undo import wrap
 
 
 def share_first_image(p, undo: ExitStack) -> None:
@@ -48,25 +47,3 @@ def steps_for_first_frame(sample_dpm_adaptive: Callable, model, x: torch.Tensor,
         return sample_dpm_adaptive(model, x, *args, **kwargs)
     finally:
         del hijacked_torch.linalg
-
-
-def correlate_torch(clip: Clip, function: Callable, undo: ExitStack) -> None:
-    """Correlates what `function` draws with its module's `torch.randn_like`, where the host has put nothing there."""
-    module = sys.modules.get(getattr(function, "__module__", None))
-    if getattr(module, "torch", None) is torch and module is not k_diffusion.sampling:
-        override(undo, module, "torch", _Torch(clip))
-
-
-class _Torch:
-    """The module torch with the noise for frames of a clip correlated; the host's own TorchHijack does the like."""
-
-    def __init__(self, clip: Clip):
-        self._clip = clip
-
-    def __getattr__(self, name: str):
-        return getattr(torch, name)
-
-    def randn_like(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        if len(x) != self._clip.frames:
-            return torch.randn_like(x, *args, **kwargs)
-        return self._clip.noise.draw(torch.randn_like(x[:1], *args, **kwargs))

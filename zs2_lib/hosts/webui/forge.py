@@ -8,28 +8,25 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import torch
-from modules import sd_samplers_cfg_denoiser
 
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.hooks import another_extension
 from zs2_lib.core.passes import automatic_frames_per_pass
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.undo import wrap
+from zs2_lib.settings.kinds import SettingsError
 
-from . import foreign
-from .draws import brownian, correlate_torch, share_first_image, steps_for_first_frame
+from .draws import share_first_image
+from .forge_draws import correlate_own_draws
 from .seam import Adapter, Call, Model
 
 CONDITIONAL = 0
 """What the host marks the blocks of a prompt with; those of the negative prompt are 1."""
 TIMESTEPS = 1000
-PATCHES = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch", "middle_patch")
-"""Names of the host's lists of functions that change what attention is given, or gives."""
 
 
 class Forge(Adapter):
@@ -77,6 +74,11 @@ class Forge(Adapter):
             return None
         marks = list(kwargs.get("transformer_options", {}).get("cond_or_uncond", [CONDITIONAL]))
         tiles, rest = divmod(len(x), len(marks) * self.frames)
+        if len(x) == len(marks) < len(marks) * self.frames:
+            raise SettingsError(
+                f"sampler: {self.p.sampler_name!r} is not allowed, it samples one frame after the other, and temporal "
+                "momentum needs all frames of a step; choose another sampler"
+            )
         if rest or not tiles:
             raise RuntimeError(
                 f"ZS²: a UNet call has {len(x)} rows for {self.frames} frames and {len(marks)} guidance group(s); "
@@ -90,22 +92,6 @@ class Forge(Adapter):
         rows = Rows(tuple(range(self.frames)) * len(marks) * tiles, tuple(groups))
         return Call(rows, 1 - 0.5 ** (self._calls - 1), 1 - 0.5**self._calls, self._calls == 1)
 
-    def on_attention(self, **kwargs) -> Path | None:
-        """Patches are in the call's `transformer_options`. Of the host's own those count that keep something of a call
-        or know its rows: whatever stands in the place of self-attention or works on whole blocks, but for plain
-        functions, as which Perturbed Attention Guidance takes attention out.
-        """
-        options = kwargs.get("transformer_options", {})
-        patches, replaced = options.get("patches", {}), options.get("patches_replace", {})
-        inside = [*replaced.get("attn1", {}).values(), *options.get("block_modifiers", ())]
-        beside = [*replaced.get("attn2", {}).values(), *(patch for name in PATCHES for patch in patches.get(name, ()))]
-        for function in (*inside, *beside):
-            file = foreign.file_of(function)
-            if file and not foreign.is_known(file):
-                return file
-        stateful = (each for each in inside if not inspect.isfunction(each) or each.__closure__)
-        return next((foreign.file_of(function) for function in stateful), None)
-
     def unet(self, original: Callable, clip: Clip, rows: int, kwargs: dict) -> Callable:
         options = kwargs.pop("transformer_options", {})
 
@@ -117,13 +103,28 @@ class Forge(Adapter):
 
         return of_pass
 
+    def attention_patches(self, kwargs: dict) -> Iterator[tuple[Callable, bool]]:
+        """What replaces self-attention altogether (self-attention guidance, reference) keeps the attention it computes
+        for what follows on the UNet's call, or lets rows look at each other; plain functions keep and know nothing.
+        """
+        options = kwargs.get("transformer_options", {})
+        for name, patches in options.get("patches", {}).items():
+            if name.startswith("attn"):
+                yield from ((patch, False) for patch in patches)
+        yield from ((patch, False) for patch in options.get("block_modifiers", ()))
+        for name, patches in options.get("patches_replace", {}).items():
+            for patch in patches.values():
+                plain = inspect.isfunction(patch) and not patch.__closure__
+                yield patch, name == "attn1" and not plain
+
     def time(self, t: torch.Tensor) -> float:
         owner = self.model().owner
         predictor = getattr(owner, "predictor", None) or owner.model_sampling
         return 1 - float(predictor.timestep(t[:1])) / TIMESTEPS
 
     def same_tiles(self) -> Callable[[], None]:
-        return lambda: None
+        """HyperTile, which is part of the host, chooses tile sizes at random by torch's own generator."""
+        return functools.partial(torch.set_rng_state, torch.get_rng_state())
 
     def ask_for_memory(self, clip: Clip, undo: ExitStack) -> None:
         """The host plans for all frames at once, and moves models out of the way for them."""
@@ -145,15 +146,7 @@ class Forge(Adapter):
         share_first_image(self.p, undo)
 
     def correlate_own_draws(self, clip: Clip, undo: ExitStack) -> None:
-        """Beside SDE samplers' noise, that of what a mask keeps, which the denoiser draws in each step, and what
-        samplers of other modules draw by themselves.
-        """
-        sampler = self.p.sampler
-        wrap(undo, sampler, "create_noise_sampler", functools.partial(brownian, clip))
-        for function in (sd_samplers_cfg_denoiser.CFGDenoiser.forward, sampler.func):
-            correlate_torch(clip, function, undo)
-        if sampler.funcname == "sample_dpm_adaptive":
-            wrap(undo, sampler, "func", steps_for_first_frame)
+        correlate_own_draws(self.p.sampler, clip, undo)
 
     @property
     def frames(self) -> int:

@@ -17,7 +17,7 @@ from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import Settings
 
-from . import host, nesting, sampling, selected
+from . import foreign, host, nesting, sampling, selected
 from .clips import Clips
 from .edit import SourceVideo, edit
 from .limits import check_frames
@@ -236,8 +236,8 @@ class Job:
             self.sampling = None
 
     def _note_on_others(self, others: Path, clip: Clip) -> None:
-        if self.sampling.replaced:
-            self.note(REPLACED_NOTE.format(others=self.sampling.replaced.name))
+        if foreign.is_known(others):  # the host's own, which it replaces attention with
+            self.note(REPLACED_NOTE.format(others=others.name))
         elif clip.passes.exceeded:
             self.note(WHOLE_NOTE.format(others=others.name, frames=clip.passes.exceeded))
         if not clip.anchors.is_identity:

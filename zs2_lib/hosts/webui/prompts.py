@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
-from modules import extra_networks, prompt_parser
+from modules import extra_networks, prompt_parser, scripts
 from modules.prompt_parser import (
     ComposableScheduledPromptConditioning,
     MulticondLearnedConditioning,
@@ -344,11 +344,12 @@ def _weights(prompt: str) -> list[float]:
 
 
 def _without_comments(prompt: str) -> str:
-    """A prompt as the host encodes it; reForge, which has no option for it, knows // and /* */ as well."""
-    enabled = opts.data.get("enable_prompt_comments", getattr(opts, "enable_prompt_comments", None))
-    if enabled is None:
-        prompt = re.sub(r"/\*.*?(\*/|$)|//.*", "", prompt, flags=re.DOTALL | re.MULTILINE)
-    return prompt if enabled is False else re.sub("#.*", "", prompt)
+    """A prompt as the host encodes it: each host strips comments of other kinds, some only if an option says so."""
+    if opts.data.get("enable_prompt_comments", getattr(opts, "enable_prompt_comments", None)) is False:
+        return prompt
+    modules = [data.module for data in scripts.scripts_data] + [sys.modules.get("modules.processing_scripts.comments")]
+    strip = next((vars(module)["strip_comments"] for module in modules if hasattr(module, "strip_comments")), None)
+    return strip(prompt) if strip else re.sub("#.*", "", prompt)
 
 
 def _set_lora_weights(weights: dict[str, Lora]) -> None:

@@ -47,8 +47,6 @@ class ClipSampling:
         """Whether a UNet call of the step came by."""
         self.others: Path | None = None
         """The code of another extension that takes part in the UNet's attention, if there is any."""
-        self.replaced: Path | None = None
-        """The code, the host's own as well, that stands in the place of self-attention and keeps calls whole."""
         self._sampler = self._correlated = None
         self._undo = ExitStack()
         self._model: Model | None = None
@@ -124,8 +122,8 @@ class ClipSampling:
             if call.tile and self.control:
                 cuts = another_extension("cuts them into tiles")
                 raise RuntimeError(f"ZS²: the images of ControlNet units are of whole frames; {cuts}")
-            self._look_for_others(call.first, kwargs)
             if call.first:
+                self._look_for_others(kwargs)
                 self.clip.begin_step(self.denoiser_call, self.adapter.time(t))
             try:
                 return self._in_passes(call, original, x, t, *args, **kwargs)
@@ -134,16 +132,14 @@ class ClipSampling:
                     raise
                 raise type(error)(f"{error}; " + another_extension("calls the UNet once more in each step")) from error
 
-    def _look_for_others(self, first: bool, kwargs: dict) -> None:
-        """Keeps the UNet's calls whole where other extensions' code takes part in its attention: in that of the model
-        in the `first` call of a step, in that of a call by its arguments.
+    def _look_for_others(self, kwargs: dict) -> None:
+        """Keeps the UNet's calls whole where other code takes part in its attention.
 
         Raises RuntimeError where each frame needs a pass of its own.
         """
-        self.replaced = self.replaced or self.adapter.on_attention(**kwargs)
-        self.others = self.others or self.replaced
-        if first and not self.others:
-            self.others = foreign.on_attention(self._model.unet, self.control.folder if self.control else None)
+        patches = self.adapter.attention_patches(kwargs)
+        but_for = self.control.folder if self.control else None
+        self.others = self.others or foreign.on_attention(self._model.unet, but_for, patches)
         if self.others:
             if self.travel:
                 raise RuntimeError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -135,18 +135,18 @@ class Adapter(ABC):
         does not fit the step.
         """
 
-    def on_attention(self, **kwargs) -> Path | None:
-        """The file of code that the arguments of a UNet call bring into its attention, where that may count on all of
-        the call's rows; None if there is none.
-        """
-        return None
-
     def unet(self, original: Callable, clip: Clip, rows: int, kwargs: dict) -> Callable:
         """The UNet as a function of the arguments of a pass, for a call of `rows` rows of the host's `original`.
 
         Takes out of `kwargs` what is not cut along the rows as `core.rows.take` does it, and puts it back cut.
         """
         return original
+
+    def attention_patches(self, kwargs: dict) -> Iterator[tuple[Callable, bool]]:
+        """What others gave with the arguments of a UNet call to take part in its attention, and of each whether it may
+        keep what it sees there beyond the call, and so needs the rows of all frames at once.
+        """
+        return iter(())
 
     @abstractmethod
     def time(self, t: torch.Tensor) -> float:
