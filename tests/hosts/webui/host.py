@@ -62,7 +62,8 @@ class Host:
 
     def clip(self, settings: dict | None = None, **payload) -> Result:
         """A generation with ZS² on: `settings` over those of CLIP, `payload` over that of STILL."""
-        return self.generate(alwayson_scripts=zs2({**CLIP, **(settings or {})}), **payload)
+        scripts = {**payload.pop("alwayson_scripts", {}), **zs2({**CLIP, **(settings or {})})}
+        return self.generate(**payload, alwayson_scripts=scripts)
 
     def in_background(self, call, *args, **kwargs) -> Background:
         return Background(call, *args, **kwargs)
