@@ -21,7 +21,7 @@ from zs2_lib.hosts.undo import wrap
 from zs2_lib.settings.kinds import SettingsError
 
 from .draws import share_first_image
-from .forge_draws import correlate_own_draws
+from .forge_draws import correlate_guidance, correlate_own_draws
 from .seam import Adapter, Call, Model
 
 CONDITIONAL = 0
@@ -65,6 +65,7 @@ class Forge(Adapter):
 
     def begin_step(self, denoiser, undo: ExitStack) -> None:
         self._calls, self._blocks = 0, Counter()
+        correlate_guidance(self.p.sd_model.forge_objects.unet.model_options, self._clip, undo)
 
     def call(self, x: torch.Tensor, *args, **kwargs) -> Call | None:
         """Tiles come as whole blocks, one after the other; nobody says how many calls follow, so each is half of what
@@ -146,6 +147,7 @@ class Forge(Adapter):
         share_first_image(self.p, undo)
 
     def correlate_own_draws(self, clip: Clip, undo: ExitStack) -> None:
+        self._clip = clip
         correlate_own_draws(self.p.sampler, clip, undo)
 
     @property
