@@ -100,8 +100,8 @@ class TemporalMomentum(Hooks):
         """Raises RuntimeError if no projection was seen in the pass `now`, which is done."""
         if self._handles and not now.uses:
             raise RuntimeError(
-                "temporal momentum attention: the UNet ran without its hooks, as one does that was compiled before: "
-                "switch torch.compile off, or " + another_extension("replaces the UNet")
+                "temporal momentum attention: the UNet ran without its hooks, as one that was compiled before may do: "
+                "switch torch.compile off for this clip"
             )
 
     def _average(self, projection: torch.nn.Module, inputs, output: torch.Tensor) -> None:
