@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from kinds import KINDS, Kind
@@ -41,6 +42,11 @@ HIRES |= {"hr_second_pass_steps": 4, "hr_upscaler": "Lanczos" if "latent upscale
 REFINER = {"refiner_checkpoint": "second.safetensors", "refiner_switch_at": 0.5}
 UNBATCHED = {"batch_cond_uncond": False}
 """The host's setting with which prompt and negative prompt are calls of their own."""
+
+
+def without(part: str) -> pytest.MarkDecorator:
+    """Skips a test on a host that lacks `part` of A1111, with the reason."""
+    return pytest.mark.skipif(part in KIND.lacks, reason=KIND.lacks.get(part, "it has it"))
 
 
 @dataclass
