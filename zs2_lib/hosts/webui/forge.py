@@ -52,8 +52,6 @@ class Forge(Adapter):
                 f"ZS² works with the UNets of SD 1.x, SD 2.x and SDXL; {type(self.p.sd_model).__name__} has none: "
                 "choose such a checkpoint"
             )
-        if hasattr(unet, "_orig_mod") or getattr(unet, "_compiled_call_impl", None) is not None:
-            return "ZS² cannot hook a compiled UNet: switch torch.compile off"
         return None
 
     def model(self) -> Model:
