@@ -19,7 +19,8 @@ from zs2_lib.core.passes import automatic_frames_per_pass
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.undo import override, wrap
 
-from .draws import brownian, share_first_image
+from .draws import ClipTorch, brownian, share_first_image
+from .forge_control_models import answered, postpone
 from .seam import Adapter, Call, Model
 
 CONDITIONAL = 0
@@ -51,7 +52,7 @@ class Forge(Adapter):
         return None
 
     def model(self) -> Model:
-        owner = self.p.sd_model.forge_objects.unet.model
+        owner = self._patcher.model
         return Model(owner, "apply_model", owner.diffusion_model)
 
     def begin_sampling(self, undo: ExitStack) -> None:
@@ -59,6 +60,7 @@ class Forge(Adapter):
 
     def begin_step(self, denoiser, undo: ExitStack) -> None:
         self._calls, self._blocks = 0, Counter()
+        postpone(self._patcher, undo)
 
     def call(self, x: torch.Tensor, *args, **kwargs) -> Call | None:
         """Tiles come as whole blocks, one after the other; nobody says how many calls follow, so each is half of what
@@ -85,10 +87,10 @@ class Forge(Adapter):
         options = kwargs.pop("transformer_options", {})
 
         def of_pass(*args, control: dict | None = None, **others):
-            if control is not None:  # the host takes them off its lists
-                others["control"] = {name: list(value) for name, value in control.items()}
             part = clip.momentum.now.rows
-            return original(*args, transformer_options=_options(options, part, rows, self.frames), **others)
+            now = _options(options, part, rows, self.frames)
+            control = answered(self._patcher, control, now, part, len(part) < rows)
+            return original(*args, control=control, transformer_options=now, **others)
 
         return of_pass
 
@@ -119,33 +121,25 @@ class Forge(Adapter):
     def correlate_own_draws(self, clip: Clip, undo: ExitStack) -> None:
         """Beside SDE samplers' noise, that of what a mask keeps, which the denoiser draws in each step."""
         wrap(undo, self.p.sampler, "create_noise_sampler", functools.partial(brownian, clip))
-        override(undo, sd_samplers_cfg_denoiser, "torch", _Torch(clip))
+        override(undo, sd_samplers_cfg_denoiser, "torch", ClipTorch(clip))
 
     @property
     def frames(self) -> int:
         return self.p.batch_size
 
-
-class _Torch:
-    """The module torch with the noise for frames of a clip correlated; the host's own TorchHijack does the like."""
-
-    def __init__(self, clip: Clip):
-        self._clip = clip
-
-    def __getattr__(self, name: str):
-        return getattr(torch, name)
-
-    def randn_like(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        if len(x) != self._clip.frames:
-            return torch.randn_like(x, *args, **kwargs)
-        return self._clip.noise.draw(torch.randn_like(x[:1], *args, **kwargs))
+    @property
+    def _patcher(self):
+        """The host's UNet with what units and other extensions add to it; another one for each sampling."""
+        return self.p.sd_model.forge_objects.unet
 
 
 def _options(options: dict, part: Rows, rows: int, frames: int) -> dict:
     """The host's `transformer_options` of a call of so many rows and frames, for the rows of a pass.
 
     `sigmas` has a value for each frame, `cond_mark` one for each row, the indices are row numbers; others (the steps'
-    `sampling_sigmas`) are of no rows, whatever their length.
+    `sampling_sigmas`) are of no rows, whatever their length. `ad_params` is how the host's IP-Adapter, which has an
+    image for each frame, is told which frames of how many these are; of one more it does not use what it has on the GPU
+    as if it were on the CPU.
     """
     if len(part) == rows:
         return options
@@ -157,4 +151,5 @@ def _options(options: dict, part: Rows, rows: int, frames: int) -> dict:
         options["cond_mark"] = torch.tensor(marks).to(options["cond_mark"])
         options["cond_indices"] = [row for row, mark in enumerate(marks) if mark == CONDITIONAL]
         options["uncond_indices"] = [row for row, mark in enumerate(marks) if mark != CONDITIONAL]
-    return options
+    per_group = list(part.frames[: len(part) // max(len(options.get("cond_or_uncond", ())), 1)])
+    return {"ad_params": {"sub_idxs": per_group, "full_length": frames + 1}, **options}
