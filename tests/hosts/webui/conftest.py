@@ -1,4 +1,5 @@
-"""The host tests: a real WebUI on the tiny checkpoint. They need ZS2_WEBUI, the folder of an installed WebUI.
+"""The host tests: a real WebUI on a small checkpoint. They need ZS2_WEBUI, the folder of an installed WebUI, and find out
+which of the four hosts it is.
 
     ZS2_WEBUI=~/stable-diffusion-webui python -m pytest tests/hosts/webui
 
@@ -14,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
+import full_models
 import models
-from host import started
+from host import INSTALLATION, KIND, started
 from report import Compatibility
 from webui import Installation
 
 HERE = Path(__file__).resolve().parent
-INSTALLATION = Installation.from_environment()
 COMPATIBILITY = pytest.StashKey[Compatibility]()
 OURS = pytest.StashKey[set]()
 UNSET = "ZS2_WEBUI is not set: give it the folder of an installed WebUI"
@@ -61,7 +62,8 @@ def installation() -> Installation:
 
 @pytest.fixture(scope="session")
 def models_folder(tmp_path_factory) -> Path:
-    return models.make(tmp_path_factory.mktemp("models"))
+    """For a host that knows a model by its shape, kept from run to run at ZS2_TEST_MODELS, or in the user's cache."""
+    return full_models.make() if KIND.full_shape else models.make(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")

@@ -11,17 +11,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from kinds import KINDS, Kind
 from webui import Background, Client, HostError, Installation, Result, Server
 
+INSTALLATION = Installation.from_environment()
+KIND: Kind = INSTALLATION.kind if INSTALLATION else KINDS[0]
+"""The host of this run."""
 STILL = {
     "prompt": "a red circle on a blue background",
     "seed": 11,
-    "steps": 7,
-    "width": 128,
-    "height": 128,
+    "steps": 3 if KIND.full_shape else 7,
+    "width": 64 if KIND.full_shape else 128,
+    "height": 64 if KIND.full_shape else 128,
     "cfg_scale": 5,
     "sampler_name": "Euler",
 }
+PLAIN = "shallow" if KIND.full_shape else "tiny"
+"""The checkpoint that is used unless a test names another."""
 CLIP = {"frames": 6, "motion": 0.05, "momentum": 0.75, "frames_per_pass": 6, "return": "frames"}
 """One pass for all frames; momentum high enough for every frame to look at the ones before."""
 BAR = 2
@@ -29,8 +35,8 @@ BAR = 2
 AND = STILL["prompt"] + " AND a yellow star on a green background :0.6"
 LONG = STILL["prompt"] + ", a picture of a red circle on blue" * 10  # more than 75 tokens: two chunks
 SDE, EULER_A = {"sampler_name": "DPM++ SDE"}, {"sampler_name": "Euler a"}
-HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_second_pass_steps": 4}
-HIRES |= {"hr_upscaler": "Latent"}
+HIRES = {"enable_hr": True, "hr_scale": 2 if KIND.full_shape else 1.5, "denoising_strength": 0.6, **KIND.hires}
+HIRES |= {"hr_second_pass_steps": 4, "hr_upscaler": "Lanczos" if "latent upscalers" in KIND.lacks else "Latent"}
 REFINER = {"refiner_checkpoint": "second.safetensors", "refiner_switch_at": 0.5}
 UNBATCHED = {"batch_cond_uncond": False}
 """The host's setting with which prompt and negative prompt are calls of their own."""
@@ -121,9 +127,9 @@ def started(
     for other in others:
         (data / "extensions" / other.name).symlink_to(other)
     (data / "extensions" / "zs2-probe").symlink_to(here / "probe")
-    checkpoint = data / "models" / "Stable-diffusion" / "tiny.safetensors"
+    checkpoint = data / "models" / "Stable-diffusion" / f"{PLAIN}.safetensors"
     with Server(installation, data, f"--ckpt={checkpoint}", *flags) as client:
-        client.post("/sdapi/v1/options", {"live_previews_enable": False})
+        client.post("/sdapi/v1/options", {"live_previews_enable": False, **KIND.options})
         yield Host(client, data, installation.version)
 
 

@@ -96,7 +96,8 @@ def inpainting(weights: dict, config: dict) -> tuple[dict, dict]:
     config = copy.deepcopy(config)
     config["model"]["target"] = "ldm.models.diffusion.ddpm.LatentInpaintDiffusion"
     config["model"]["params"] |= {"conditioning_key": "hybrid", "finetune_keys": None}
-    return _with_input_channels(weights, config, 5)
+    config["model"]["params"]["unet_config"]["params"]["in_channels"] += 5
+    return with_input_channels(weights, 5), config
 
 
 def pix2pix(weights: dict, config: dict) -> tuple[dict, dict]:
@@ -104,7 +105,8 @@ def pix2pix(weights: dict, config: dict) -> tuple[dict, dict]:
     config = copy.deepcopy(config)
     config["model"]["target"] = "modules.models.diffusion.ddpm_edit.LatentDiffusion"
     config["model"]["params"] |= {"conditioning_key": "hybrid", "first_stage_key": "edited", "cond_stage_key": "edit"}
-    return _with_input_channels(weights, config, 4)
+    config["model"]["params"]["unet_config"]["params"]["in_channels"] += 4
+    return with_input_channels(weights, 4), config
 
 
 def sd2_v(weights: dict, config: dict) -> tuple[dict, dict]:
@@ -362,12 +364,11 @@ def _is_unet_matrix(key: str, value: torch.Tensor) -> bool:
     return key.startswith(UNET) and value.ndim > 1
 
 
-def _with_input_channels(weights: dict, config: dict, extra: int) -> tuple[dict, dict]:
+def with_input_channels(weights: dict, extra: int) -> dict:
     """The first convolution sees `extra` channels more, faintly."""
     key = UNET + "input_blocks.0.0.weight"
-    config["model"]["params"]["unet_config"]["params"]["in_channels"] += extra
     faint = 0.1 * weights[key].mean(dim=1, keepdim=True).expand(-1, extra, -1, -1)
-    return {**weights, key: torch.cat([weights[key], faint], dim=1)}, config
+    return {**weights, key: torch.cat([weights[key], faint], dim=1)}
 
 
 def _with_linear_projections(weights: dict) -> dict:

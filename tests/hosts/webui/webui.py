@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,19 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-FLAGS = (
-    "--skip-prepare-environment",
-    "--skip-torch-cuda-test",
-    "--skip-python-version-check",
-    "--no-half",
-    "--precision=full",
-    "--use-cpu=all",
-    "--no-download-sd-model",
-    "--do-not-download-clip",
-    "--opt-sdp-attention",
-    "--api",
-)
-"""Everything in float32 on the CPU, nothing downloaded."""
+from kinds import Kind, kind_of
 
 READY = "Startup time:"
 """What the host prints when it is up. A request before that would keep it from coming up."""
@@ -95,7 +84,7 @@ class Client:
             text = error.read().decode(errors="replace")
             with contextlib.suppress(ValueError, AttributeError):
                 answer = json.loads(text)
-                text = "\n".join(str(answer[key]) for key in ("error", "detail", "errors") if answer.get(key))
+                text = "\n".join(str(answer[key]) for key in ("error", "detail", "errors", "message") if answer.get(key))
             raise HostError(error.code, text) from None
 
     def get(self, path: str):
@@ -164,6 +153,10 @@ class Installation:
         return cls(root, Path(os.environ.get("ZS2_WEBUI_PYTHON") or root / "venv" / "bin" / "python"))
 
     @property
+    def kind(self) -> Kind:
+        return kind_of(self.root)
+
+    @property
     def version(self) -> str:
         return _version(self.root)
 
@@ -189,7 +182,9 @@ class Installation:
 def _version(repository: Path) -> str:
     command = ["git", "-C", str(repository), "describe", "--tags", "--always"]
     git = subprocess.run(command, capture_output=True, text=True)
-    return git.stdout.strip() or "unknown version"
+    own = repository / "modules_forge" / "forge_version.py"  # where it was not cloned
+    words = re.findall(r"""^(?:version|release) = ["'](.*)["']""", own.read_text(), re.M) if own.exists() else []
+    return git.stdout.strip() or " ".join(words) or "unknown version"
 
 
 class Server:
@@ -203,7 +198,7 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        flags = (*FLAGS, *self.flags, f"--data-dir={self.data}", f"--port={port}")
+        flags = (*self.installation.kind.flags, *self.flags, f"--data-dir={self.data}", f"--port={port}")
         command = [self.installation.python, "launch.py", *flags]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
         environment |= {"PYTHONUNBUFFERED": "1", "COMMANDLINE_ARGS": ""}

@@ -5,6 +5,7 @@ Routes: GET state and about, POST arm and disarm, all under /zs2-probe/.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -12,14 +13,19 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from typing import Annotated
 
-import open_clip
 import torch
 from fastapi import Body, FastAPI
-from modules import script_callbacks, scripts, sd_hijack, sd_models, sd_unet, shared
+from modules import script_callbacks, scripts, sd_models, sd_unet, shared
 
-HOST_PACKAGES = ("modules", "k_diffusion", "ldm", "sgm", "torchsde")
+try:
+    from modules.sd_hijack import optimizers
+except ImportError:
+    optimizers = ()
+
+HOST_PACKAGES = ("modules", "modules_forge", "backend", "ldm_patched", "k_diffusion", "ldm", "sgm", "torchsde")
 
 TINY_OPEN_CLIP = {
     "embed_dim": 64,
@@ -29,7 +35,10 @@ TINY_OPEN_CLIP = {
 }
 """The text encoder of the tiny checkpoint, as the OpenCLIP encoders of SD 2.x and SDXL know it."""
 
-open_clip.factory._MODEL_CONFIGS["zs2-tiny"] = TINY_OPEN_CLIP
+with contextlib.suppress(ImportError):  # the Forge family has none
+    import open_clip
+
+    open_clip.factory._MODEL_CONFIGS["zs2-tiny"] = TINY_OPEN_CLIP
 
 
 class Fault:
@@ -38,10 +47,10 @@ class Fault:
     """
 
     SITES = {
-        "unet": ("model.diffusion_model", "forward"),
+        "unet": ("unet", "", "forward"),
         # also where an extension has replaced the UNet's own
-        "unet block": ("model.diffusion_model.input_blocks.1", "forward"),
-        "vae": ("first_stage_model", "decode"),
+        "unet block": ("unet", "input_blocks.1", "forward"),
+        "vae": ("vae", "", "decode"),
     }
 
     def __init__(self, kind: str | None = None, at: int | None = None, rows_over: int | None = None, site="unet"):
@@ -49,9 +58,9 @@ class Fault:
         self.calls: list[dict] = []
         self.modules: list[torch.nn.Module] = []
 
-    def install(self, sd_model) -> None:
-        path, method = self.SITES[self.site]
-        module = sd_model.get_submodule(path)
+    def install(self) -> None:
+        part, path, method = self.SITES[self.site]
+        module = parts_of(shared.sd_model)[part].get_submodule(path)
         if any(module is known for known in self.modules):
             return
         self.modules.append(module)
@@ -64,7 +73,7 @@ class Fault:
 
     def remove(self) -> None:
         for module in self.modules:
-            vars(module).pop(self.SITES[self.site][1], None)
+            vars(module).pop(self.SITES[self.site][2], None)
 
     def strike(self, rows: int) -> None:
         self.calls.append({"rows": rows, "time": time.monotonic()})
@@ -97,22 +106,32 @@ def arm(**fault) -> None:
     global armed
     disarm()
     armed = Fault(**fault)
-    armed.install(shared.sd_model)
+    install()
 
 
-def model_loaded(sd_model) -> None:
-    if armed:
-        armed.install(sd_model)
+def install(*_args) -> None:
+    """Also at each step: refiner and hires.fix may bring another model."""
+    if armed and parts_of(shared.sd_model):
+        armed.install()
+
+
+def parts_of(sd_model) -> dict[str, torch.nn.Module]:
+    """The modules of a checkpoint; none while a host of the Forge family has none loaded."""
+    if not hasattr(sd_model, "forge_objects"):
+        first = getattr(sd_model, "first_stage_model", None)
+        return {"unet": sd_model.model.diffusion_model, "vae": first, "": sd_model} if first is not None else {}
+    objects = sd_model.forge_objects
+    owner, text = objects.unet.model, objects.clip.cond_stage_model
+    return {"unet": owner.diffusion_model, "vae": objects.vae.first_stage_model, "": owner, "text": text}
 
 
 def hooks() -> dict:
     """Forward hooks and pre-hooks on the modules of all checkpoints in memory, by module."""
     found = {}
-    for number, model in enumerate(loaded_models()):
-        for name, module in model.named_modules():
-            count = len(module._forward_hooks) + len(module._forward_pre_hooks)
-            if count:
-                found[f"model {number}: {name or 'root'}"] = count
+    for name, module in modules():
+        count = len(module._forward_hooks) + len(module._forward_pre_hooks)
+        if count:
+            found[name] = count
     return found
 
 
@@ -122,17 +141,22 @@ def instance_attributes() -> dict:
     By name only: the host makes its own ones anew with every checkpoint it loads.
     """
     found = {}
-    for number, model in enumerate(loaded_models()):
-        for name, module in model.named_modules():
-            for attribute, value in vars(module).items():
-                if inspect.isroutine(value):
-                    found[f"model {number}: {name or 'root'}.{attribute}"] = value.__qualname__
+    for name, module in modules():
+        for attribute, value in vars(module).items():
+            if inspect.isroutine(value):
+                found[f"{name}.{attribute}"] = value.__qualname__
     return found
 
 
-def loaded_models() -> list:
-    models = [model for model in sd_models.model_data.loaded_sd_models if model is not shared.sd_model]
-    return [shared.sd_model, *models]
+def modules() -> Iterator[tuple[str, torch.nn.Module]]:
+    """All modules of the checkpoints in memory, by name."""
+    loaded = getattr(sd_models.model_data, "loaded_sd_models", [])
+    others = [model for model in loaded if model is not shared.sd_model]
+    for number, model in enumerate([shared.sd_model, *others]):
+        for part, root in parts_of(model).items():
+            if part in ("", "text"):
+                for name, module in root.named_modules():
+                    yield f"model {number}: {part} {name}", module
 
 
 def functions() -> dict:
@@ -158,7 +182,8 @@ def identity(function) -> str:
 def state() -> dict:
     options = {name: repr(value) for name, value in sorted(shared.opts.data.items())}
     options.pop("sd_checkpoint_hash", None)  # the host changes it with what is loaded
-    patched_torch = type(sys.modules["k_diffusion.sampling"].torch).__name__
+    k_diffusion = [module for name, module in sys.modules.items() if name.endswith("k_diffusion.sampling")]
+    patched_torch = " ".join(type(module.torch).__name__ for module in k_diffusion)
     return {
         "hooks": hooks(),
         "instance attributes": instance_attributes(),
@@ -190,7 +215,7 @@ def about() -> dict:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "attention": ["None", *(o.title().strip() for o in sd_hijack.optimizers if o.is_available())],
+        "attention": ["None", *(o.title().strip() for o in optimizers if o.is_available())],
         "unet": UnetOption.label,
         "peak memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -233,5 +258,6 @@ def app_started(_, app: FastAPI) -> None:
 
 
 script_callbacks.on_app_started(app_started)
-script_callbacks.on_model_loaded(model_loaded)
+script_callbacks.on_model_loaded(install)
+script_callbacks.on_cfg_denoiser(install)
 script_callbacks.on_list_unets(lambda unets: unets.append(UnetOption()))

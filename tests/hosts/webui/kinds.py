@@ -1,0 +1,160 @@
+"""The four hosts: how the tests tell which one is installed, and what differs between them for a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+COMMON_FLAGS = ("--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-python-version-check", "--api")
+FAMILY = ("forge", "reforge", "neo")
+"""Hosts whose UNet sits in `sd_model.forge_objects`."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of host. `name` is that of its results; `known_by(root)` tells it from the others by its folders."""
+
+    name: str
+    title: str
+    known_by: Callable[[Path], bool]
+    flags: tuple[str, ...]
+    """What starts it in float32 on the CPU, with nothing downloaded."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Settings for all tests."""
+    full_shape: bool = True
+    """Whether the host knows a model by its shape, and not by a config beside it."""
+    hires: Mapping[str, object] = field(default_factory=dict)
+    """What a request for hires.fix has to have beside A1111's keys."""
+    samplers: tuple[str, ...] = ()
+    schedulers: tuple[str, ...] = ()
+    attention: tuple[str, ...] = ()
+    """Implementations of attention to choose from in its settings."""
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    """Parts of A1111 that tests use, by a name of the tests, each with the reason why there is none."""
+
+    @property
+    def is_family(self) -> bool:
+        return self.name in FAMILY
+
+
+SAMPLERS = (
+    "DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a", "DPM++ 3M SDE", "Euler a", "Euler",
+    "LMS", "Heun", "DPM2", "DPM2 a", "DPM fast", "DPM adaptive", "Restart", "DDIM", "PLMS", "UniPC", "LCM",
+)  # fmt: skip
+SCHEDULERS = (
+    "Automatic", "Uniform", "Karras", "Exponential", "Polyexponential", "SGM Uniform", "KL Optimal", "Align Your Steps",
+    "Simple", "Normal", "DDIM", "Beta",
+)  # fmt: skip
+ATTENTION = (
+    "None",
+    "InvokeAI",
+    "Doggettx",
+    "sdp-no-mem - scaled dot product without memory efficient attention",
+    "sdp - scaled dot product",
+    "sub-quadratic",
+    "V1 - original v1",
+)
+FORGE_SAMPLERS = (*SAMPLERS, "DDIM CFG++", "HeunPP2", "IPNDM", "IPNDM_V", "DEIS", "DDPM")
+FORGE_SCHEDULERS = (*SCHEDULERS, "Turbo", "Align Your Steps GITS", "Align Your Steps 11", "Align Your Steps 32")
+REFORGE_SAMPLERS = (
+    *SAMPLERS, "Euler Dy", "Euler SMEA Dy", "Euler Negative", "Euler Negative Dy", "DPM++ SDE Classic", "ER SDE",
+    "Kohaku_LoNyu_Yog", "Euler CFG++", "Euler Ancestral CFG++", "DPM++ 2S Ancestral CFG++", "DPM++ 2M CFG++",
+    "DPM++ SDE CFG++", "DPM++ 3M SDE CFG++", "Euler DY CFG++", "Euler SMEA DY CFG++", "Euler A DY CFG++",
+    "DPM++ 2M DY CFG++", "RES Multistep", "RES Multistep CFG++", "RES Multistep Ancestral",
+    "RES Multistep Ancestral CFG++", "Gradient Estimation", "Gradient Estimation CFG++", "SEEDS 2 DP", "SEEDS 3 DP",
+    "SA-Solver", "SA-Solver-Pece", "DPM++ 2M DY", "DPM++ 3M DY", "DPM++ 3M SDE DY", "DDPM", "HeunPP2", "IPNDM",
+    "IPNDM_V", "DEIS", "RES Solver", "ODE (Bosh3)", "ODE (Fehlberg2)", "ODE (Adaptive Heun)", "ODE (Dopri5)",
+    "ODE Custom", "Euler A Turbo", "DPM++ 2M Turbo", "DPM++ 2M SDE Turbo", "Euler Comfy", "Euler A Comfy",
+    "Euler A Comfy RF", "Heun Comfy", "DPM++ 2S Ancestral Comfy", "DPM++ 2S Ancestral Comfy RF", "DPM++ SDE Comfy",
+    "DPM++ 2M Comfy", "DPM++ 2M SDE Comfy", "DPM++ 3M SDE Comfy", "DPM++ 2S Ancestral CFG++ Dyn",
+    "DPM++ 2S Ancestral CFG++ Intern", "Custom Sampler",
+)  # fmt: skip
+REFORGE_SCHEDULERS = (
+    *SCHEDULERS, "Sinusoidal SF", "Invcosinusoidal SF", "React Cosinusoidal DynSF", "Align Your Steps Custom", "Turbo",
+    "Cosine", "Cosine-exponential Blend", "Phi", "Laplace", "Karras Dynamic", "Align Your Steps GITS",
+    "Align Your Steps 11", "Align Your Steps 32",
+)  # fmt: skip
+NEO_SAMPLERS = (
+    "DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 3M SDE", "DPM++ 2s a RF", "Euler a", "Euler", "ER SDE", "LCM",
+    "LMS", "Heun", "DPM2", "Res Multistep", "Kohaku LoNyu Yog", "Restart", "UniPC", "DDIM", "PLMS", "DPM++ 2M CFG++",
+    "Euler a CFG++", "Euler CFG++",
+)  # fmt: skip
+NEO_SCHEDULERS = (
+    "Automatic", "Karras", "Exponential", "Polyexponential", "Normal", "Simple", "Uniform", "SGM Uniform",
+    "Linear Quadratic", "KL Optimal", "DDIM", "Align Your Steps", "Beta", "Turbo", "Bong Tangent",
+    "FlowMatchEulerDiscrete", "Flux2",
+)  # fmt: skip
+
+MODULES = {"hr_additional_modules": ["Use same choices"]}
+OWN_MEMORY = "the host manages its memory by itself, and has no such flag"
+ONE_BATCH = "the host has no such setting: prompt and negative prompt are one call"
+NO_LATENT = "the host has no latent upscalers"
+FAMILY_LACKS = {
+    "batch_cond_uncond": ONE_BATCH,
+    "medvram": OWN_MEMORY,
+    "alternative UNet": "the host has no SD Unet setting",
+    "attention optimizations": "the host chooses attention when it starts",
+    "hypernetworks": "the host has no hypernetworks",
+    "host tests": "the host has no tests of its own that run without a network",
+}
+
+KINDS = (
+    Kind(
+        "a1111",
+        "AUTOMATIC1111 stable-diffusion-webui",
+        lambda root: not (root / "modules_forge").exists(),
+        (
+            *COMMON_FLAGS,
+            "--no-half",
+            "--precision=full",
+            "--use-cpu=all",
+            "--no-download-sd-model",
+            "--do-not-download-clip",
+            "--opt-sdp-attention",
+        ),
+        full_shape=False,
+        samplers=(*SAMPLERS, "DDIM CFG++"),
+        schedulers=SCHEDULERS,
+        attention=ATTENTION,
+    ),
+    Kind(
+        "neo",
+        "Forge Neo",
+        lambda root: (root / "modules_forge" / "packages").exists(),
+        (*COMMON_FLAGS, "--cpu"),
+        hires=MODULES,
+        samplers=NEO_SAMPLERS,
+        schedulers=NEO_SCHEDULERS,
+        lacks={**FAMILY_LACKS, "latent upscalers": NO_LATENT},
+    ),
+    Kind(
+        "forge",
+        "Forge",
+        lambda root: (root / "packages_3rdparty").exists(),
+        (*COMMON_FLAGS, "--always-cpu", "--no-download-sd-model"),
+        hires=MODULES,
+        samplers=FORGE_SAMPLERS,
+        schedulers=FORGE_SCHEDULERS,
+        lacks=FAMILY_LACKS,
+    ),
+    Kind(
+        "reforge",
+        "reForge",
+        lambda root: (root / "ldm_patched").exists(),
+        (*COMMON_FLAGS, "--always-cpu", "--no-download-sd-model"),
+        {"show_progress_type": "Approx cheap"},
+        samplers=REFORGE_SAMPLERS,
+        schedulers=REFORGE_SCHEDULERS,
+        lacks=FAMILY_LACKS,
+    ),
+)
+"""In the order of the report."""
+
+
+def kind_of(root: Path) -> Kind:
+    """The kind of the WebUI that is installed in `root`. Raises RuntimeError for one that is none of them."""
+    for kind in KINDS:
+        if kind.known_by(root):
+            return kind
+    raise RuntimeError(f"{root} is none of the hosts that the tests know: {', '.join(kind.title for kind in KINDS)}")
