@@ -82,14 +82,13 @@ class ClipSampling:
     # --- the UNet ----------------------------------------------------------------------------------------------------
 
     def _follow_model(self) -> None:
-        """Hooks the model that samples now: the refiner and a checkpoint for hires.fix replace it mid-way."""
+        """Hooks the model that samples now, with its control models: the refiner and hires.fix bring others mid-way."""
         model = self.adapter.model()
-        if self._model and model.owner is self._model.owner:
-            return
-        check_model(self.adapter)
-        self._undo_model.close()
-        self._model = model
-        wrap(self._undo_model, model.owner, model.method, self.unet_call)
+        if not self._model or model.owner is not self._model.owner:
+            check_model(self.adapter)
+            self._undo_model.close()
+            self._model = model
+            wrap(self._undo_model, model.owner, model.method, self.unet_call)
         self.clip.attach(model.unet, self.control.models if self.control else (), self.control_momentum)
 
     def begin_step(self, denoiser) -> None:
