@@ -46,9 +46,31 @@ FORGE = {
     "latent modifier, guidance": modifier(rescale_cfg_phi=0.7, dyn_cfg_augmentation="dyncfg-halfcosine"),
     "never out of memory": script("Never OOM Integrated", True),
 }
+GUIDANCE = '"APG\'s now your CFG" and Guidance Limiter for reForge'
+REFORGE = {
+    "self-attention guidance": script("SelfAttentionGuidance Integrated", 1.5, 2.0),
+    **KOHYA,
+    "FreeU": script("FreeU Integrated", 1.5, 1.6, 0.9, 0.2),
+    "HyperTile, tile sizes at random": script("HyperTile Integrated", 32, 4, 2, False),
+    "dynamic thresholding": {
+        "DynamicThresholding (CFG-Fix) Integrated": {
+            "args": [True, False, 3.0, 0.95, "Constant", 0, "Constant", 0, 1, "enable", "MEAN", "AD", 1]
+        }
+    },
+    "RescaleCFG": script("RescaleCFG for reForge", "Normal", 0.7),
+    "adaptive projected guidance": script(GUIDANCE, 0.5, 0.18, 15.0, 1.0, False, 5.42, 0.28),
+    "guidance limiter": {GUIDANCE: {"args": [False, 0.5, 0.18, 15.0, 1.0, True, 5.42, 0.28]}},
+    "Mahiro CFG": script("Mahiro CFG for reForge"),
+    "zero terminal SNR": script("Advanced Model Sampling for reForge (Backported)", "Discrete", "v_prediction", True),
+    "latent modifier, sharpness": {"LatentModifier Integrated": {"args": [True, 10.0, "anisotropic"]}},
+    "never out of memory": script("Never OOM Integrated", True),
+}
 TILED = {
     f"{method}, {batch} tile{'s' * (batch > 1)} at once": (method, batch)
     for method in ("MultiDiffusion", "Mixture of Diffusers")
     for batch in (1, 4)
 }
 """Tiles: the method and the batch of a request."""
+SIZES = {"HyperTile, tile sizes at random": {"width": 128, "height": 128}}
+"""Pictures large enough for the extension to have a choice."""
+BY_HOST = {"forge": FORGE, "reforge": REFORGE}

@@ -92,14 +92,20 @@ PREVIEW = {"live_previews_enable": True, "show_progress_type": "Approx cheap", "
 NOT_DETERMINISTIC = {"no_dpmpp_sde_batch_determinism": True}
 TOME, NO_TOME = {"token_merging_ratio": 0.5}, {"token_merging_ratio": 0}
 TOME_HR, NO_TOME_HR = {"token_merging_ratio_hr": 0.5}, {"token_merging_ratio_hr": 0}
+NGMS = {"s_min_uncond": 30}
+"""In the request, or among the settings: not every host looks at both."""
 EDITED = "a [red:yellow:0.5] circle on a [blue|green] background"
-ATTENTION_REPLACED = {"self-attention guidance": "forge_sag.py", "StyleAlign": "forge_stylealign.py"}
+ATTENTION_REPLACED = {"self-attention guidance": "_sag.py", "StyleAlign": "forge_stylealign.py"}
 """Built-in extensions that need all frames at once, with the file that notes speak of."""
 INPAINT, PIX2PIX = {**IMG2IMG, **MASK}, {**IMG2IMG, "image_cfg_scale": 1.5}
 
 GROUPS = {
     "Samplers": [
-        *(Case(name, {"sampler_name": name}, smooth=True) for name in KIND.samplers if name != "DPM adaptive"),
+        *(
+            Case(name, {"sampler_name": name}, smooth=True, part=name)
+            for name in KIND.samplers
+            if name != "DPM adaptive"
+        ),
         *(
             Case(name, {"sampler_name": name}, frames=3, per_pass=1)  # takes many steps
             for name in KIND.samplers
@@ -213,8 +219,8 @@ GROUPS = {
         Case("unequal lengths, padding v0", {"prompt": LONG}, override={"pad_cond_uncond_v0": True}, part="padding"),
         Case("unequal lengths, AND", {"prompt": LONG + " AND a yellow star"}, per_pass=4),
         Case("long negative prompt", {"negative_prompt": LONG.replace("red", "green")}),
-        Case("NGMS", {"s_min_uncond": 30}, alters=True, part="NGMS"),
-        Case("NGMS, AND", {"s_min_uncond": 30, "prompt": AND}, part="NGMS"),
+        Case("NGMS", NGMS, override=NGMS, alters=True, part="NGMS"),
+        Case("NGMS, AND", {**NGMS, "prompt": AND}, override=NGMS, part="NGMS"),
         Case("skip early CFG", override={"skip_early_cond": 0.4}, alters=True, part="skip early CFG"),
         Case("CFG 1", {"cfg_scale": 1}, alters=True),
         Case("clip skip 2", override={"CLIP_stop_at_last_layers": 2}, alters=True),
@@ -242,19 +248,18 @@ GROUPS = {
         *(
             Case(
                 name,
-                {"alwayson_scripts": scripts},
+                {**built_in.SIZES.get(name, {}), "alwayson_scripts": scripts},
                 smooth=name in ATTENTION_REPLACED,
                 alters=name not in ("StyleAlign", "never out of memory"),  # of a batch of one, or not at all
                 mentions=ATTENTION_REPLACED.get(name, ""),
                 whole=name in ATTENTION_REPLACED,
                 mixes=name == "StyleAlign",
-                only=("forge",),
             )
-            for name, scripts in built_in.FORGE.items()
+            for name, scripts in built_in.BY_HOST.get(KIND.name, {}).items()
         ),
         *(
-            Case(name, {**built_in.TILES, "alwayson_scripts": built_in.tiles(*tiles)}, alters=True, only=("forge",))
-            for name, tiles in built_in.TILED.items()
+            Case(name, {**built_in.TILES, "alwayson_scripts": built_in.tiles(*tiles)}, alters=True)
+            for name, tiles in (built_in.TILED if KIND.name in built_in.BY_HOST else {}).items()
         ),
     ],
     "Little memory": [
