@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from types import ModuleType, SimpleNamespace
 
 import torch
-from modules import script_loading, sd_samplers_cfg_denoiser
+from modules import sd_samplers_cfg_denoiser
 
 from zs2_lib.core.clip import Clip
 from zs2_lib.hosts.undo import override, wrap
@@ -48,10 +48,10 @@ def correlate_guidance(options: dict, clip: Clip, undo: ExitStack) -> None:
     for name in GUIDANCE:
         functions = options.get(name) or ()
         for function in functions if isinstance(functions, (list, tuple)) else (functions,):
-            names = getattr(inspect.unwrap(function), "__globals__", None)
-            loaded = (sys.modules.get((names or {}).get("__name__")), *script_loading.loaded_scripts.values())
-            for module in [module for module in loaded if module and vars(module) is names]:
-                _correlate_module(module, clip, undo)
+            names = getattr(inspect.unwrap(function), "__globals__", {})  # of a script, which is no module to import
+            if names.get("torch") is torch:
+                names["torch"] = ClipTorch(clip)
+                undo.callback(names.update, torch=torch)
 
 
 def _modules(sample: Callable) -> Iterator[ModuleType]:
