@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import platform
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -337,6 +338,8 @@ def compare(host, case: Case, payload: dict, row) -> None:
     """Makes the case's stills and clips, and puts what it finds into the row of the table."""
     override = {"sd_model_checkpoint": f"{case.checkpoint}.safetensors", **case.override}
     clips, frames = payload.get("n_iter", 1), case.frames
+    offered = [Path(model["filename"]).stem for model in host.client.get("/sdapi/v1/sd-models")]
+    assert case.checkpoint in offered, f"there is no checkpoint {case.checkpoint}, and some hosts go on with another"
 
     def still() -> np.ndarray:
         return host.generate(**payload, override_settings={**override, **case.still_override}).frames
