@@ -145,7 +145,11 @@ KINDS = (
         hires=MODULES,
         samplers=FORGE_SAMPLERS,
         schedulers=FORGE_SCHEDULERS,
-        lacks=FAMILY_LACKS,
+        lacks={
+            **FAMILY_LACKS,
+            "pix2pix": "the host has no class for Instruct-Pix2Pix: it refuses the checkpoint",
+            "HyperTile": "the host has no HyperTile",
+        },
     ),
     Kind(
         "reforge",

@@ -216,7 +216,7 @@ def test_alternative_unet_is_refused_in_words(host):
     still = host.generate().frames
     with pytest.raises(HostError) as error:
         host.clip(override_settings={"sd_unet": label})
-    assert label in error.value.message and "None" in error.value.message
+    assert error.value.status == 422 and label in error.value.message and "None" in error.value.message
     assert difference(host.generate().frames, still) == 0
 
 

@@ -115,7 +115,8 @@ GROUPS = {
     "Schedulers": [Case(name, {"scheduler": name}) for name in KIND.schedulers],
     "Checkpoints": [
         Case("SD 1.x of full shape", checkpoint="sd15", smooth=True, only=FAMILY),
-        Case("SD 2.x, v-prediction", checkpoint="sd2-v", smooth=True, part="SD 2.x"),
+        Case("SD 2.x", checkpoint="sd2", smooth=True, part="SD 2.x", only=FAMILY),
+        Case("SD 2.x, v-prediction", checkpoint="sd2-v", smooth=True, only=("a1111",)),
         Case("SDXL", checkpoint="sdxl", smooth=True, part="SDXL"),
         Case(
             "SDXL, DPM++ 2M SDE, hires.fix",

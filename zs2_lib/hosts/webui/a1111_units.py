@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from zs2_lib.hosts.undo import override
@@ -15,6 +17,21 @@ from zs2_lib.settings.table import Settings
 
 from .controlnet import InitImages, Pictures, short
 from .edit import Masks
+
+
+@dataclass
+class Unit:
+    """An enabled unit: its number in the tab, the pictures it takes per frame (None: its one image), and what the
+    extension made of them, one after the other: hints (pictures, channels, height, width) on the CPU, or values of
+    another kind.
+    """
+
+    number: int
+    pictures: Pictures | InitImages | None
+    hints: list | torch.Tensor | None = None
+    hires_hints: torch.Tensor | None = None
+    latents: dict[bool, torch.Tensor] = field(default_factory=dict)
+    embeds: list | None = None
 
 
 def names_of(script) -> dict:

@@ -21,6 +21,7 @@ from zs2_lib.hosts.undo import wrap
 from zs2_lib.settings.kinds import SettingsError
 
 from .draws import share_first_image
+from .forge_control_models import answered, postpone
 from .forge_draws import correlate_own_draws
 from .seam import Adapter, Call, Model
 
@@ -52,12 +53,10 @@ class Forge(Adapter):
                 f"ZS² works with the UNets of SD 1.x, SD 2.x and SDXL; {type(self.p.sd_model).__name__} has none: "
                 "choose such a checkpoint"
             )
-        if hasattr(unet, "_orig_mod") or getattr(unet, "_compiled_call_impl", None) is not None:
-            return "ZS² cannot hook a compiled UNet: switch torch.compile off"
         return None
 
     def model(self) -> Model:
-        owner = self.p.sd_model.forge_objects.unet.model
+        owner = self._patcher.model
         return Model(owner, "apply_model", owner.diffusion_model)
 
     def begin_sampling(self, undo: ExitStack) -> None:
@@ -65,6 +64,7 @@ class Forge(Adapter):
 
     def begin_step(self, denoiser, undo: ExitStack) -> None:
         self._calls, self._blocks = 0, Counter()
+        postpone(self._patcher, undo)
 
     def call(self, x: torch.Tensor, *args, **kwargs) -> Call | None:
         """Tiles come as whole blocks, one after the other; nobody says how many calls follow, so each is half of what
@@ -96,10 +96,10 @@ class Forge(Adapter):
         options = kwargs.pop("transformer_options", {})
 
         def of_pass(*args, control: dict | None = None, **others):
-            if control is not None:  # the host takes them off its lists
-                others["control"] = {name: list(value) for name, value in control.items()}
             part = clip.momentum.now.rows
-            return original(*args, transformer_options=_options(options, part, rows, self.frames), **others)
+            now = _options(options, part, rows, self.frames)
+            control = answered(self._patcher, control, now, part, len(part) < rows)
+            return original(*args, control=control, transformer_options=now, **others)
 
         return of_pass
 
@@ -152,12 +152,19 @@ class Forge(Adapter):
     def frames(self) -> int:
         return self.p.batch_size
 
+    @property
+    def _patcher(self):
+        """The host's UNet with what units and other extensions add to it; another one for each sampling."""
+        return self.p.sd_model.forge_objects.unet
+
 
 def _options(options: dict, part: Rows, rows: int, frames: int) -> dict:
     """The host's `transformer_options` of a call of so many rows and frames, for the rows of a pass.
 
     `sigmas` has a value for each frame, `cond_mark` one for each row, the indices are row numbers; others (the steps'
-    `sampling_sigmas`) are of no rows, whatever their length.
+    `sampling_sigmas`) are of no rows, whatever their length. `ad_params` is how the host's IP-Adapter, which has an
+    image for each frame, is told which frames of how many these are; of one more it does not use what it has on the GPU
+    as if it were on the CPU.
     """
     if len(part) == rows:
         return options
@@ -169,4 +176,5 @@ def _options(options: dict, part: Rows, rows: int, frames: int) -> dict:
         options["cond_mark"] = torch.tensor(marks).to(options["cond_mark"])
         options["cond_indices"] = [row for row, mark in enumerate(marks) if mark == CONDITIONAL]
         options["uncond_indices"] = [row for row, mark in enumerate(marks) if mark != CONDITIONAL]
-    return options
+    per_group = list(part.frames[: len(part) // max(len(options.get("cond_or_uncond", ())), 1)])
+    return {"ad_params": {"sub_idxs": per_group, "full_length": frames + 1}, **options}

@@ -1,16 +1,16 @@
 """A control image for every frame, with the ControlNet that Forge, reForge and Forge Neo have built in.
 
-The host preprocesses a list of images and gives each frame of a batch its own; it runs the control models before the
-UNet call, on all of its rows, and what they give is cut into passes like any other argument.
+The host preprocesses a list of images and gives each frame of a batch its own; its control models run in the passes of
+a UNet call (`forge_control_models`). An IP-Adapter, for which the host takes one image, is given all of them.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import torch
 from modules import shared
 
@@ -23,18 +23,28 @@ from zs2_lib.settings.table import Settings
 from . import errors
 from .controlnet import InitImages, Pictures, given_units, pictures_of
 from .edit import SourceVideo
+from .forge_control_models import chain, in_passes
+from .forge_draws import ClipTorch
+from .forge_pictures import InParts, Inputs, encoded_alike, shown
+from .forge_units import count_of, folder_of, has_image, units_of
 from .seam import ControlUnits
 
-BATCH = "BATCH"
-"""The name of the mode in which a unit takes the images of a folder, where the host has it."""
+REFUSED = {
+    "lama": "changes the noise of the frames; choose 'inpaint_only'",
+    "colorfix": "computes one picture at a time in this WebUI, also without ZS²; choose 'tile_resample'",
+    "reference": "shows its image to the UNet in calls of its own, of which ZS² cannot tell the frames in this WebUI; "
+    "choose an IP-Adapter",
+}
+"""Preprocessors, by a part of their names, that no frame of a clip can have, and why."""
 
 
 class Units(ControlUnits):
     """The enabled units of the job `p`; `pictures[i]` are those of the i-th (None: its one image)."""
 
-    def __init__(self, p, script, pictures: list[Pictures | InitImages | None], maps: bool):
-        self.p, self.script, self.pictures, self.maps = p, script, pictures, maps
+    def __init__(self, p, script, pictures: list[Pictures | InitImages | None], momentum: bool, maps: bool):
+        self.p, self.script, self.pictures, self.momentum, self.maps = p, script, pictures, momentum, maps
         self._next = 0
+        self._inputs: Inputs | None = None
 
     @staticmethod
     def knows(script) -> bool:
@@ -42,17 +52,23 @@ class Units(ControlUnits):
 
     @classmethod
     def of(cls, p, script, settings: Settings, source: SourceVideo | None, undo: ExitStack, note, maps: bool):
-        given = given_units(lambda: _units_of(p, script, settings), settings, note)
-        pictures = [
-            pictures_of(p, number, entry or _folder_of(unit), _has_image(unit), settings, source, undo, note)
-            for number, (unit, entry) in enumerate(given)
-            if unit.enabled
-        ]
+        pictures = []
+        for number, (unit, entry) in enumerate(given_units(lambda: units_of(p, script, settings), settings, note)):
+            if unit.enabled:
+                value = entry or folder_of(script, unit)
+                own = pictures_of(p, number, value, has_image(unit), settings, source, undo, note)
+                pictures += [own] * count_of(script, unit)
         if not pictures:
             return None
-        units = cls(p, script, pictures, maps)
-        wrap(undo, script, "process", units._process)
-        wrap(undo, script, "get_input_data", units._input_of_frames)
+        units = cls(p, script, pictures, settings.control_momentum, maps)
+        for name, ours in {
+            "process": units._process,
+            "process_unit_after_click_generate": units._set_up,
+            "get_input_data": units._input_of_frames,
+            "process_before_every_sampling": units._before_sampling,
+            "process_unit_after_every_sampling": units._finish,
+        }.items():
+            wrap(undo, script, name, ours)
         return units
 
     @property
@@ -61,21 +77,41 @@ class Units(ControlUnits):
 
     @property
     def need_all_frames(self) -> bool:
-        return False
+        return any(isinstance(params.control_cond, dict) for params in self._params)
 
     @property
     def models(self) -> list[torch.nn.Module]:
-        return []  # they run before the UNet's calls
+        unet = self.p.sd_model.forge_objects.unet
+        models = [getattr(control, "control_model", None) for control in chain(unet)]
+        if in_passes(unet):
+            return [model for model in models if model is not None]
+        if self.momentum and models:
+            raise SettingsError(
+                "control_momentum: it is not possible while another extension calls the UNet for parts of the picture; "
+                "switch one of both off"
+            )
+        return []
 
     @property
     def folder(self) -> Path:
         return Path(type(self.script).get_input_data.__code__.co_filename).resolve().parents[1]
 
+    @property
+    def _params(self) -> list:
+        """What the host made of each enabled unit."""
+        return list(getattr(self.script, "current_params", {}).values())
+
     def check(self) -> None:
         errors.raise_kept(self.p)
 
     def begin(self, undo: ExitStack, clip: Clip) -> None:
+        """Inpainting units draw noise in each step for what they keep."""
         self.check()
+        for params in self._params:
+            names = type(params.preprocessor).process_before_every_sampling.__globals__
+            if names.get("torch") is torch:
+                names["torch"] = ClipTorch(clip)
+                undo.callback(names.update, torch=torch)
 
     def begin_call(self) -> None:
         pass
@@ -96,75 +132,103 @@ class Units(ControlUnits):
         except Exception as error:
             errors.keep(p, error if isinstance(error, SettingsError) else SettingsError(f"ControlNet: {error}"))
             raise
+        finally:
+            shared.state.textinfo = None
         if not self.maps:
             p.extra_result_images[:] = before
 
+    def _set_up(self, set_up: Callable, p, unit, params, *args, **kwargs) -> None:
+        """The host's `process_unit_after_click_generate`, which preprocesses a unit's images."""
+        if p is not self.p or self._next >= len(self.pictures):
+            return set_up(p, unit, params, *args, **kwargs)
+        number, pictures, self._inputs = self._next, self.pictures[self._next], None
+        self._next += 1
+        for name, reason in REFUSED.items():
+            if name in unit.module:
+                raise SettingsError(f"ControlNet unit {number}: the preprocessor {unit.module!r} {reason}")
+        set_up(p, unit, params, *args, **kwargs)
+        if pictures is None:
+            return
+        if isinstance(params.control_cond, dict) and hasattr(params.model, "ip_adapter"):
+            self._prompt_with_all(number, unit, params)
+        elif not hasattr(getattr(params.model, "model_patcher", None), "get_control"):
+            raise SettingsError(
+                f"control: ControlNet unit {number} ({unit.module}) takes one image for all frames; give it one of "
+                "its own"
+            )
+
     def _input_of_frames(self, get_input_data: Callable, p, unit, *args, **kwargs):
         """The host's `get_input_data`, (a list of [image, mask], the resize mode), for each frame of a unit."""
-        if p is not self.p or self._next >= len(self.pictures):
-            return get_input_data(p, unit, *args, **kwargs)
-        pictures, self._next = self.pictures[self._next], self._next + 1
+        pictures = self.pictures[self._next - 1] if p is self.p else None
         if pictures is None:
             return get_input_data(p, unit, *args, **kwargs)
         found, mode = [], None
         with ExitStack() as undo:
-            for number, one in enumerate(_shown(pictures, p, unit, undo), 1):
-                shared.state.textinfo = f"ControlNet unit {self._next - 1}: picture {number} of {len(pictures)}"
+            for one in shown(self.script, pictures, p, unit, undo):
                 images, mode = get_input_data(p, one, *args, **kwargs)
                 found += images
-        shared.state.textinfo = None
-        return [found[number] for number in pictures.index], mode
+                if shared.state.interrupted:  # the host looks for it before it samples
+                    break
+        index = np.minimum(pictures.index, len(found) - 1)
+        self._inputs = Inputs((found[number] for number in index), self._next - 1)
+        return self._inputs, mode
 
+    def _prompt_with_all(self, number: int, unit, params) -> None:
+        """Gives an IP-Adapter the images of all frames, where the host has preprocessed the first."""
+        first = params.control_cond
+        if first.get("instant_id"):
+            raise SettingsError(
+                f"control: ControlNet unit {number} is an InstantID, which takes one image for all frames; give it an "
+                "image of its own"
+            )
+        if isinstance(self.pictures[number], InitImages) and self.pictures[number].masks:
+            raise SettingsError(
+                f"control: ControlNet unit {number} is an IP-Adapter, which takes one mask for all frames; give it the "
+                'frames by control ("source"), and a mask of its own'
+            )
+        options = {"resolution": unit.processor_res, "slider_1": unit.threshold_a, "slider_2": unit.threshold_b}
+        images = [
+            params.preprocessor(input_image=image, input_mask=mask, **options)["image"] for image, mask in self._inputs
+        ]
+        if any(image.shape != images[0].shape for image in images):
+            raise SettingsError(
+                f"control: the images of ControlNet unit {number}, an IP-Adapter, are of several sizes; give it images "
+                "of one size"
+            )
+        images += images[-1:] * (self.p.batch_size - len(images))  # if it was interrupted
+        params.control_cond = params.control_cond_for_hr_fix = {
+            **first,
+            "image": torch.cat(images),
+            "unfold_batch": True,
+            "clip_vision": first["clip_vision"] and InParts(first["clip_vision"]),
+        }
 
-def _shown(pictures: Pictures | InitImages, p, unit, undo: ExitStack) -> Iterator:
-    """The unit with each of its pictures in turn; a mask that it has stays."""
-    if isinstance(pictures, Pictures):
-        for picture in pictures:
-            yield _changed(unit, image=picture, image_fg=None)
-        return
-    for name in ("init_images", "image_mask"):
-        override(undo, p, name, getattr(p, name))
-    images, masks = iter(p.init_images), iter(pictures.masks) if pictures.masks else None
-    for image in images:
-        p.init_images = [image]
-        if masks:
-            p.image_mask = next(masks)
-        yield _changed(unit)
+    # --- sampling ----------------------------------------------------------------------------------------------------
 
+    def _before_sampling(self, before_sampling: Callable, p, *args, **kwargs):
+        """The host's callback, in which it adds the units to the UNet; what the VAE encodes for them draws the same
+        noise for each frame.
+        """
+        if p is not self.p:
+            return before_sampling(p, *args, **kwargs)
+        with errors.kept_and_raised(p), ExitStack() as undo:
+            wrap(undo, p.sd_model.forge_objects.vae, "encode", encoded_alike)
+            return before_sampling(p, *args, **kwargs)
 
-def _changed(unit, **values):
-    """A copy of a unit that shows one image."""
-    one = copy.copy(unit)
-    mode = getattr(one, "input_mode", None)
-    if mode is not None:
-        one.input_mode = type(mode)["SIMPLE"]
-    for name, value in values.items():
-        setattr(one, name, value)
-    return one
-
-
-def _units_of(p, script, settings: Settings) -> list[tuple]:
-    """The units of `p`, enabled or not, each with its entry in `control`."""
-    args = [arg for arg in p.script_args[script.args_from : script.args_to] if arg is not None]
-    parsed = [_parsed(script, arg) for arg in args]
-    entries = list(settings.control) + [""] * (len(parsed) - len(settings.control))
-    return list(zip(parsed, entries))
-
-
-def _parsed(script, unit):
-    """A unit as an object; in a request it is a dict."""
-    if not isinstance(unit, dict):
-        return unit
-    (parsed,) = script.get_enabled_units([{**unit, "enabled": True}])
-    parsed.enabled = unit.get("enabled", True)
-    return parsed
-
-
-def _folder_of(unit) -> str:
-    """The folder of a unit's Batch tab, if it is chosen."""
-    is_batch = getattr(getattr(unit, "input_mode", None), "name", "") == BATCH
-    return str(unit.batch_image_dir or "") if is_batch else ""
-
-
-def _has_image(unit) -> bool:
-    return unit.image is not None or unit.use_preview_as_input
+    def _finish(self, finish: Callable, p, unit, params, batch, *args, **kwargs) -> None:
+        """The host's `process_unit_after_every_sampling` for each image of the `batch`: a preprocessor that lays its
+        own over them takes the first for all.
+        """
+        if p is not self.p:
+            return finish(p, unit, params, batch, *args, **kwargs)
+        images, finished = list(batch.images), []
+        with errors.kept_and_raised(p):
+            for number, image in enumerate(images):
+                with ExitStack() as undo:
+                    for name, value in list(vars(params.preprocessor).items()):
+                        if isinstance(value, torch.Tensor) and value.ndim and len(value) == len(images):
+                            override(undo, params.preprocessor, name, value[number : number + 1])
+                    batch.images = [image]
+                    finish(p, unit, params, batch, *args, **kwargs)
+                    finished += batch.images
+        batch.images = finished

@@ -45,19 +45,19 @@ def _modules(sample: Callable) -> Iterator[ModuleType]:
 
 def _correlate_module(module: ModuleType, clip: Clip, undo: ExitStack) -> None:
     drawn_with = vars(module).get("torch")
-    if drawn_with is not None and not isinstance(drawn_with, _Torch):
-        override(undo, module, "torch", _Torch(clip, drawn_with))
+    if drawn_with is not None and not isinstance(drawn_with, ClipTorch):
+        override(undo, module, "torch", ClipTorch(clip, drawn_with))
     if "BrownianTreeNoiseSampler" in vars(module) and drawn_with is not vars(module)["torch"]:
         wrap(undo, module, "BrownianTreeNoiseSampler", functools.partial(_brownian_tree, clip))
 
 
-class _Torch:
+class ClipTorch:
     """A sampler's `torch`, the module or what the host has put in its place, for the frames of a clip.
 
     The noise of frame 1 is drawn as for a still, that of the others is correlated with it.
     """
 
-    def __init__(self, clip: Clip, host):
+    def __init__(self, clip: Clip, host=torch):
         self._clip, self._host = clip, host
         # DPM adaptive: step sizes by the error of frame 1, as for the still, not by that of the batch
         self.linalg = SimpleNamespace(norm=lambda error: torch.linalg.norm(error[:1]) * len(error) ** 0.5)

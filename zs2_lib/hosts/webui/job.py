@@ -192,6 +192,8 @@ class Job:
 
     def _prepare(self) -> None:
         p, settings, self.adapter = self.p, self.settings, host.adapter_of(self.p)
+        if settings.frames > 1:
+            sampling.check_model(self.adapter)
         p.all_seeds = _repeat(p.all_seeds[: p.n_iter], settings.frames)
         p.all_subseeds = _repeat(p.all_subseeds[: p.n_iter], settings.frames)
         p.extra_generation_params.update(recipe.texts(settings))

@@ -15,11 +15,18 @@ from modules import sd_samplers_common, shared
 
 from zs2_lib.core.hooks import Pass, another_extension
 from zs2_lib.hosts.undo import restore_afterwards, wrap
+from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import Settings
 
 from . import errors, foreign
 from .prompts import PromptTravel
 from .seam import Adapter, Call, ControlUnits, Model
+
+
+def check_model(adapter: Adapter) -> None:
+    """Raises SettingsError where the model that is loaded cannot sample a clip."""
+    if refusal := adapter.refusal():
+        raise SettingsError(refusal)
 
 
 class ClipSampling:
@@ -54,9 +61,6 @@ class ClipSampling:
         self._undo_step = ExitStack()
 
     def __enter__(self) -> ClipSampling:
-        refusal = self.adapter.refusal()
-        if refusal:
-            raise RuntimeError(refusal)
         with ExitStack() as undo:
             undo.enter_context(self.clip)
             undo.callback(self._undo_model.close)
@@ -65,6 +69,8 @@ class ClipSampling:
                 self.control.begin(undo, self.clip)
             self._follow_model()
             self.adapter.share_first_image(undo)
+            if hasattr(torch.compiler, "set_stance"):  # a compiled UNet may leave out hooks that it has not seen
+                undo.enter_context(torch.compiler.set_stance("force_eager"))
             restore_afterwards(undo, self.p, "rng")
             undo.callback(setattr, shared.state, "textinfo", None)
             self._undo = undo.pop_all()
@@ -76,13 +82,13 @@ class ClipSampling:
     # --- the UNet ----------------------------------------------------------------------------------------------------
 
     def _follow_model(self) -> None:
-        """Hooks the model that samples now: the refiner and a checkpoint for hires.fix replace it mid-way."""
+        """Hooks the model that samples now, with its control models: the refiner and hires.fix bring others mid-way."""
         model = self.adapter.model()
-        if self._model and model.owner is self._model.owner:
-            return
-        self._undo_model.close()
-        self._model = model
-        wrap(self._undo_model, model.owner, model.method, self.unet_call)
+        if not self._model or model.owner is not self._model.owner:
+            check_model(self.adapter)
+            self._undo_model.close()
+            self._model = model
+            wrap(self._undo_model, model.owner, model.method, self.unet_call)
         self.clip.attach(model.unet, self.control.models if self.control else (), self.control_momentum)
 
     def begin_step(self, denoiser) -> None:

@@ -115,7 +115,9 @@ class Adapter(ABC):
 
     @abstractmethod
     def refusal(self) -> str | None:
-        """Why the model cannot be hooked, with a remedy; None if it can."""
+        """Why the model that is loaded cannot be hooked, with a remedy; None if it can. Asked before the job samples,
+        and of each model that takes part.
+        """
 
     @abstractmethod
     def model(self) -> Model:
