@@ -100,7 +100,10 @@ ATTENTION_REPLACED = {"self-attention guidance": "_sag.py", "StyleAlign": "forge
 """Built-in extensions that need all frames at once, with the file that notes speak of."""
 INPAINT, PIX2PIX = {**IMG2IMG, **MASK}, {**IMG2IMG, "image_cfg_scale": 1.5}
 
-STORED = "forge_unet_storage_dtype"
+SOFT = {**INPAINT, "alwayson_scripts": built_in.SOFT_INPAINTING}
+FLOAT8, ONLINE = ({"forge_unet_storage_dtype": name} for name in ("float8-e4m3fn", "Automatic (fp16 LoRA)"))
+TILED_IMG2IMG = IMG2IMG if KIND.name == "neo" else {}
+"""It has tiles in img2img alone."""
 
 GROUPS = {
     "Samplers": [
@@ -264,21 +267,15 @@ GROUPS = {
         *(
             Case(
                 name,
-                {
-                    **(IMG2IMG if KIND.name == "neo" else {}),
-                    **built_in.TILES,
-                    "alwayson_scripts": built_in.tiles(*tiles),
-                },
-                init_image=KIND.name == "neo",  # which has tiles in img2img alone
+                {**TILED_IMG2IMG, **built_in.TILES, "alwayson_scripts": built_in.tiles(*tiles)},
+                init_image=bool(TILED_IMG2IMG),
                 alters=True,
             )
             for name, tiles in (built_in.TILED if KIND.is_family else {}).items()
         ),
-        Case(
-            "soft inpainting", {**INPAINT, "alwayson_scripts": built_in.SOFT_INPAINTING}, init_image=True, smooth=True
-        ),
-        Case("UNet in float8", checkpoint="second", override={STORED: "float8-e4m3fn"}, alters=True, only=("neo",)),
-        Case("LoRA merged in each step", LORA, "second", {STORED: "Automatic (fp16 LoRA)"}, alters=True, only=("neo",)),
+        Case("soft inpainting", SOFT, init_image=True, smooth=True),
+        Case("UNet in float8", {}, "second", FLOAT8, alters=True, only=("neo",)),
+        Case("LoRA merged in each step", LORA, "second", ONLINE, alters=True, only=("neo",)),
     ],
     "Little memory": [
         Case("--medvram", flags=("--medvram",), part="medvram"),
