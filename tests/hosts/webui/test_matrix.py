@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import built_in
+import full_sdxl
 from host import (
     AND,
     BAR,
@@ -100,6 +101,11 @@ ATTENTION_REPLACED = {"self-attention guidance": "_sag.py", "StyleAlign": "forge
 """Built-in extensions that need all frames at once, with the file that notes speak of."""
 INPAINT, PIX2PIX = {**IMG2IMG, **MASK}, {**IMG2IMG, "image_cfg_scale": 1.5}
 
+SOFT = {**INPAINT, "alwayson_scripts": built_in.SOFT_INPAINTING}
+FLOAT8, ONLINE = ({"forge_unet_storage_dtype": name} for name in ("float8-e4m3fn", "Automatic (fp16 LoRA)"))
+TILED_IMG2IMG = IMG2IMG if KIND.name == "neo" else {}
+"""It has tiles in img2img alone."""
+
 GROUPS = {
     "Samplers": [
         *(
@@ -118,12 +124,13 @@ GROUPS = {
         Case("SD 1.x of full shape", checkpoint="sd15", smooth=True, only=FAMILY),
         Case("SD 2.x", checkpoint="sd2", smooth=True, part="SD 2.x", only=FAMILY),
         Case("SD 2.x, v-prediction", checkpoint="sd2-v", smooth=True, only=("a1111",)),
-        Case("SDXL", checkpoint="sdxl", smooth=True, part="SDXL"),
+        Case("SDXL", checkpoint="sdxl", smooth=True, flags=KIND.half, part="SDXL"),
         Case(
             "SDXL, DPM++ 2M SDE, hires.fix",
             {**HIRES, "sampler_name": "DPM++ 2M SDE"},
             "sdxl",
             smooth=True,
+            flags=KIND.half,
             part="SDXL",
         ),
         Case("SD 1.x inpainting, txt2img", checkpoint="inpainting", smooth=True),
@@ -259,9 +266,17 @@ GROUPS = {
             for name, scripts in built_in.BY_HOST.get(KIND.name, {}).items()
         ),
         *(
-            Case(name, {**built_in.TILES, "alwayson_scripts": built_in.tiles(*tiles)}, alters=True)
-            for name, tiles in (built_in.TILED if KIND.name in built_in.BY_HOST else {}).items()
+            Case(
+                name,
+                {**TILED_IMG2IMG, **built_in.TILES, "alwayson_scripts": built_in.tiles(*tiles)},
+                init_image=bool(TILED_IMG2IMG),
+                alters=True,
+            )
+            for name, tiles in (built_in.TILED if KIND.is_family else {}).items()
         ),
+        Case("soft inpainting", SOFT, init_image=True, smooth=True),
+        Case("UNet in float8", {}, "second", FLOAT8, alters=True, only=("neo",)),
+        Case("LoRA merged in each step", LORA, "second", ONLINE, alters=True, only=("neo",)),
     ],
     "Little memory": [
         Case("--medvram", flags=("--medvram",), part="medvram"),
@@ -324,6 +339,8 @@ def test_combination(group, case, host_for, document, request):
     if case.part in KIND.lacks:
         row.cannot = KIND.lacks[case.part]
         pytest.skip(row.cannot)
+    if case.checkpoint == "sdxl" and KIND.full_shape:
+        full_sdxl.make()
     try:
         host = host_for(case.flags)
         init_images = {"init_images": [request.getfixturevalue("init_image")]} if case.init_image else {}
