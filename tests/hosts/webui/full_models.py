@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import models
 
-RECIPE = 1
+RECIPE = 2
 """Counts changes of what this module makes: older files are not used again."""
 WIDTH, CARRIED = 320, 4
 UNET = {
@@ -83,19 +83,26 @@ def make() -> Path:
     for name in ("models/Stable-diffusion", "models/Lora", "models/ControlNet", "embeddings"):
         (half / name).mkdir(parents=True)
     checkpoints, networks = half / "models" / "Stable-diffusion", half / "models" / "Lora"
-    shallow = checkpoint(SHALLOW, seed=1)
+    shallow, sd15 = checkpoint(SHALLOW, seed=1), checkpoint(FULL, seed=1)
     for name, weights in {
         "shallow": shallow,
         "second": models.second(shallow),
         "inpainting": models.with_input_channels(shallow, 5),
         "pix2pix": models.with_input_channels(shallow, 4),
-        "sd15": checkpoint(FULL, seed=1),
+        "sd15": sd15,
     }.items():
         save(weights, checkpoints / f"{name}.safetensors")
     save(models.lora(shallow), networks / "zs2_lora.safetensors")
     save(models.loha(shallow), networks / "zs2_loha.safetensors")
     save(models.lokr(shallow), networks / "zs2_lokr.safetensors")
     save({"emb_params": models.embedding(shallow)}, half / "embeddings" / "zs2_embedding.safetensors")
+    for name, unit in {
+        "control_shallow_zs2": models.controlnet(shallow),
+        "controllora_shallow_zs2": models.control_lora(shallow),
+        "ip-adapter_shallow_zs2": models.ip_adapter(shallow),
+        "t2iadapter_sd15_zs2": models.t2i_adapter(sd15),
+    }.items():
+        save(unit, half / "models" / "ControlNet" / f"{name}.safetensors")
     half.rename(done)
     return done
 
