@@ -13,6 +13,7 @@ from torch import nn
 
 from unet_classes import call, diffusers_unet, hooked, inputs, ldm_unet, normals
 from zs2_lib.core.anchors import Anchors
+from zs2_lib.core.clip import Clip
 from zs2_lib.core.hooks import Pass, suspended
 from zs2_lib.core.momentum import PROJECTIONS, TemporalMomentum, momentum_scan_
 from zs2_lib.core.passes import Passes
@@ -423,3 +424,17 @@ def test_ldm_blocks_without_self_attention_are_left_alone():
         blocks = [unet.get_submodule(name.rpartition(".attn1")[0]) for name in hooked(unet)]
     assert len(blocks) == 2 * 6  # keys and values; two blocks going down, one in the middle, three going up
     assert not any(block.disable_self_attn for block in blocks)
+
+
+def test_compiled_unets_that_leave_the_hooks_out():
+    """Dynamo does not ask whether a module has got hooks since it was compiled."""
+    unet = ldm_unet(channel_mult=(1,), num_res_blocks=1, attention_resolutions=(1,))
+    rows = Rows.blocks(FRAMES, 2)
+    compiled, arguments = torch.compile(unet, backend="eager"), inputs(rows, FRAMES)
+    plain = compiled(*arguments)
+    with Clip([0.8] * FRAMES) as clip:
+        clip.attach(unet)
+        with pytest.raises(RuntimeError, match="switch torch.compile off"):
+            clip.call(compiled, rows, *arguments)
+        clip.begin_step()
+        assert not torch.equal(clip.call(unet, rows, *arguments), plain)

@@ -101,6 +101,9 @@ class Hooks:
         """The UNet pass that comes next; None for calls that are not the clip's."""
         self.now = now
 
+    def check(self, now: Pass) -> None:
+        """Raises RuntimeError if the pass `now`, which is done, went by the hooks."""
+
     @property
     def act(self) -> bool:
         """Whether the hooks have anything to do in the call of a module: not in another's, not while suspended."""

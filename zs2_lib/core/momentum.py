@@ -19,7 +19,7 @@ import torch
 from einops import rearrange
 from torch.utils.hooks import RemovableHandle
 
-from .hooks import Hooks, another_extension
+from .hooks import Hooks, Pass, another_extension
 from .rows import Rows
 
 PROJECTIONS = ("attn1.to_k", "attn1.to_v")
@@ -95,6 +95,14 @@ class TemporalMomentum(Hooks):
     def restart(self, step: int = 0, time: float = 0.0) -> None:
         """Forgets what was carried: the next call begins with frame 0."""
         self.carried = {}
+
+    def check(self, now: Pass) -> None:
+        """Raises RuntimeError if no projection was seen in the pass `now`, which is done."""
+        if self._handles and not now.uses:
+            raise RuntimeError(
+                "temporal momentum attention: the UNet ran without its hooks, as one that was compiled before may do: "
+                "switch torch.compile off for this clip"
+            )
 
     def _average(self, projection: torch.nn.Module, inputs, output: torch.Tensor) -> None:
         """Averages what a projection returns, (row·tile, token, channel), in place."""

@@ -77,6 +77,8 @@ class Passes:
             output = self._one_pass(unet, now, index, len(rows), x, args, kwargs, rest)
             if output is None:
                 continue  # with fewer frames
+            for hooks in self.hooks:
+                hooks.check(now)
             if len(index) == len(rows):
                 return output
             if result is None:

@@ -27,7 +27,7 @@ from .controls import (
 
 TITLE = ROWS["enabled"].label
 
-MAIN_ROWS = (("frames", "fps"), ("motion", "inertia", "momentum"), ("loop",), ("prompts",))
+MAIN_ROWS = (("frames", "fps"), ("motion", "inertia"), ("momentum", "loop"), ("prompts",))
 ADVANCED_ROWS = (
     ("noise_model", "alpha"),
     ("candidates", "solver"),

@@ -1,5 +1,5 @@
-"""The host tests: a real WebUI on a small checkpoint. They need ZS2_WEBUI, the folder of an installed WebUI, and find out
-which of the four hosts it is.
+"""The host tests: a real WebUI on a small checkpoint. They need ZS2_WEBUI, the folder of an installed WebUI, and find
+out which of the four hosts it is.
 
     ZS2_WEBUI=~/stable-diffusion-webui python -m pytest tests/hosts/webui
 
@@ -18,7 +18,7 @@ import pytest
 import full_models
 import models
 from host import INSTALLATION, KIND, started
-from report import Compatibility
+from report import Compatibility, write_file
 from webui import Installation
 
 HERE = Path(__file__).resolve().parent
@@ -29,7 +29,7 @@ UNSET = "ZS2_WEBUI is not set: give it the folder of an installed WebUI"
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: starts a WebUI of its own, or takes more than a minute")
-    config.stash[COMPATIBILITY] = Compatibility()
+    config.stash[COMPATIBILITY] = Compatibility(KIND)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -38,6 +38,24 @@ def pytest_collection_modifyitems(config, items):
     if INSTALLATION is None:
         for item in ours:
             item.add_marker(pytest.mark.skip(reason=UNSET))
+
+
+def pytest_sessionfinish(session):
+    """Keeps how the files went of which every test ran."""
+    config, ours = session.config, session.config.stash.get(OURS, ())
+    if INSTALLATION is None or config.option.keyword or config.option.markexpr or any("::" in a for a in config.args):
+        return
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    outcomes: dict[str, dict[str, str]] = {}
+    for outcome in ("passed", "skipped", "failed", "error"):  # the later one counts: of its teardown
+        for report in reporter.stats.get(outcome, []):
+            if report.nodeid in ours:
+                name = report.nodeid.partition("::")[0].rpartition("/")[2]
+                outcomes.setdefault(name, {})[report.nodeid] = "failed" if outcome == "error" else outcome
+    for name, tests in outcomes.items():
+        if len(tests) == len([item for item in ours if f"/{name}::" in item]):
+            counts = {outcome: list(tests.values()).count(outcome) for outcome in ("passed", "failed", "skipped")}
+            write_file(KIND, name, **counts)
 
 
 def pytest_terminal_summary(terminalreporter, config):

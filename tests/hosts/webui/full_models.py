@@ -8,9 +8,9 @@ posterior has no spread: the host samples it from an unseeded generator.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -62,6 +62,11 @@ TEXT = {
     "hidden_act": "quick_gelu",
     "projection_dim": 768,
 }
+TEXT_2 = {**TEXT, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+TEXT_2 |= {"hidden_act": "gelu", "projection_dim": 1024}
+"""SD 2.x's."""
+NETWORKS = (models.lora, models.loha, models.lokr)
+UNITS = (models.controlnet, models.control_lora, models.t2i_adapter, models.ip_adapter)
 SCALE = 0.18215
 """Of the latents."""
 FEATURES = 0.35
@@ -75,41 +80,33 @@ def folder() -> Path:
 
 
 def make() -> Path:
-    """Writes everything, where it has not been written before, laid out as a WebUI's data directory."""
-    done, half = folder(), folder().with_name(f"{RECIPE}-unfinished")
-    if done.exists():
-        return done
-    shutil.rmtree(half, ignore_errors=True)
-    for name in ("models/Stable-diffusion", "models/Lora", "models/ControlNet", "embeddings"):
-        (half / name).mkdir(parents=True)
-    checkpoints, networks = half / "models" / "Stable-diffusion", half / "models" / "Lora"
-    shallow, sd15 = checkpoint(SHALLOW, seed=1), checkpoint(FULL, seed=1)
-    for name, weights in {
+    """Writes what has not been written before, laid out as a WebUI's data directory."""
+    shallow = functools.cache(lambda: checkpoint(SHALLOW, seed=1))
+    recipes = {
         "shallow": shallow,
-        "second": models.second(shallow),
-        "inpainting": models.with_input_channels(shallow, 5),
-        "pix2pix": models.with_input_channels(shallow, 4),
-        "sd15": sd15,
-    }.items():
-        save(weights, checkpoints / f"{name}.safetensors")
-    save(models.lora(shallow), networks / "zs2_lora.safetensors")
-    save(models.loha(shallow), networks / "zs2_loha.safetensors")
-    save(models.lokr(shallow), networks / "zs2_lokr.safetensors")
-    save({"emb_params": models.embedding(shallow)}, half / "embeddings" / "zs2_embedding.safetensors")
-    for name, unit in {
-        "control_shallow_zs2": models.controlnet(shallow),
-        "controllora_shallow_zs2": models.control_lora(shallow),
-        "ip-adapter_shallow_zs2": models.ip_adapter(shallow),
-        "t2iadapter_sd15_zs2": models.t2i_adapter(sd15),
-    }.items():
-        save(unit, half / "models" / "ControlNet" / f"{name}.safetensors")
-    half.rename(done)
-    return done
+        "second": lambda: models.second(shallow()),
+        "inpainting": lambda: models.with_input_channels(shallow(), 5),
+        "pix2pix": lambda: models.with_input_channels(shallow(), 4),
+        "sd2": lambda: sd2(SHALLOW, seed=1),
+        "sd15": lambda: checkpoint(FULL, seed=1),
+    }
+    files = {f"models/Stable-diffusion/{name}": recipe for name, recipe in recipes.items()}
+    files |= {f"models/Lora/zs2_{make.__name__}": lambda make=make: make(shallow()) for make in NETWORKS}
+    files["embeddings/zs2_embedding"] = lambda: {"emb_params": models.embedding(shallow())}
+    files |= {f"models/ControlNet/{make.__name__}_zs2": lambda make=make: make(shallow()) for make in UNITS}
+    for name, recipe in files.items():
+        path = folder() / f"{name}.safetensors"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(recipe(), path)
+    return folder()
 
 
 def save(weights: dict, path: Path) -> None:
     """Half precision, as checkpoints are given away."""
-    save_file({key: value.half().contiguous().clone() for key, value in weights.items()}, path)
+    half = path.with_suffix(".unfinished")
+    save_file({key: value.half().contiguous().clone() for key, value in weights.items()}, half)
+    half.rename(path)
 
 
 def weights_of(name: str) -> dict:
@@ -122,20 +119,33 @@ def checkpoint(shape: dict, seed: int) -> dict:
     """The weights of an SD 1.x checkpoint: UNet of `shape`, text encoder, VAE."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        parts = {models.UNET: _unet(shape), models.VAE: _vae(), models.TEXT: _text_encoder()}
+        parts = {models.UNET: _unet(shape), models.VAE: _vae(), models.TEXT: _text_encoder(TEXT)}
     return {prefix + key: value for prefix, part in parts.items() for key, value in part.state_dict().items()}
 
 
-def _text_encoder() -> nn.Module:
-    text = CLIPTextModel(CLIPTextConfig(**TEXT))
+@torch.no_grad()
+def sd2(shape: dict, seed: int) -> dict:
+    """The weights of an SD 2.x checkpoint, with OpenCLIP's text encoder."""
+    heads = {"context_dim": 1024, "num_heads": -1, "num_head_channels": 64, "use_linear_in_transformer": True}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        parts = {models.UNET: _unet({**shape, **heads}), models.VAE: _vae()}
+        text = _text_encoder(TEXT_2).state_dict()
+    weights = {prefix + key: value for prefix, part in parts.items() for key, value in part.state_dict().items()}
+    text = {models.TEXT + key: value for key, value in text.items()}
+    return weights | models.open_clip(text, "cond_stage_model.model.")
+
+
+def _text_encoder(config: dict) -> nn.Module:
+    text = CLIPTextModel(CLIPTextConfig(**config))
     text = getattr(text, "text_model", text)  # transformers 5 has no such layer
     # a mean of zero makes the hosts' emphasis divide zero by zero
-    text.final_layer_norm.bias.copy_(torch.randn(TEXT["hidden_size"]) * 0.3 + 0.1)
+    text.final_layer_norm.bias.copy_(torch.randn(config["hidden_size"]) * 0.3 + 0.1)
     return text
 
 
 def _unet(shape: dict) -> nn.Module:
-    unet = UNetModel(**UNET, **shape)
+    unet = UNetModel(**{**UNET, **shape})
     for module in unet.modules():
         if isinstance(module, ResBlock):
             _randomize(module.out_layers[3], 1 / 0.6)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from kinds import KINDS, Kind
@@ -28,7 +29,8 @@ STILL = {
 }
 PLAIN = "shallow" if KIND.full_shape else "tiny"
 """The checkpoint that is used unless a test names another."""
-CLIP = {"frames": 6, "motion": 0.05, "momentum": 0.75, "frames_per_pass": 6, "return": "frames"}
+FRAMES = 4 if KIND.full_shape else 6
+CLIP = {"frames": FRAMES, "motion": 0.05, "momentum": 0.75, "frames_per_pass": FRAMES, "return": "frames"}
 """One pass for all frames; momentum high enough for every frame to look at the ones before."""
 BAR = 2
 """How far, of 255, pictures may be apart that are the same but for the order of sums."""
@@ -40,6 +42,11 @@ HIRES |= {"hr_second_pass_steps": 4, "hr_upscaler": "Lanczos" if "latent upscale
 REFINER = {"refiner_checkpoint": "second.safetensors", "refiner_switch_at": 0.5}
 UNBATCHED = {"batch_cond_uncond": False}
 """The host's setting with which prompt and negative prompt are calls of their own."""
+
+
+def without(part: str) -> pytest.MarkDecorator:
+    """Skips a test on a host that lacks `part` of A1111, with the reason."""
+    return pytest.mark.skipif(part in KIND.lacks, reason=KIND.lacks.get(part, "it has it"))
 
 
 @dataclass
@@ -55,7 +62,8 @@ class Host:
 
     def clip(self, settings: dict | None = None, **payload) -> Result:
         """A generation with ZS² on: `settings` over those of CLIP, `payload` over that of STILL."""
-        return self.generate(alwayson_scripts=zs2({**CLIP, **(settings or {})}), **payload)
+        scripts = {**payload.pop("alwayson_scripts", {}), **zs2({**CLIP, **(settings or {})})}
+        return self.generate(**payload, alwayson_scripts=scripts)
 
     def in_background(self, call, *args, **kwargs) -> Background:
         return Background(call, *args, **kwargs)

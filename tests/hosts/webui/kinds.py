@@ -98,6 +98,15 @@ FAMILY_LACKS = {
     "hypernetworks": "the host has no hypernetworks",
     "host tests": "the host has no tests of its own that run without a network",
 }
+REFORGE_LACKS = {
+    **FAMILY_LACKS,
+    **dict.fromkeys(
+        ("ODE (Bosh3)", "ODE (Fehlberg2)", "ODE (Adaptive Heun)", "ODE (Dopri5)", "ODE Custom"),
+        "refused in words: the sampler samples one picture of a batch after the other",
+    ),
+    "DPM++ 2S Ancestral Comfy RF": "the host's own still is black: the sampler is for flow models",
+    "HyperTile": "the host has an extension for it: see built-in extensions",
+}
 
 KINDS = (
     Kind(
@@ -136,7 +145,11 @@ KINDS = (
         hires=MODULES,
         samplers=FORGE_SAMPLERS,
         schedulers=FORGE_SCHEDULERS,
-        lacks=FAMILY_LACKS,
+        lacks={
+            **FAMILY_LACKS,
+            "pix2pix": "the host has no class for Instruct-Pix2Pix: it refuses the checkpoint",
+            "HyperTile": "the host has no HyperTile",
+        },
     ),
     Kind(
         "reforge",
@@ -146,7 +159,7 @@ KINDS = (
         {"show_progress_type": "Approx cheap"},
         samplers=REFORGE_SAMPLERS,
         schedulers=REFORGE_SCHEDULERS,
-        lacks=FAMILY_LACKS,
+        lacks=REFORGE_LACKS,
     ),
 )
 """In the order of the report."""

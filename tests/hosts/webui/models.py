@@ -117,7 +117,7 @@ def sd2_v(weights: dict, config: dict) -> tuple[dict, dict]:
     params["unet_config"]["params"]["use_linear_in_transformer"] = True
     params["cond_stage_config"] = {"target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder", "params": OPEN_CLIP}
     weights = _with_linear_projections(weights)
-    return _without_text(weights) | _open_clip(weights, "cond_stage_model.model."), config
+    return _without_text(weights) | open_clip(weights, "cond_stage_model.model."), config
 
 
 def sdxl(weights: dict, config: dict) -> tuple[dict, dict]:
@@ -179,7 +179,7 @@ def sdxl(weights: dict, config: dict) -> tuple[dict, dict]:
             result[key] = torch.cat([value, torch.zeros_like(value)], dim=1)
     text = {key: value for key, value in weights.items() if key.startswith(TEXT)}
     result |= {key.replace("cond_stage_model.", "conditioner.embedders.0."): value for key, value in text.items()}
-    result |= _open_clip(weights, "conditioner.embedders.1.model.")
+    result |= open_clip(weights, "conditioner.embedders.1.model.")
     label = UNET + "label_emb.0."
     for layer, shape in (("0", (time_channels, vector)), ("2", (time_channels, time_channels))):
         result[f"{label}{layer}.weight"] = 0.02 * noise(torch.empty(shape))
@@ -384,7 +384,7 @@ def _without_text(weights: dict) -> dict:
     return {key: value for key, value in weights.items() if not key.startswith("cond_stage_model.")}
 
 
-def _open_clip(weights: dict, prefix: str) -> dict:
+def open_clip(weights: dict, prefix: str) -> dict:
     """The CLIP text encoder of `weights` under OpenCLIP's names."""
     text = {key[len(TEXT) :]: value for key, value in weights.items() if key.startswith(TEXT)}
     width = text["final_layer_norm.weight"].shape[0]

@@ -1,82 +1,83 @@
-"""The compatibility tables, written to docs/compatibility.md by a full run: one row per combination, and sections of
-other test files.
+"""The compatibility report: what each run found is kept in docs/compatibility/<host>.json, and docs/compatibility.md
+puts the hosts side by side. A row that a run did not reach is never carried over.
 """
 
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass, field
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "compatibility.md"
+from kinds import KINDS, Kind
+
+ROOT = Path(__file__).resolve().parents[3]
+DOCUMENT = ROOT / "docs" / "compatibility.md"
+RESULTS = ROOT / "docs" / "compatibility"
 
 PREFACE = """\
 # Compatibility
 
-Written by the tests in `tests/hosts/webui`, never by hand.
+Written by the tests in `tests/hosts/webui`, never by hand. The raw results are beside it, in `docs/compatibility/`.
 
-| host | {version} |
-|---|---|
-| runs on | {machine} |
-| date | {date} |
-| combinations | {passed} pass, {failed} fail |
+| | {hosts} |
+|---|{columns}
+{facts}
+Every combination makes a clip and compares pictures of values 0..255. A cell has two of the results, **still, passes**;
+all of them have to hold:
 
-Every combination makes a clip of {frames} frames on a tiny trained checkpoint (λ {motion}, μ {momentum}) and compares
-pictures of values 0..255:
-
-- **still**: frame 1 against the still that the host makes with the same settings; largest difference, at most {bar}.
-- **passes**: the clip in micro-batches against the clip in one pass; largest difference, at most {bar}. With the most
-  rows that a UNet call had in either: they must be fewer in the micro-batches.
-- **change**: mean change from frame to frame, and the same with independent noise; the ratio is at most {ratio}.
+- **still**: frame 1 against the still that the host makes with the same settings; largest difference, at most 2.
+- **passes**: the clip in micro-batches against the clip in one pass; largest difference, at most 2. The rows of a UNet
+  call must be fewer in the micro-batches.
+- **change**: the clip moves; on AUTOMATIC1111 less than with independent noise (ratio at most 0.75), on the others it
+  is another one without momentum, in the combinations that are marked so in the tests.
 - **after**: the still again, bit-identical to the one before the clips, and nothing left behind in the host (hooks,
   functions over the model's, patched functions, callbacks, settings).
+
+On AUTOMATIC1111 the checkpoint is a tiny trained one (128×128, 7 steps, 6 frames). The others know models by their
+shape: there it has SD 1.5's widths and half its levels, with random weights (64×64, 3 steps, 4 frames), and the full
+shape where the row says so and for SDXL. λ is 0.05 and μ 0.75. A dash is for what a host does not offer, a number in
+brackets for why it cannot, below the tables.
 """
-
-COLUMNS = ("still", "passes", "rows per call", "change", "independent", "ratio", "after")
-HEADER = f"""
-## {{group}}
-
-| combination | {" | ".join(COLUMNS)} | result |
-|---|{"---|" * len(COLUMNS)}---|
-"""
-
-
-@dataclass
-class Check:
-    """One comparison of a combination: what was found, and why it fails, if it does."""
-
-    what: str
-    found: str
-    problem: str = ""
 
 
 @dataclass
 class Row:
+    """A combination: what was found by the name of each comparison, and what is wrong; or why the host cannot do it."""
+
     group: str
     name: str
-    checks: list[Check] = field(default_factory=list)
-    error: str = ""
+    found: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    cannot: str = ""
 
     def check(self, what: str, found, problem: str = "") -> None:
-        self.checks.append(Check(what, str(found), problem))
+        self.found[what] = str(found)
+        self.problems += [problem] if problem else []
 
-    @property
-    def problems(self) -> list[str]:
-        return [check.problem for check in self.checks if check.problem] + ([self.error] if self.error else [])
+    def cell(self, reasons: list[str]) -> str:
+        if self.cannot:
+            reasons += [] if self.cannot in reasons else [self.cannot]
+            return f"[{reasons.index(self.cannot) + 1}]"
+        if self.problems:
+            return ("**FAIL**: " + "; ".join(self.problems)).replace("|", "/").replace("\n", " ")
+        return ", ".join(self.found.get(what, "?") for what in ("still", "passes"))
 
-    def found(self, what: str) -> str:
-        return ", ".join(check.found for check in self.checks if check.what == what)
 
-    def line(self) -> str:
-        result = "pass" if not self.problems else "**FAIL**: " + "; ".join(self.problems)
-        cells = (self.name, *(self.found(what) or "–" for what in COLUMNS), result)
-        return "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |\n"
+def code() -> str:
+    """A digest of the extension's code, by which a result says what it is a result of."""
+    digest = hashlib.sha256()
+    for path in sorted([*ROOT.glob("zs2_lib/**/*.py"), *ROOT.glob("scripts/*.py")]):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 class Compatibility:
-    """Collects the rows of a run."""
+    """Collects the rows of a run on a host of `kind`."""
 
-    def __init__(self):
+    def __init__(self, kind: Kind):
+        self.kind = kind
         self.rows: list[Row] = []
         self.note = ""
 
@@ -85,40 +86,130 @@ class Compatibility:
         return self.rows[-1]
 
     def write(self, expected: int, **facts) -> None:
-        """Writes the document, if every one of the `expected` combinations ran."""
+        """Keeps the rows with the `facts` about the run, if every one of the `expected` combinations ran."""
         failed = sum(bool(row.problems) for row in self.rows)
         summary = f"{len(self.rows)} of {expected} combinations ran, {failed} failed"
         if len(self.rows) < expected:
             self.note = f"{summary}; {DOCUMENT.name} is only written by a full run"
             return
-        facts |= {"passed": len(self.rows) - failed, "failed": failed}
-        text = PREFACE.format(date=datetime.date.today().isoformat(), **facts)
-        for group in dict.fromkeys(row.group for row in self.rows):
-            text += HEADER.format(group=group) + "".join(row.line() for row in self.rows if row.group == group)
-        ours = {row.group for row in self.rows}
-        text += "".join(section for title, section in _sections().items() if title not in ours)
-        DOCUMENT.parent.mkdir(exist_ok=True)
-        DOCUMENT.write_text(text, encoding="utf-8")
+        _keep(self.kind, matrix={**_stamp(), **facts, "rows": [asdict(row) for row in self.rows]})
         self.note = f"{summary}; wrote {DOCUMENT.name}"
 
 
-SECTION = "\n## "
-SECTIONS = ("Scripts", "Other extensions")
-"""The sections of other test files, which follow those of the combinations."""
+def write_section(kind: Kind, title: str, about: str, table: str) -> None:
+    """Keeps the `table` of another test file, which follows those of the combinations under `title`, with what it is
+    `about`.
+    """
+    _keep(kind, sections={**_kept(kind).get("sections", {}), title: {**_stamp(), "about": about, "table": table}})
 
 
-def write_section(title: str, text: str) -> None:
-    """Puts a section of another test file into the document, in place of the one of that title."""
-    sections = {**_sections(), title: f"{SECTION}{title}\n\n{text}"}
-    before = DOCUMENT.read_text(encoding="utf-8")
-    kept = before[: min((before.index(section) for section in _sections().values()), default=len(before))]
-    DOCUMENT.write_text(kept + "".join(sections[name] for name in SECTIONS if name in sections), encoding="utf-8")
+def write_file(kind: Kind, name: str, **counts: int) -> None:
+    """Keeps how the tests of a file went that were run whole."""
+    _keep(kind, files={**_kept(kind).get("files", {}), name: {**_stamp(), **counts}})
 
 
-def _sections() -> dict[str, str]:
-    """The document's sections of other test files, by title."""
-    if not DOCUMENT.exists():
-        return {}
-    _, *parts = DOCUMENT.read_text(encoding="utf-8").split(SECTION)
-    titled = {part.partition("\n")[0]: SECTION + part.rstrip("\n") + "\n" for part in parts}
-    return {title: section for title, section in titled.items() if title in SECTIONS}
+def _stamp() -> dict:
+    return {"date": datetime.date.today().isoformat(), "code": code()}
+
+
+def _path(kind: Kind) -> Path:
+    return RESULTS / f"{kind.name}.json"
+
+
+def _kept(kind: Kind) -> dict:
+    return json.loads(_path(kind).read_text(encoding="utf-8")) if _path(kind).exists() else {}
+
+
+def _keep(kind: Kind, **results) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**_kept(kind), **results}, indent=1, ensure_ascii=False, sort_keys=True)
+    _path(kind).write_text(text + "\n", encoding="utf-8")
+    render()
+
+
+# --- the document ----------------------------------------------------------------------------------------------------
+
+
+def render() -> None:
+    """Writes the document from the results that are kept."""
+    kept = {kind: _kept(kind) for kind in KINDS}
+    text = PREFACE.format(
+        hosts=" | ".join(kind.title for kind in KINDS),
+        columns="---|" * len(KINDS),
+        facts="".join(_line(name, [fact(kept[kind]) for kind in KINDS]) for name, fact in FACTS.items()),
+    )
+    reasons: list[str] = []
+    rows = {kind: {(row["group"], row["name"]): Row(**row) for row in _rows(kept[kind])} for kind in KINDS}
+    names = list(dict.fromkeys(name for kind in KINDS for name in rows[kind]))
+    for group in dict.fromkeys(group for group, _ in names):
+        text += f"\n## {group}\n\n" + _header("combination")
+        for name in [name for name in names if name[0] == group]:
+            cells = [rows[kind][name].cell(reasons) if name in rows[kind] else "–" for kind in KINDS]
+            text += _line(name[1], cells)
+    text += "\n" + "".join(f"[{number}] {reason}.  \n" for number, reason in enumerate(reasons, 1)) if reasons else ""
+    text += _files(kept) + _sections(kept)
+    DOCUMENT.write_text(text, encoding="utf-8")
+
+
+def _rows(results: dict) -> list[dict]:
+    return results.get("matrix", {}).get("rows", [])
+
+
+def _when(stamp: dict) -> str:
+    """The date of results; of those of other code than the present that they were not run on it."""
+    if not stamp:
+        return "never run"
+    return stamp["date"] if stamp["code"] == code() else f"not run on this code; last run {stamp['date']}"
+
+
+def _counted(results: dict) -> str:
+    rows = [Row(**row) for row in _rows(results)]
+    cannot, failed = sum(bool(row.cannot) for row in rows), sum(bool(row.problems) for row in rows)
+    return f"{len(rows) - cannot - failed} pass, {failed} fail, {cannot} the host cannot"
+
+
+FACTS = {
+    "version": lambda results: results.get("matrix", {}).get("version", "–"),
+    "runs on": lambda results: results.get("matrix", {}).get("machine", "–"),
+    "combinations": _counted,
+    "run": lambda results: _when(results.get("matrix", {})),
+}
+
+
+def _line(name: str, cells: list[str]) -> str:
+    return "| " + " | ".join([name.replace("|", "/"), *cells]) + " |\n"
+
+
+def _header(name: str) -> str:
+    return _line(name, [kind.title for kind in KINDS]) + "|---|" + "---|" * len(KINDS) + "\n"
+
+
+def _files(kept: dict) -> str:
+    """How the test files went, host by host."""
+    names = sorted({name for results in kept.values() for name in results.get("files", {})})
+    if not names:
+        return ""
+
+    def cell(file: dict) -> str:
+        counts = ", ".join(f"{file[what]} {what}" for what in ("passed", "failed", "skipped") if file.get(what))
+        return f"{counts} ({_when(file)})" if file else "never run whole"
+
+    text = "\n## Test files\n\nRun whole; tests of what a host cannot are skipped, with the reason.\n\n" + _header(
+        "file"
+    )
+    return text + "".join(
+        _line(f"`{name}`", [cell(results.get("files", {}).get(name, {})) for results in kept.values()])
+        for name in names
+    )
+
+
+def _sections(kept: dict) -> str:
+    text = ""
+    for title in dict.fromkeys(title for results in kept.values() for title in sorted(results.get("sections", {}))):
+        found = {
+            kind: results["sections"][title] for kind, results in kept.items() if title in results.get("sections", {})
+        }
+        text += f"\n## {title}\n\n" + next(iter(found.values()))["about"].strip() + "\n"
+        for kind, section in found.items():
+            text += f"\n### {kind.title} ({_when(section)})\n\n{section['table'].strip()}\n"
+    return text

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from host import AND, BAR, HIRES, SDE, UNBATCHED, Host, change, difference, left_behind, zs2
+from host import AND, BAR, HIRES, KIND, SDE, UNBATCHED, Host, change, difference, left_behind, zs2
 from report import write_section
 from webui import HostError, png_base64
 
@@ -26,10 +26,10 @@ checkpoint; differences of 255.
 - **still**: frame 1 against the still. **passes**: two frames per pass against one pass for all, at most {bar}.
 - **rows per call**: of the UNet, in one pass and with two frames per pass. They are the same where the extension works
   on attention, and may count on the batch: then each pass holds all frames, anchors are off, and notes say so.
-
+"""
+HEADER = """\
 | extension | combination | effect | flat | still | passes | rows per call | result |
 |---|---|---|---|---|---|---|---|
-{rows}
 """
 
 
@@ -112,7 +112,8 @@ def rows():
     found = {}
     yield found
     if found.keys() == CASES.keys():
-        write_section("Other extensions", TEXT.format(frames=CLIP["frames"], bar=BAR, rows="\n".join(found.values())))
+        about = TEXT.format(frames=CLIP["frames"], bar=BAR)
+        write_section(KIND, "Other extensions", about, HEADER + "\n".join(found.values()))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: ", ".join(filter(None, case)))

@@ -218,8 +218,8 @@ def clip(page):
     for selector, value in {
         "prompt textarea": STILL["prompt"],
         "steps input[type=number]": 8,
-        "width input[type=number]": 128,
-        "height input[type=number]": 128,
+        "width input[type=number]": STILL["width"],
+        "height input[type=number]": STILL["height"],
         "seed input": STILL["seed"],
     }.items():
         page.set_field(f"#{tab}_{selector}", value)
@@ -253,7 +253,7 @@ def test_what_the_gallery_shows_is_decoded_by_the_browser(page, clip):
     loaded = page.run(
         "return [...document.querySelectorAll('#txt2img_gallery img')].map(i => i.complete && i.naturalWidth)"
     )
-    assert set(loaded) == {128}
+    assert set(loaded) == {STILL["width"]}
 
 
 def assert_settings_of_the_clip(page, tab):
@@ -365,8 +365,8 @@ def test_source_video(page, clip, tmp_path):
     for selector, value in {
         "prompt textarea": "a yellow star on a green background",
         "steps input[type=number]": 6,
-        "width input[type=number]": 128,
-        "height input[type=number]": 128,
+        "width input[type=number]": STILL["width"],
+        "height input[type=number]": STILL["height"],
         "seed input": 5,
     }.items():
         page.set_field(f"#{tab}_{selector}", value)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import clipfiles
-from host import BAR, CLIP, STILL, difference, zs2
+from host import BAR, CLIP, KIND, STILL, difference, zs2
 from report import write_section
 from webui import HostError, picture, png_base64
 
@@ -108,7 +108,7 @@ def section():
         rows = [
             f"| {case.script} | {case.tab} | {case.says} |\n" for case in CASES if not case.script.startswith("ZS2")
         ]
-        write_section("Scripts", TEXT + "| script | tab | with ZS² |\n|---|---|---|\n" + "".join(rows))
+        write_section(KIND, "Scripts", TEXT, "| script | tab | with ZS² |\n|---|---|---|\n" + "".join(rows))
 
 
 TEXT = """\

@@ -84,7 +84,9 @@ class Client:
             text = error.read().decode(errors="replace")
             with contextlib.suppress(ValueError, AttributeError):
                 answer = json.loads(text)
-                text = "\n".join(str(answer[key]) for key in ("error", "detail", "errors", "message") if answer.get(key))
+                text = "\n".join(
+                    str(answer[key]) for key in ("error", "detail", "errors", "message") if answer.get(key)
+                )
             raise HostError(error.code, text) from None
 
     def get(self, path: str):

@@ -39,10 +39,11 @@ class A1111(Adapter):
     # --- the UNet ----------------------------------------------------------------------------------------------------
 
     def refusal(self) -> str | None:
-        if sd_unet.current_unet is None:
+        option = sd_unet.get_unet_option()  # which the host puts in the UNet's place before it samples
+        if option is None:
             return None
         return (
-            f"ZS² needs the checkpoint's own UNet, but SD Unet is set to {sd_unet.current_unet.option.label!r}: "
+            f"ZS² needs the checkpoint's own UNet, but SD Unet is set to {option.label!r}: "
             "set it to None in Settings > Stable Diffusion"
         )
 

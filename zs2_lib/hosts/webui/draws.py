@@ -47,18 +47,3 @@ def steps_for_first_frame(sample_dpm_adaptive: Callable, model, x: torch.Tensor,
         return sample_dpm_adaptive(model, x, *args, **kwargs)
     finally:
         del hijacked_torch.linalg
-
-
-class ClipTorch:
-    """The module torch with the noise for frames of a clip correlated; the host's own TorchHijack does the like."""
-
-    def __init__(self, clip: Clip):
-        self._clip = clip
-
-    def __getattr__(self, name: str):
-        return getattr(torch, name)
-
-    def randn_like(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        if len(x) != self._clip.frames:
-            return torch.randn_like(x, *args, **kwargs)
-        return self._clip.noise.draw(torch.randn_like(x[:1], *args, **kwargs))

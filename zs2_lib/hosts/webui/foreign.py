@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -22,20 +23,25 @@ PACKAGES = ("torch", "ldm", "sgm", "xformers")
 """Whose code a model's attention consists of, beside the host's."""
 
 
-def on_attention(unet: torch.nn.Module, but_for: Path | None = None) -> Path | None:
-    """The file of other extensions' code that takes part in the attention of `unet`; None if there is none.
+def on_attention(
+    unet: torch.nn.Module, but_for: Path | None = None, patches: Iterable[tuple[Callable, bool]] = ()
+) -> Path | None:
+    """The file of code that takes part in the attention of `unet` and may count on all rows; None if there is none.
 
-    It lies over `forward`, of one instance or of its class, or is a hook. The code in the folder `but_for` may.
+    It is other extensions', lies over `forward`, of one instance or of its class, is a hook, or one of the `patches`
+    that came with a call; of these, the host's own as well if they may keep what they see. The code in the folder
+    `but_for` may.
     """
-    for function in _attention(unet):
+    for function, keeps in chain(((function, False) for function in _attention(unet)), patches):
         file = _file_of(function)
-        if file and not _is_known(file) and not (but_for and file.is_relative_to(but_for)):
+        if file and (keeps or not is_known(file)) and not (but_for and file.is_relative_to(but_for)):
             return file
     return None
 
 
 @functools.cache
-def _is_known(file: Path) -> bool:
+def is_known(file: Path) -> bool:
+    """Whether a file of code is the host's, of the packages that attention is made of, or ZS²'s own."""
     packages = (Path(path) for name in PACKAGES for path in getattr(sys.modules.get(name), "__path__", ()))
     return any(file.is_relative_to(folder) for folder in (OURS, *HOST, *(path.resolve() for path in packages)))
 

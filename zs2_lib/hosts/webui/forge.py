@@ -6,21 +6,23 @@ A UNet call there is whole blocks of all frames, one for each guidance group, an
 from __future__ import annotations
 
 import functools
+import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
 import torch
-from modules import sd_samplers_cfg_denoiser
 
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.hooks import another_extension
 from zs2_lib.core.passes import automatic_frames_per_pass
 from zs2_lib.core.rows import Rows
-from zs2_lib.hosts.undo import override, wrap
+from zs2_lib.hosts.undo import wrap
+from zs2_lib.settings.kinds import SettingsError
 
-from .draws import ClipTorch, brownian, share_first_image
+from .draws import share_first_image
 from .forge_control_models import answered, postpone
+from .forge_draws import correlate_own_draws
 from .seam import Adapter, Call, Model
 
 CONDITIONAL = 0
@@ -34,7 +36,11 @@ class Forge(Adapter):
     _blocks: Counter | None = None
     """How many blocks of a step came by, by their mark; None where no step has begun."""
 
+    _planned: torch.nn.Module | None = None
+    """The model whose memory is planned for passes."""
+
     lora_refusal = "this WebUI merges LoRAs once, before sampling: give all keyframes the same weights"
+    weight_refusal = "this WebUI takes one weight of a part for all pictures of a batch: give all keyframes the same"
 
     @classmethod
     def fits(cls, p) -> bool:
@@ -47,8 +53,6 @@ class Forge(Adapter):
                 f"ZS² works with the UNets of SD 1.x, SD 2.x and SDXL; {type(self.p.sd_model).__name__} has none: "
                 "choose such a checkpoint"
             )
-        if hasattr(unet, "_orig_mod") or getattr(unet, "_compiled_call_impl", None) is not None:
-            return "ZS² cannot hook a compiled UNet: switch torch.compile off"
         return None
 
     def model(self) -> Model:
@@ -70,6 +74,11 @@ class Forge(Adapter):
             return None
         marks = list(kwargs.get("transformer_options", {}).get("cond_or_uncond", [CONDITIONAL]))
         tiles, rest = divmod(len(x), len(marks) * self.frames)
+        if len(x) == len(marks) < len(marks) * self.frames:
+            raise SettingsError(
+                f"sampler: {self.p.sampler_name!r} is not allowed, it samples one frame after the other, and temporal "
+                "momentum needs all frames of a step; choose another sampler"
+            )
         if rest or not tiles:
             raise RuntimeError(
                 f"ZS²: a UNet call has {len(x)} rows for {self.frames} frames and {len(marks)} guidance group(s); "
@@ -94,17 +103,35 @@ class Forge(Adapter):
 
         return of_pass
 
+    def attention_patches(self, kwargs: dict) -> Iterator[tuple[Callable, bool]]:
+        """What replaces self-attention altogether (self-attention guidance, reference) keeps the attention it computes
+        for what follows on the UNet's call, or lets rows look at each other; plain functions keep and know nothing.
+        """
+        options = kwargs.get("transformer_options", {})
+        for name, patches in options.get("patches", {}).items():
+            if name.startswith("attn"):
+                yield from ((patch, False) for patch in patches)
+        yield from ((patch, False) for patch in options.get("block_modifiers", ()))
+        for name, patches in options.get("patches_replace", {}).items():
+            for patch in patches.values():
+                plain = inspect.isfunction(patch) and not patch.__closure__
+                yield patch, name == "attn1" and not plain
+
     def time(self, t: torch.Tensor) -> float:
         owner = self.model().owner
         predictor = getattr(owner, "predictor", None) or owner.model_sampling
         return 1 - float(predictor.timestep(t[:1])) / TIMESTEPS
 
     def same_tiles(self) -> Callable[[], None]:
-        return lambda: None
+        """HyperTile, which is part of the host, chooses tile sizes at random by torch's own generator."""
+        return functools.partial(torch.set_rng_state, torch.get_rng_state())
 
     def ask_for_memory(self, clip: Clip, undo: ExitStack) -> None:
         """The host plans for all frames at once, and moves models out of the way for them."""
         owner, frames = self.model().owner, clip.frames
+        if owner is self._planned:
+            return
+        self._planned = owner
 
         def of_pass(memory_required: Callable, input_shape: Iterable[int], *args, **kwargs):
             rows, *rest = input_shape
@@ -119,9 +146,7 @@ class Forge(Adapter):
         share_first_image(self.p, undo)
 
     def correlate_own_draws(self, clip: Clip, undo: ExitStack) -> None:
-        """Beside SDE samplers' noise, that of what a mask keeps, which the denoiser draws in each step."""
-        wrap(undo, self.p.sampler, "create_noise_sampler", functools.partial(brownian, clip))
-        override(undo, sd_samplers_cfg_denoiser, "torch", ClipTorch(clip))
+        correlate_own_draws(self.p.sampler, clip, undo)
 
     @property
     def frames(self) -> int:

@@ -22,9 +22,9 @@ from zs2_lib.settings.table import Settings
 
 from . import errors
 from .controlnet import InitImages, Pictures, given_units, pictures_of
-from .draws import ClipTorch
 from .edit import SourceVideo
 from .forge_control_models import chain, in_passes
+from .forge_draws import ClipTorch
 from .forge_pictures import InParts, Inputs, encoded_alike, shown
 from .forge_units import check_names, count_of, folder_of, has_image, units_of
 from .seam import ControlUnits

@@ -17,7 +17,7 @@ from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import Settings
 
-from . import host, nesting, sampling, selected
+from . import foreign, host, nesting, sampling, selected
 from .clips import Clips
 from .edit import SourceVideo, edit
 from .limits import check_frames
@@ -35,6 +35,10 @@ STOPPED = "ZS2 stopped"
 WHOLE_NOTE = (
     "Each UNet pass held all frames, not {frames}: another extension's {others} works on attention, and may count on "
     "them."
+)
+REPLACED_NOTE = (
+    "Each UNet pass held all frames: {others} stands in the place of self-attention. Where it lets the pictures of a "
+    "batch look at each other, frame 1 is not the still."
 )
 TOKEN_MERGING_NOTE = "Token merging was off for this clip: it merges other tokens in each frame."
 
@@ -188,11 +192,13 @@ class Job:
 
     def _prepare(self) -> None:
         p, settings, self.adapter = self.p, self.settings, host.adapter_of(self.p)
+        if settings.frames > 1:
+            sampling.check_model(self.adapter)
         p.all_seeds = _repeat(p.all_seeds[: p.n_iter], settings.frames)
         p.all_subseeds = _repeat(p.all_subseeds[: p.n_iter], settings.frames)
         p.extra_generation_params.update(recipe.texts(settings))
         if settings.prompts:
-            self.travel = PromptTravel(p, settings.prompts, self.adapter.lora_refusal)
+            self.travel = PromptTravel(p, settings.prompts, self.adapter.lora_refusal, self.adapter.weight_refusal)
             self.travel.begin(self._undo)
             for note in self.travel.notes:
                 self.note(note)
@@ -232,7 +238,9 @@ class Job:
             self.sampling = None
 
     def _note_on_others(self, others: Path, clip: Clip) -> None:
-        if clip.passes.exceeded:
+        if foreign.is_known(others):  # the host's own, which it replaces attention with
+            self.note(REPLACED_NOTE.format(others=others.name))
+        elif clip.passes.exceeded:
             self.note(WHOLE_NOTE.format(others=others.name, frames=clip.passes.exceeded))
         if not clip.anchors.is_identity:
             reason = f"{others.name} works on attention, and may count on all frames"

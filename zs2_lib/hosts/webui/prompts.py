@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
-from modules import extra_networks, prompt_parser
+from modules import extra_networks, prompt_parser, scripts
 from modules.prompt_parser import (
     ComposableScheduledPromptConditioning,
     MulticondLearnedConditioning,
@@ -47,11 +47,13 @@ class PromptTravel:
     pass, which then may hold one frame only (`weights_change`).
     """
 
-    def __init__(self, p, prompts: PromptKeyframes, lora_refusal: str | None):
+    def __init__(self, p, prompts: PromptKeyframes, lora_refusal: str | None, weight_refusal: str | None):
         self.p = p
         self.prompts = prompts
         self.lora_refusal = lora_refusal
         """Why LoRA weights cannot change in this host, with a remedy; None if they can."""
+        self.weight_refusal = weight_refusal
+        """Why frames cannot have different weights of their prompts' parts, with a remedy; None if they can."""
         self._loras: dict[bool, dict[str, dict[str, Lora]]] = {}
         """For the first pass (False) and that of hires.fix (True): each keyframe's LoRAs; none if all have the same."""
 
@@ -149,13 +151,19 @@ class PromptTravel:
                 f"the prompt {plain.strip()!r} ends with the weight {weighted[2]}, which has to stand at the end of "
                 "the whole; put the part with a weight first, or into the keyframes"
             )
-        parts = {text: len(prompt_parser.re_AND.split(join(plain, prompt))) for text, prompt in prompts.items()}
-        first, *others = parts
+        weights = {text: _weights(join(plain, prompt)) for text, prompt in prompts.items()}
+        first, *others = weights
         for text in others:
-            if parts[text] != parts[first]:
+            one, other = weights[first], weights[text]
+            if len(one) != len(other):
                 raise self._error(
-                    f"{self._named(first)} has {parts[first]} part(s) joined by AND, {self._named(text)} has "
-                    f"{parts[text]}; give all keyframes as many parts"
+                    f"{self._named(first)} has {len(one)} part(s) joined by AND, {self._named(text)} has "
+                    f"{len(other)}; give all keyframes as many parts"
+                )
+            if self.weight_refusal and one != other:
+                raise self._error(
+                    f"{self._named(first)} has the weights {one} of its parts joined by AND, {self._named(text)} has "
+                    f"{other}; {self.weight_refusal}"
                 )
 
     def _loras_of_all(self, loras: dict[str, dict[str, Lora]]) -> dict[str, dict[str, Lora]]:
@@ -329,12 +337,19 @@ def _parsed(prompt: str) -> tuple[str, dict]:
     return extra_networks.parse_prompt(_without_comments(prompt))
 
 
+def _weights(prompt: str) -> list[float]:
+    """The weights of the parts of a prompt that AND joins."""
+    matches = (prompt_parser.re_weight.search(part) for part in prompt_parser.re_AND.split(prompt))
+    return [float(match[2] or 1) if match else 1.0 for match in matches]
+
+
 def _without_comments(prompt: str) -> str:
-    """A prompt as the host encodes it; reForge, which has no option for it, knows // and /* */ as well."""
-    enabled = opts.data.get("enable_prompt_comments", getattr(opts, "enable_prompt_comments", None))
-    if enabled is None:
-        prompt = re.sub(r"/\*.*?(\*/|$)|//.*", "", prompt, flags=re.DOTALL | re.MULTILINE)
-    return prompt if enabled is False else re.sub("#.*", "", prompt)
+    """A prompt as the host encodes it: each host strips comments of other kinds, some only if an option says so."""
+    if opts.data.get("enable_prompt_comments", getattr(opts, "enable_prompt_comments", None)) is False:
+        return prompt
+    modules = [data.module for data in scripts.scripts_data] + [sys.modules.get("modules.processing_scripts.comments")]
+    strip = next((vars(module)["strip_comments"] for module in modules if hasattr(module, "strip_comments")), None)
+    return strip(prompt) if strip else re.sub("#.*", "", prompt)
 
 
 def _set_lora_weights(weights: dict[str, Lora]) -> None:

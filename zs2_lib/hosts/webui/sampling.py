@@ -15,11 +15,18 @@ from modules import sd_samplers_common, shared
 
 from zs2_lib.core.hooks import Pass, another_extension
 from zs2_lib.hosts.undo import restore_afterwards, wrap
+from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import Settings
 
 from . import errors, foreign
 from .prompts import PromptTravel
 from .seam import Adapter, Call, ControlUnits, Model
+
+
+def check_model(adapter: Adapter) -> None:
+    """Raises SettingsError where the model that is loaded cannot sample a clip."""
+    if refusal := adapter.refusal():
+        raise SettingsError(refusal)
 
 
 class ClipSampling:
@@ -54,9 +61,6 @@ class ClipSampling:
         self._undo_step = ExitStack()
 
     def __enter__(self) -> ClipSampling:
-        refusal = self.adapter.refusal()
-        if refusal:
-            raise RuntimeError(refusal)
         with ExitStack() as undo:
             undo.enter_context(self.clip)
             undo.callback(self._undo_model.close)
@@ -64,8 +68,9 @@ class ClipSampling:
             if self.control:
                 self.control.begin(undo, self.clip)
             self._follow_model()
-            self.adapter.ask_for_memory(self.clip, undo)
             self.adapter.share_first_image(undo)
+            if hasattr(torch.compiler, "set_stance"):  # a compiled UNet may leave out hooks that it has not seen
+                undo.enter_context(torch.compiler.set_stance("force_eager"))
             restore_afterwards(undo, self.p, "rng")
             undo.callback(setattr, shared.state, "textinfo", None)
             self._undo = undo.pop_all()
@@ -80,6 +85,7 @@ class ClipSampling:
         """Hooks the model that samples now, with its control models: the refiner and hires.fix bring others mid-way."""
         model = self.adapter.model()
         if not self._model or model.owner is not self._model.owner:
+            check_model(self.adapter)
             self._undo_model.close()
             self._model = model
             wrap(self._undo_model, model.owner, model.method, self.unet_call)
@@ -123,7 +129,7 @@ class ClipSampling:
                 cuts = another_extension("cuts them into tiles")
                 raise RuntimeError(f"ZS²: the images of ControlNet units are of whole frames; {cuts}")
             if call.first:
-                self._look_for_others()
+                self._look_for_others(kwargs)
                 self.clip.begin_step(self.denoiser_call, self.adapter.time(t))
             try:
                 return self._in_passes(call, original, x, t, *args, **kwargs)
@@ -132,14 +138,14 @@ class ClipSampling:
                     raise
                 raise type(error)(f"{error}; " + another_extension("calls the UNet once more in each step")) from error
 
-    def _look_for_others(self) -> None:
-        """Keeps the UNet's calls whole where other extensions' code takes part in its attention.
+    def _look_for_others(self, kwargs: dict) -> None:
+        """Keeps the UNet's calls whole where other code takes part in its attention.
 
         Raises RuntimeError where each frame needs a pass of its own.
         """
-        self.others = self.others or foreign.on_attention(
-            self._model.unet, self.control.folder if self.control else None
-        )
+        patches = self.adapter.attention_patches(kwargs)
+        but_for = self.control.folder if self.control else None
+        self.others = self.others or foreign.on_attention(self._model.unet, but_for, patches)
         if self.others:
             if self.travel:
                 raise RuntimeError(
@@ -197,5 +203,6 @@ class ClipSampling:
         wrap(self._undo, p.rng, "next", lambda original: clip.noise.draw(still.next()))
         if p.sampler is not self._sampler:  # that of hires.fix may be the same
             self._sampler = p.sampler
+            self.adapter.ask_for_memory(clip, self._undo)  # hires.fix may have brought another checkpoint
             self.adapter.begin_sampling(self._undo)
             self.adapter.correlate_own_draws(clip, self._undo)

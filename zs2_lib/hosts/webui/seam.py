@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -105,6 +105,9 @@ class Adapter(ABC):
     lora_refusal: str | None = None
     """Why LoRA weights cannot change while a clip is sampled, with a remedy; None if they can."""
 
+    weight_refusal: str | None = None
+    """Why frames cannot have different weights of their prompts' parts, with a remedy; None if they can."""
+
     @classmethod
     @abstractmethod
     def fits(cls, p) -> bool:
@@ -112,7 +115,9 @@ class Adapter(ABC):
 
     @abstractmethod
     def refusal(self) -> str | None:
-        """Why the model cannot be hooked, with a remedy; None if it can."""
+        """Why the model that is loaded cannot be hooked, with a remedy; None if it can. Asked before the job samples,
+        and of each model that takes part.
+        """
 
     @abstractmethod
     def model(self) -> Model:
@@ -138,6 +143,12 @@ class Adapter(ABC):
         Takes out of `kwargs` what is not cut along the rows as `core.rows.take` does it, and puts it back cut.
         """
         return original
+
+    def attention_patches(self, kwargs: dict) -> Iterator[tuple[Callable, bool]]:
+        """What others gave with the arguments of a UNet call to take part in its attention, and of each whether it may
+        keep what it sees there beyond the call, and so needs the rows of all frames at once.
+        """
+        return iter(())
 
     @abstractmethod
     def time(self, t: torch.Tensor) -> float:

@@ -97,7 +97,9 @@ class Neighbour(scripts.Script):
 
 
 def first_attention() -> torch.nn.Module:
-    return next(m for name, m in shared.sd_model.model.diffusion_model.named_modules() if name.endswith("attn2"))
+    model = shared.sd_model
+    owner = model.forge_objects.unet.model if hasattr(model, "forge_objects") else model.model
+    return next(m for name, m in owner.diffusion_model.named_modules() if name.endswith("attn2"))
 
 
 def count_rows(p) -> None:
