@@ -107,7 +107,7 @@ def clip(host, units: list[dict], settings: dict, **payload):
 
 
 def payload_of(units: list[dict], payload: dict) -> dict:
-    return {**SD15, **payload} if ADAPTER in units else payload
+    return {**SD15, **payload} if any(unit["model"] == ADAPTER["model"] for unit in units) else payload
 
 
 def compare(host, folder, units: list[dict], payload: dict, per_pass=(3,), numbers=(0, 3), effect=BAR) -> None:
