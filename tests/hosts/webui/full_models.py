@@ -66,6 +66,7 @@ TEXT_2 = {**TEXT, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_la
 TEXT_2 |= {"hidden_act": "gelu", "projection_dim": 1024}
 """SD 2.x's."""
 NETWORKS = (models.lora, models.loha, models.lokr)
+UNITS = (models.controlnet, models.control_lora, models.t2i_adapter, models.ip_adapter)
 SCALE = 0.18215
 """Of the latents."""
 FEATURES = 0.35
@@ -92,6 +93,7 @@ def make() -> Path:
     files = {f"models/Stable-diffusion/{name}": recipe for name, recipe in recipes.items()}
     files |= {f"models/Lora/zs2_{make.__name__}": lambda make=make: make(shallow()) for make in NETWORKS}
     files["embeddings/zs2_embedding"] = lambda: {"emb_params": models.embedding(shallow())}
+<<<<<<< HEAD
     units = {
         "control_shallow_zs2": lambda: models.controlnet(shallow()),
         "controllora_shallow_zs2": lambda: models.control_lora(shallow()),
@@ -99,6 +101,9 @@ def make() -> Path:
         "t2iadapter_sd15_zs2": lambda: models.t2i_adapter(sd15()),
     }
     files |= {f"models/ControlNet/{name}": recipe for name, recipe in units.items()}
+=======
+    files |= {f"models/ControlNet/{make.__name__}_zs2": lambda make=make: make(shallow()) for make in UNITS}
+>>>>>>> h-control
     for name, recipe in files.items():
         path = folder() / f"{name}.safetensors"
         if not path.exists():

@@ -87,6 +87,7 @@ def with_network(tag: str) -> dict:
 
 LORA = with_network("<lora:zs2_lora:1>")
 BOTH_IN_MEMORY = {"sd_checkpoints_limit": 2}
+FLOAT8 = {"forge_unet_storage_dtype": "float8-e4m3fn"}
 SEVERAL = {} if KIND.full_shape else {"n_iter": 3}
 """Three clips in a row, over which what depends on the seed is evened out."""
 LARGE, HYPERTILE = {"width": 256, "height": 256}, {"hypertile_enable_unet": True, "hypertile_max_tile_unet": 128}
@@ -122,6 +123,8 @@ GROUPS = {
     "Schedulers": [Case(name, {"scheduler": name}) for name in KIND.schedulers],
     "Checkpoints": [
         Case("SD 1.x of full shape", checkpoint="sd15", smooth=True, only=FAMILY),
+        Case("float8 weights", checkpoint="second", override=FLOAT8, smooth=True, only=("forge",)),
+        Case("float8 weights, LoRA", LORA, "second", FLOAT8, only=("forge",)),
         Case("SD 2.x", checkpoint="sd2", smooth=True, part="SD 2.x", only=FAMILY),
         Case("SD 2.x, v-prediction", checkpoint="sd2-v", smooth=True, only=("a1111",)),
         Case("SDXL", checkpoint="sdxl", smooth=True, flags=KIND.half, part="SDXL"),
