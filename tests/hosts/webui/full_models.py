@@ -93,17 +93,7 @@ def make() -> Path:
     files = {f"models/Stable-diffusion/{name}": recipe for name, recipe in recipes.items()}
     files |= {f"models/Lora/zs2_{make.__name__}": lambda make=make: make(shallow()) for make in NETWORKS}
     files["embeddings/zs2_embedding"] = lambda: {"emb_params": models.embedding(shallow())}
-<<<<<<< HEAD
-    units = {
-        "control_shallow_zs2": lambda: models.controlnet(shallow()),
-        "controllora_shallow_zs2": lambda: models.control_lora(shallow()),
-        "ip-adapter_shallow_zs2": lambda: models.ip_adapter(shallow()),
-        "t2iadapter_sd15_zs2": lambda: models.t2i_adapter(sd15()),
-    }
-    files |= {f"models/ControlNet/{name}": recipe for name, recipe in units.items()}
-=======
     files |= {f"models/ControlNet/{make.__name__}_zs2": lambda make=make: make(shallow()) for make in UNITS}
->>>>>>> h-control
     for name, recipe in files.items():
         path = folder() / f"{name}.safetensors"
         if not path.exists():
