@@ -253,7 +253,7 @@ GROUPS = {
                 alters=name not in ("StyleAlign", "never out of memory"),  # of a batch of one, or not at all
                 mentions=ATTENTION_REPLACED.get(name, ""),
                 whole=name in ATTENTION_REPLACED,
-                mixes=name in ("StyleAlign", "Mahiro CFG"),
+                mixes=name == "StyleAlign",
             )
             for name, scripts in built_in.BY_HOST.get(KIND.name, {}).items()
         ),
