@@ -339,7 +339,10 @@ def compare(host, case: Case, payload: dict, row) -> None:
     clips, frames = payload.get("n_iter", 1), case.frames
 
     def still() -> np.ndarray:
-        return host.generate(**payload, override_settings={**override, **case.still_override}).frames
+        result = host.generate(**payload, override_settings={**override, **case.still_override})
+        # a host goes on with the checkpoint that is loaded where it does not find one
+        assert f"Model: {case.checkpoint}," in result.infotext + ",", f"{case.checkpoint} is not what was sampled with"
+        return result.frames
 
     def clip(**settings) -> tuple[np.ndarray, int, str]:
         host.arm()
