@@ -71,6 +71,7 @@ TILED = {
     for batch in (1, 4)
 }
 """Tiles: the method and the batch of a request."""
+SOFT_INPAINTING = script("Soft Inpainting", 1, 0.5, 4, 0, 0.5, 2)
 SIZES = {"HyperTile, tile sizes at random": {"width": 128, "height": 128}}
 """Pictures large enough for the extension to have a choice."""
 BY_HOST = {"forge": FORGE, "reforge": REFORGE}

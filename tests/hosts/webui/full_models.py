@@ -24,7 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import models
 
-RECIPE = 1
+RECIPE = 2
 """Counts changes of what this module makes: older files are not used again."""
 WIDTH, CARRIED = 320, 4
 UNET = {
@@ -81,19 +81,25 @@ def folder() -> Path:
 
 def make() -> Path:
     """Writes what has not been written before, laid out as a WebUI's data directory."""
-    shallow = functools.cache(lambda: checkpoint(SHALLOW, seed=1))
+    shallow, sd15 = (functools.cache(lambda shape=shape: checkpoint(shape, seed=1)) for shape in (SHALLOW, FULL))
     recipes = {
         "shallow": shallow,
         "second": lambda: models.second(shallow()),
         "inpainting": lambda: models.with_input_channels(shallow(), 5),
         "pix2pix": lambda: models.with_input_channels(shallow(), 4),
         "sd2": lambda: sd2(SHALLOW, seed=1),
-        "sd15": lambda: checkpoint(FULL, seed=1),
+        "sd15": sd15,
     }
     files = {f"models/Stable-diffusion/{name}": recipe for name, recipe in recipes.items()}
     files |= {f"models/Lora/zs2_{make.__name__}": lambda make=make: make(shallow()) for make in NETWORKS}
     files["embeddings/zs2_embedding"] = lambda: {"emb_params": models.embedding(shallow())}
-    (folder() / "models" / "ControlNet").mkdir(parents=True, exist_ok=True)
+    units = {
+        "control_shallow_zs2": lambda: models.controlnet(shallow()),
+        "controllora_shallow_zs2": lambda: models.control_lora(shallow()),
+        "ip-adapter_shallow_zs2": lambda: models.ip_adapter(shallow()),
+        "t2iadapter_sd15_zs2": lambda: models.t2i_adapter(sd15()),
+    }
+    files |= {f"models/ControlNet/{name}": recipe for name, recipe in units.items()}
     for name, recipe in files.items():
         path = folder() / f"{name}.safetensors"
         if not path.exists():

@@ -26,6 +26,8 @@ class Kind:
     """Whether the host knows a model by its shape, and not by a config beside it."""
     hires: Mapping[str, object] = field(default_factory=dict)
     """What a request for hires.fix has to have beside A1111's keys."""
+    half: tuple[str, ...] = ()
+    """What makes it hold an SDXL checkpoint of full shape in half precision."""
     samplers: tuple[str, ...] = ()
     schedulers: tuple[str, ...] = ()
     attention: tuple[str, ...] = ()
@@ -133,9 +135,17 @@ KINDS = (
         lambda root: (root / "modules_forge" / "packages").exists(),
         (*COMMON_FLAGS, "--cpu"),
         hires=MODULES,
+        half=("--bf16-unet", "--bf16-text-enc"),
         samplers=NEO_SAMPLERS,
         schedulers=NEO_SCHEDULERS,
-        lacks={**FAMILY_LACKS, "latent upscalers": NO_LATENT},
+        lacks={
+            **FAMILY_LACKS,
+            "latent upscalers": NO_LATENT,
+            "SD 2.x": "the host has no class for SD 2.x: it refuses the checkpoint",
+            "HyperTile": "the host has no HyperTile",
+            "padding": ONE_BATCH,
+            "not deterministic SDE": "the host's SDE samplers are deterministic always",
+        },
     ),
     Kind(
         "forge",

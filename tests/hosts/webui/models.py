@@ -304,7 +304,8 @@ def ip_adapter(weights: dict, embedding: int = 48, tokens: int = 4, strength: fl
     }
     down, up = (f"input_blocks.{n}.1" for n in (1, 2, 4, 5, 7, 8)), (f"output_blocks.{n}.1" for n in range(3, 12))
     for number, place in enumerate((*down, *up, "middle_block.1")):
-        inner = unet[f"{place}.transformer_blocks.0.attn2.to_k.weight"].shape[0]
+        to_k = unet.get(f"{place}.transformer_blocks.0.attn2.to_k.weight")
+        inner = context if to_k is None else to_k.shape[0]  # a UNet of fewer levels has no such place
         for part in ("k", "v"):
             weight = strength * noise(torch.empty(inner, context)) / context**0.5
             result[f"ip_adapter.{2 * number + 1}.to_{part}_ip.weight"] = weight

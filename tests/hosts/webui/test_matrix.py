@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import platform
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import built_in
+import full_sdxl
 from host import (
     AND,
     BAR,
@@ -99,6 +101,11 @@ ATTENTION_REPLACED = {"self-attention guidance": "_sag.py", "StyleAlign": "forge
 """Built-in extensions that need all frames at once, with the file that notes speak of."""
 INPAINT, PIX2PIX = {**IMG2IMG, **MASK}, {**IMG2IMG, "image_cfg_scale": 1.5}
 
+SOFT = {**INPAINT, "alwayson_scripts": built_in.SOFT_INPAINTING}
+FLOAT8, ONLINE = ({"forge_unet_storage_dtype": name} for name in ("float8-e4m3fn", "Automatic (fp16 LoRA)"))
+TILED_IMG2IMG = IMG2IMG if KIND.name == "neo" else {}
+"""It has tiles in img2img alone."""
+
 GROUPS = {
     "Samplers": [
         *(
@@ -117,12 +124,13 @@ GROUPS = {
         Case("SD 1.x of full shape", checkpoint="sd15", smooth=True, only=FAMILY),
         Case("SD 2.x", checkpoint="sd2", smooth=True, part="SD 2.x", only=FAMILY),
         Case("SD 2.x, v-prediction", checkpoint="sd2-v", smooth=True, only=("a1111",)),
-        Case("SDXL", checkpoint="sdxl", smooth=True, part="SDXL"),
+        Case("SDXL", checkpoint="sdxl", smooth=True, flags=KIND.half, part="SDXL"),
         Case(
             "SDXL, DPM++ 2M SDE, hires.fix",
             {**HIRES, "sampler_name": "DPM++ 2M SDE"},
             "sdxl",
             smooth=True,
+            flags=KIND.half,
             part="SDXL",
         ),
         Case("SD 1.x inpainting, txt2img", checkpoint="inpainting", smooth=True),
@@ -258,9 +266,17 @@ GROUPS = {
             for name, scripts in built_in.BY_HOST.get(KIND.name, {}).items()
         ),
         *(
-            Case(name, {**built_in.TILES, "alwayson_scripts": built_in.tiles(*tiles)}, alters=True)
-            for name, tiles in (built_in.TILED if KIND.name in built_in.BY_HOST else {}).items()
+            Case(
+                name,
+                {**TILED_IMG2IMG, **built_in.TILES, "alwayson_scripts": built_in.tiles(*tiles)},
+                init_image=bool(TILED_IMG2IMG),
+                alters=True,
+            )
+            for name, tiles in (built_in.TILED if KIND.is_family else {}).items()
         ),
+        Case("soft inpainting", SOFT, init_image=True, smooth=True),
+        Case("UNet in float8", {}, "second", FLOAT8, alters=True, only=("neo",)),
+        Case("LoRA merged in each step", LORA, "second", ONLINE, alters=True, only=("neo",)),
     ],
     "Little memory": [
         Case("--medvram", flags=("--medvram",), part="medvram"),
@@ -323,6 +339,8 @@ def test_combination(group, case, host_for, document, request):
     if case.part in KIND.lacks:
         row.cannot = KIND.lacks[case.part]
         pytest.skip(row.cannot)
+    if case.checkpoint == "sdxl" and KIND.full_shape:
+        full_sdxl.make()
     try:
         host = host_for(case.flags)
         init_images = {"init_images": [request.getfixturevalue("init_image")]} if case.init_image else {}
@@ -337,6 +355,8 @@ def compare(host, case: Case, payload: dict, row) -> None:
     """Makes the case's stills and clips, and puts what it finds into the row of the table."""
     override = {"sd_model_checkpoint": f"{case.checkpoint}.safetensors", **case.override}
     clips, frames = payload.get("n_iter", 1), case.frames
+    offered = [Path(model["filename"]).stem for model in host.client.get("/sdapi/v1/sd-models")]
+    assert case.checkpoint in offered, f"there is no checkpoint {case.checkpoint}, and some hosts go on with another"
 
     def still() -> np.ndarray:
         result = host.generate(**payload, override_settings={**override, **case.still_override})

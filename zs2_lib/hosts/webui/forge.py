@@ -21,7 +21,7 @@ from zs2_lib.settings.kinds import SettingsError
 
 from .draws import share_first_image
 from .forge_control_models import answered, postpone
-from .forge_draws import correlate_own_draws
+from .forge_draws import correlate_guidance, correlate_own_draws
 from .forge_guidance import frame_by_frame, is_plain
 from .seam import Adapter, Call, Model
 
@@ -64,6 +64,7 @@ class Forge(Adapter):
 
     def begin_step(self, denoiser, undo: ExitStack) -> None:
         self._calls, self._blocks = 0, Counter()
+        correlate_guidance(self._patcher.model_options, self._clip, undo)
         postpone(self._patcher, undo)
         frame_by_frame(self._patcher, self.frames, undo)
 
@@ -145,6 +146,7 @@ class Forge(Adapter):
         share_first_image(self.p, undo)
 
     def correlate_own_draws(self, clip: Clip, undo: ExitStack) -> None:
+        self._clip = clip
         correlate_own_draws(self.p.sampler, clip, undo)
 
     @property

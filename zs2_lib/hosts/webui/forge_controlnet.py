@@ -26,7 +26,7 @@ from .edit import SourceVideo
 from .forge_control_models import chain, in_passes
 from .forge_draws import ClipTorch
 from .forge_pictures import InParts, Inputs, encoded_alike, shown
-from .forge_units import count_of, folder_of, has_image, units_of
+from .forge_units import check_names, count_of, folder_of, has_image, units_of
 from .seam import ControlUnits
 
 REFUSED = {
@@ -55,6 +55,7 @@ class Units(ControlUnits):
         pictures = []
         for number, (unit, entry) in enumerate(given_units(lambda: units_of(p, script, settings), settings, note)):
             if unit.enabled:
+                check_names(script, number, unit)
                 value = entry or folder_of(script, unit)
                 own = pictures_of(p, number, value, has_image(unit), settings, source, undo, note)
                 pictures += [own] * count_of(script, unit)

@@ -34,6 +34,20 @@ def _parsed(script, number: int, unit):
     return parsed
 
 
+def check_names(script, number: int, unit) -> None:
+    """Raises SettingsError for a preprocessor or model that the host does not have: it would stop at no word of it."""
+    lists = type(script).get_input_data.__globals__["global_state"]
+    for kind, name, known in (
+        ("preprocessor", unit.module, lists.get_all_preprocessor_names()),
+        ("model", unit.model, lists.get_all_controlnet_names()),
+    ):
+        if name not in known:
+            raise SettingsError(
+                f"ControlNet unit {number}: {name!r} is no {kind} of this WebUI; choose one of its panel's, or of "
+                "GET /controlnet/module_list and /controlnet/model_list"
+            )
+
+
 def count_of(script, unit) -> int:
     """How many units the host makes of this one: with a gallery, it may be one for each image."""
     return len(script.get_enabled_units([unit])) if mode_of(unit) == MERGE else 1

@@ -50,6 +50,7 @@ class Fault:
         "unet": ("unet", "", "forward"),
         # also where an extension has replaced the UNet's own
         "unet block": ("unet", "input_blocks.1", "forward"),
+        "control": ("control", "", "forward"),
         "vae": ("vae", "", "decode"),
     }
 
@@ -60,7 +61,10 @@ class Fault:
 
     def install(self) -> None:
         part, path, method = self.SITES[self.site]
-        module = parts_of(shared.sd_model)[part].get_submodule(path)
+        root = parts_of(shared.sd_model).get(part)
+        if root is None:  # no ControlNet yet
+            return
+        module = root.get_submodule(path)
         if any(module is known for known in self.modules):
             return
         self.modules.append(module)
@@ -122,7 +126,9 @@ def parts_of(sd_model) -> dict[str, torch.nn.Module]:
         return {"unet": sd_model.model.diffusion_model, "vae": first, "": sd_model} if first is not None else {}
     objects = sd_model.forge_objects
     owner, text = objects.unet.model, objects.clip.cond_stage_model
-    return {"unet": owner.diffusion_model, "vae": objects.vae.first_stage_model, "": owner, "text": text}
+    parts = {"unet": owner.diffusion_model, "vae": objects.vae.first_stage_model, "": owner, "text": text}
+    control = getattr(objects.unet.controlnet_linked_list, "control_model", None)
+    return parts if control is None else {**parts, "control": control}
 
 
 def hooks() -> dict:
@@ -154,7 +160,7 @@ def modules() -> Iterator[tuple[str, torch.nn.Module]]:
     others = [model for model in loaded if model is not shared.sd_model]
     for number, model in enumerate([shared.sd_model, *others]):
         for part, root in parts_of(model).items():
-            if part in ("", "text"):
+            if part in ("", "text", "control"):
                 for name, module in root.named_modules():
                     yield f"model {number}: {part} {name}", module
 
