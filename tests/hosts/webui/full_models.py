@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 import torch
+import yaml
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.model import Decoder, Downsample, Encoder, ResnetBlock, Upsample
 from ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
@@ -99,6 +100,9 @@ def make() -> Path:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             save(recipe(), path)
+    # reForge reads what kind of SD 2.x it is from a file beside it, or needs all levels of the UNet to find out
+    config = folder() / "models" / "Stable-diffusion" / "sd2.yaml"
+    config.write_text(yaml.safe_dump(models.sd2_v(*models.tiny(), parameterization="eps")[1]), encoding="utf-8")
     return folder()
 
 

@@ -264,7 +264,7 @@ GROUPS = {
                 alters=name not in ("StyleAlign", "never out of memory"),  # of a batch of one, or not at all
                 mentions=ATTENTION_REPLACED.get(name, ""),
                 whole=name in ATTENTION_REPLACED,
-                mixes=name in ("StyleAlign", "Mahiro CFG"),
+                mixes=name == "StyleAlign",
             )
             for name, scripts in built_in.BY_HOST.get(KIND.name, {}).items()
         ),
@@ -362,7 +362,10 @@ def compare(host, case: Case, payload: dict, row) -> None:
     assert case.checkpoint in offered, f"there is no checkpoint {case.checkpoint}, and some hosts go on with another"
 
     def still() -> np.ndarray:
-        return host.generate(**payload, override_settings={**override, **case.still_override}).frames
+        result = host.generate(**payload, override_settings={**override, **case.still_override})
+        # a host goes on with the checkpoint that is loaded where it does not find one
+        assert f"Model: {case.checkpoint}," in result.infotext + ",", f"{case.checkpoint} is not what was sampled with"
+        return result.frames
 
     def clip(**settings) -> tuple[np.ndarray, int, str]:
         host.arm()
