@@ -156,8 +156,8 @@ GROUPS = {
     "hires.fix and refiner": [
         Case("hires.fix, Latent", HIRES, smooth=True, part="latent upscalers"),
         Case("hires.fix, DPM++ SDE", {**HIRES, **SDE}, smooth=True),
-        Case("hires.fix, Lanczos", {**HIRES, "hr_upscaler": "Lanczos"}, smooth=True),
-        Case("hires.fix, Lanczos, Euler a", {**HIRES, "hr_upscaler": "Lanczos", **EULER_A}, smooth=True),
+        Case("hires.fix, Lanczos", {**HIRES, "hr_upscaler": KIND.upscaler}, smooth=True),
+        Case("hires.fix, Lanczos, Euler a", {**HIRES, "hr_upscaler": KIND.upscaler, **EULER_A}, smooth=True),
         Case("hires.fix, sampler of its own", {**HIRES, "hr_sampler_name": "DPM++ 2M SDE"}, smooth=True),
         Case("hires.fix, prompt of its own", {**HIRES, "hr_prompt": AND}, per_pass=3),
         Case("hires.fix, checkpoint of its own", {**HIRES, "hr_checkpoint_name": "second.safetensors"}),
