@@ -39,7 +39,7 @@ LONG = STILL["prompt"] + ", a picture of a red circle on blue" * 10  # more than
 SDE, EULER_A = {"sampler_name": "DPM++ SDE"}, {"sampler_name": "Euler a"}
 HIRES = {"enable_hr": True, "hr_scale": 2 if KIND.full_shape else 1.5, "denoising_strength": 0.6, **KIND.hires}
 HIRES |= {"hr_second_pass_steps": 4, "hr_upscaler": KIND.upscaler if "latent upscalers" in KIND.lacks else "Latent"}
-REFINER = {"refiner_checkpoint": "second.safetensors", "refiner_switch_at": 0.5}
+REFINER = {"refiner_checkpoint": "second.safetensors", "refiner_switch_at": KIND.refiner_at}
 UNBATCHED = {"batch_cond_uncond": False}
 """The host's setting with which prompt and negative prompt are calls of their own."""
 

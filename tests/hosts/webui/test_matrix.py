@@ -170,7 +170,7 @@ GROUPS = {
             only=("a1111",),
         ),
         Case("refiner, both checkpoints kept in memory", REFINER, options=BOTH_IN_MEMORY, alters=True, only=("a1111",)),
-        Case("refiner and hires.fix", {**HIRES, **REFINER}),
+        Case("refiner and hires.fix", {**HIRES, **REFINER}, part="refiner in hires.fix"),
     ],
     "img2img": [
         Case("one init image", {**IMG2IMG, **SEVERAL}, init_image=True, smooth=True),
