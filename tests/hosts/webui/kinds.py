@@ -26,6 +26,10 @@ class Kind:
     """Whether the host knows a model by its shape, and not by a config beside it."""
     hires: Mapping[str, object] = field(default_factory=dict)
     """What a request for hires.fix has to have beside A1111's keys."""
+    upscaler: str = "Lanczos"
+    """One of pixels that needs no model."""
+    refiner_at: float = 0.5
+    """Where a refiner takes over in the middle of the steps: a share of them, or a sigma."""
     half: tuple[str, ...] = ()
     """What makes it hold an SDXL checkpoint of full shape in half precision."""
     samplers: tuple[str, ...] = ()
@@ -137,6 +141,8 @@ KINDS = (
         lambda root: (root / "modules_forge" / "packages").exists(),
         (*COMMON_FLAGS, "--cpu"),
         hires=MODULES,
+        upscaler="None",
+        refiner_at=5.0,
         half=("--bf16-unet", "--bf16-text-enc"),
         samplers=NEO_SAMPLERS,
         schedulers=NEO_SCHEDULERS,
@@ -144,6 +150,8 @@ KINDS = (
             **FAMILY_LACKS,
             "latent upscalers": NO_LATENT,
             "SD 2.x": "the host has no class for SD 2.x: it refuses the checkpoint",
+            "refiner in hires.fix": "the host takes no refiner in hires.fix",
+            "pix2pix": "the host takes the checkpoint for one of inpainting, and its own still fails",
             "HyperTile": "the host has no HyperTile",
             "padding": ONE_BATCH,
             "not deterministic SDE": "the host's SDE samplers are deterministic always",

@@ -159,8 +159,8 @@ GROUPS = {
     "hires.fix and refiner": [
         Case("hires.fix, Latent", HIRES, smooth=True, part="latent upscalers"),
         Case("hires.fix, DPM++ SDE", {**HIRES, **SDE}, smooth=True),
-        Case("hires.fix, Lanczos", {**HIRES, "hr_upscaler": "Lanczos"}, smooth=True),
-        Case("hires.fix, Lanczos, Euler a", {**HIRES, "hr_upscaler": "Lanczos", **EULER_A}, smooth=True),
+        Case("hires.fix, Lanczos", {**HIRES, "hr_upscaler": KIND.upscaler}, smooth=True),
+        Case("hires.fix, Lanczos, Euler a", {**HIRES, "hr_upscaler": KIND.upscaler, **EULER_A}, smooth=True),
         Case("hires.fix, sampler of its own", {**HIRES, "hr_sampler_name": "DPM++ 2M SDE"}, smooth=True),
         Case("hires.fix, prompt of its own", {**HIRES, "hr_prompt": AND}, per_pass=3),
         Case("hires.fix, checkpoint of its own", {**HIRES, "hr_checkpoint_name": "second.safetensors"}),
@@ -173,7 +173,7 @@ GROUPS = {
             only=("a1111",),
         ),
         Case("refiner, both checkpoints kept in memory", REFINER, options=BOTH_IN_MEMORY, alters=True, only=("a1111",)),
-        Case("refiner and hires.fix", {**HIRES, **REFINER}),
+        Case("refiner and hires.fix", {**HIRES, **REFINER}, part="refiner in hires.fix"),
     ],
     "img2img": [
         Case("one init image", {**IMG2IMG, **SEVERAL}, init_image=True, smooth=True),
