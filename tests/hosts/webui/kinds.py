@@ -11,7 +11,7 @@ FAMILY = ("forge", "reforge", "neo")
 """Hosts whose UNet sits in `sd_model.forge_objects`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
     """A kind of host. `name` is that of its results; `known_by(root)` tells it from the others by its folders."""
 
