@@ -38,9 +38,8 @@ AND = STILL["prompt"] + " AND a yellow star on a green background :0.6"
 LONG = STILL["prompt"] + ", a picture of a red circle on blue" * 10  # more than 75 tokens: two chunks
 SDE, EULER_A = {"sampler_name": "DPM++ SDE"}, {"sampler_name": "Euler a"}
 HIRES = {"enable_hr": True, "hr_scale": 2 if KIND.full_shape else 1.5, "denoising_strength": 0.6, **KIND.hires}
-HIRES |= {"hr_second_pass_steps": 4, "hr_upscaler": "Lanczos" if "latent upscalers" in KIND.lacks else "Latent"}
-REFINER = {"refiner_checkpoint": "second.safetensors", "refiner_switch_at": 0.3 if KIND.full_shape else 0.5}
-"""Of three steps the last one changes next to nothing."""
+HIRES |= {"hr_second_pass_steps": 4, "hr_upscaler": KIND.upscaler if "latent upscalers" in KIND.lacks else "Latent"}
+REFINER = {"refiner_checkpoint": "second.safetensors", "refiner_switch_at": KIND.refiner_at}
 OVERRIDDEN = (
     "CLIP_stop_at_last_layers", "eta_noise_seed_delta", "forge_unet_storage_dtype", "img2img_color_correction",
     "no_dpmpp_sde_batch_determinism", "pad_cond_uncond", "pad_cond_uncond_v0", "randn_source", "skip_early_cond",

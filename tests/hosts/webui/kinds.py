@@ -11,7 +11,7 @@ FAMILY = ("forge", "reforge", "neo")
 """Hosts whose UNet sits in `sd_model.forge_objects`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
     """A kind of host. `name` is that of its results; `known_by(root)` tells it from the others by its folders."""
 
@@ -26,6 +26,10 @@ class Kind:
     """Whether the host knows a model by its shape, and not by a config beside it."""
     hires: Mapping[str, object] = field(default_factory=dict)
     """What a request for hires.fix has to have beside A1111's keys."""
+    upscaler: str = "Lanczos"
+    """One of pixels that needs no model."""
+    refiner_at: float = 0.5
+    """Where a refiner takes over in the middle of the steps: a share of them, or a sigma."""
     half: tuple[str, ...] = ()
     """What makes it hold an SDXL checkpoint of full shape in half precision."""
     samplers: tuple[str, ...] = ()
@@ -137,6 +141,8 @@ KINDS = (
         lambda root: (root / "modules_forge" / "packages").exists(),
         (*COMMON_FLAGS, "--cpu"),
         hires=MODULES,
+        upscaler="None",
+        refiner_at=5.0,
         half=("--bf16-unet", "--bf16-text-enc"),
         samplers=NEO_SAMPLERS,
         schedulers=NEO_SCHEDULERS,
@@ -144,6 +150,8 @@ KINDS = (
             **FAMILY_LACKS,
             "latent upscalers": NO_LATENT,
             "SD 2.x": "the host has no class for SD 2.x: it refuses the checkpoint",
+            "refiner in hires.fix": "the host takes no refiner in hires.fix",
+            "pix2pix": "the host takes the checkpoint for one of inpainting, and its own still fails",
             "HyperTile": "the host has no HyperTile",
             "padding": ONE_BATCH,
             "not deterministic SDE": "the host's SDE samplers are deterministic always",
@@ -155,11 +163,12 @@ KINDS = (
         lambda root: (root / "packages_3rdparty").exists(),
         (*COMMON_FLAGS, "--always-cpu", "--no-download-sd-model"),
         hires=MODULES,
+        refiner_at=0.3,
         samplers=FORGE_SAMPLERS,
         schedulers=FORGE_SCHEDULERS,
         lacks={
             **FAMILY_LACKS,
-            "pix2pix": "the host has no class for Instruct-Pix2Pix: it refuses the checkpoint",
+            "pix2pix": "the host has no class for Instruct-Pix2Pix: its own still fails",
             "HyperTile": "the host has no HyperTile",
         },
     ),
@@ -169,6 +178,7 @@ KINDS = (
         lambda root: (root / "ldm_patched").exists(),
         (*COMMON_FLAGS, "--always-cpu", "--no-download-sd-model"),
         {"show_progress_type": "Approx cheap"},
+        refiner_at=0.3,
         samplers=REFORGE_SAMPLERS,
         schedulers=REFORGE_SCHEDULERS,
         lacks=REFORGE_LACKS,

@@ -159,8 +159,8 @@ GROUPS = {
     "hires.fix and refiner": [
         Case("hires.fix, Latent", HIRES, smooth=True, part="latent upscalers"),
         Case("hires.fix, DPM++ SDE", {**HIRES, **SDE}, smooth=True),
-        Case("hires.fix, Lanczos", {**HIRES, "hr_upscaler": "Lanczos"}, smooth=True),
-        Case("hires.fix, Lanczos, Euler a", {**HIRES, "hr_upscaler": "Lanczos", **EULER_A}, smooth=True),
+        Case("hires.fix, Lanczos", {**HIRES, "hr_upscaler": KIND.upscaler}, smooth=True),
+        Case("hires.fix, Lanczos, Euler a", {**HIRES, "hr_upscaler": KIND.upscaler, **EULER_A}, smooth=True),
         Case("hires.fix, sampler of its own", {**HIRES, "hr_sampler_name": "DPM++ 2M SDE"}, smooth=True),
         Case("hires.fix, prompt of its own", {**HIRES, "hr_prompt": AND}, per_pass=3),
         Case("hires.fix, checkpoint of its own", {**HIRES, "hr_checkpoint_name": "second.safetensors"}),
@@ -173,7 +173,7 @@ GROUPS = {
             only=("a1111",),
         ),
         Case("refiner, both checkpoints kept in memory", REFINER, options=BOTH_IN_MEMORY, alters=True, only=("a1111",)),
-        Case("refiner and hires.fix", {**HIRES, **REFINER}),
+        Case("refiner and hires.fix", {**HIRES, **REFINER}, part="refiner in hires.fix"),
     ],
     "img2img": [
         Case("one init image", {**IMG2IMG, **SEVERAL}, init_image=True, smooth=True),
@@ -264,7 +264,7 @@ GROUPS = {
                 alters=name not in ("StyleAlign", "never out of memory"),  # of a batch of one, or not at all
                 mentions=ATTENTION_REPLACED.get(name, ""),
                 whole=name in ATTENTION_REPLACED,
-                mixes=name in ("StyleAlign", "Mahiro CFG"),
+                mixes=name == "StyleAlign",
             )
             for name, scripts in built_in.BY_HOST.get(KIND.name, {}).items()
         ),
@@ -362,7 +362,10 @@ def compare(host, case: Case, payload: dict, row) -> None:
     assert case.checkpoint in offered, f"there is no checkpoint {case.checkpoint}, and some hosts go on with another"
 
     def still() -> np.ndarray:
-        return host.generate(**payload, override_settings={**override, **case.still_override}).frames
+        result = host.generate(**payload, override_settings={**override, **case.still_override})
+        # a host goes on with the checkpoint that is loaded where it does not find one
+        assert f"Model: {case.checkpoint}," in result.infotext + ",", f"{case.checkpoint} is not what was sampled with"
+        return result.frames
 
     def clip(**settings) -> tuple[np.ndarray, int, str]:
         host.arm()
