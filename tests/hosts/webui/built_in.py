@@ -42,8 +42,8 @@ FORGE = {
     "FreeU": script("FreeU Integrated (SD 1.x, SD 2.x, SDXL)", 1.5, 1.6, 0.9, 0.2, 0.0, 1.0),
     "dynamic thresholding": thresholding("enable"),
     "StyleAlign": script("StyleAlign Integrated", 1.0),
-    "latent modifier, sharpness": modifier(sharpness_multiplier=10.0),
-    "latent modifier, guidance": modifier(rescale_cfg_phi=0.7, dyn_cfg_augmentation="dyncfg-halfcosine"),
+    "latent modifier, guidance": modifier(tonemap_multiplier=1.0, contrast_multiplier=5.0, rescale_cfg_phi=0.7),
+    "latent modifier, drift": modifier(combat_cfg_drift=1.0),
     "never out of memory": script("Never OOM Integrated", True),
 }
 GUIDANCE = '"APG\'s now your CFG" and Guidance Limiter for reForge'
