@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -137,6 +138,8 @@ def started(
         (data / "extensions" / "sd-webui-zs2").symlink_to(here.parents[2])
     if controlnet:
         (data / "extensions" / "sd-webui-controlnet").symlink_to(installation.controlnet)
+    if not (data / "config.json").exists():  # not every host has --ckpt
+        (data / "config.json").write_text(json.dumps({"sd_model_checkpoint": f"{PLAIN}.safetensors"}))
     (data / "ui-config.json").write_text("{}")  # NegPiP reads it while the host starts for the first time
     for other in others:
         (data / "extensions" / other.name).symlink_to(other)
