@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -138,8 +137,6 @@ def started(
         (data / "extensions" / "sd-webui-zs2").symlink_to(here.parents[2])
     if controlnet:
         (data / "extensions" / "sd-webui-controlnet").symlink_to(installation.controlnet)
-    if not (data / "config.json").exists():  # not every host has --ckpt
-        (data / "config.json").write_text(json.dumps({"sd_model_checkpoint": f"{PLAIN}.safetensors"}))
     (data / "ui-config.json").write_text("{}")  # NegPiP reads it while the host starts for the first time
     for other in others:
         (data / "extensions" / other.name).symlink_to(other)
@@ -149,6 +146,9 @@ def started(
         offered = client.options()
         fixed = {name: offered[name] for name in OVERRIDDEN if name in offered}
         client.post("/sdapi/v1/options", {**fixed, "live_previews_enable": False, **KIND.options})
+        if KIND.name == "neo":  # has no --ckpt, and begins with the first file that it finds
+            for name in ("second", PLAIN):
+                client.post("/sdapi/v1/options", {"sd_model_checkpoint": f"{name}.safetensors"})
         yield Host(client, data, installation.version)
 
 
