@@ -42,7 +42,7 @@ UNITS = {
     "Control-LoRA": {"module": "None", "model": "control_lora_zs2"},
     "T2I-Adapter": ADAPTER,
     "IP-Adapter": PROMPT,
-    "IP-Adapter, weight and steps": {**PROMPT, "weight": 0.7, "guidance_start": 0.2, "guidance_end": 0.8},
+    "IP-Adapter, weight and last step": {**PROMPT, "weight": 0.7, "guidance_end": 0.8},
 }
 LACKS = {"neo": {"ControlNet, recolor": "the host has no such preprocessor"}}
 """Units that a host does not have, by its kind."""
