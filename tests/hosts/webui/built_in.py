@@ -61,7 +61,7 @@ REFORGE = {
     "adaptive projected guidance": script(GUIDANCE, 0.5, 0.18, 15.0, 1.0, False, 5.42, 0.28),
     "guidance limiter": {GUIDANCE: {"args": [False, 0.5, 0.18, 15.0, 1.0, True, 5.42, 0.28]}},
     "Mahiro CFG": script("Mahiro CFG for reForge"),
-    "zero terminal SNR": script("Advanced Model Sampling for reForge (Backported)", "Discrete", "v_prediction", True),
+    "zero terminal SNR": script("Advanced Model Sampling for reForge", "Discrete", "v_prediction", True),
     "latent modifier, sharpness": {"LatentModifier Integrated": {"args": [True, 10.0, "anisotropic"]}},
     "never out of memory": script("Never OOM Integrated", True),
 }
@@ -71,6 +71,7 @@ TILED = {
     for batch in (1, 4)
 }
 """Tiles: the method and the batch of a request."""
+SOFT_INPAINTING = script("Soft Inpainting", 1, 0.5, 4, 0, 0.5, 2)
 SIZES = {"HyperTile, tile sizes at random": {"width": 128, "height": 128}}
 """Pictures large enough for the extension to have a choice."""
 BY_HOST = {"forge": FORGE, "reforge": REFORGE}

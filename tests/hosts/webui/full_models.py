@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 import torch
+import yaml
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.model import Decoder, Downsample, Encoder, ResnetBlock, Upsample
 from ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
@@ -81,14 +82,15 @@ def folder() -> Path:
 
 def make() -> Path:
     """Writes what has not been written before, laid out as a WebUI's data directory."""
-    shallow = functools.cache(lambda: checkpoint(SHALLOW, seed=1))
+    shallow, sd15 = (functools.cache(lambda shape=shape: checkpoint(shape, seed=1)) for shape in (SHALLOW, FULL))
     recipes = {
         "shallow": shallow,
         "second": lambda: models.second(shallow()),
         "inpainting": lambda: models.with_input_channels(shallow(), 5),
         "pix2pix": lambda: models.with_input_channels(shallow(), 4),
         "sd2": lambda: sd2(SHALLOW, seed=1),
-        "sd15": lambda: checkpoint(FULL, seed=1),
+        "sd15": sd15,
+        "lumina2": without_unet,
     }
     files = {f"models/Stable-diffusion/{name}": recipe for name, recipe in recipes.items()}
     files |= {f"models/Lora/zs2_{make.__name__}": lambda make=make: make(shallow()) for make in NETWORKS}
@@ -99,6 +101,9 @@ def make() -> Path:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             save(recipe(), path)
+    # reForge reads what kind of SD 2.x it is from a file beside it, or needs all levels of the UNet to find out
+    config = folder() / "models" / "Stable-diffusion" / "sd2.yaml"
+    config.write_text(yaml.safe_dump(models.sd2_v(*models.tiny(), parameterization="eps")[1]), encoding="utf-8")
     return folder()
 
 
@@ -134,6 +139,20 @@ def sd2(shape: dict, seed: int) -> dict:
     weights = {prefix + key: value for prefix, part in parts.items() for key, value in part.state_dict().items()}
     text = {models.TEXT + key: value for key, value in text.items()}
     return weights | models.open_clip(text, "cond_stage_model.model.")
+
+
+def without_unet() -> dict:
+    """What a host knows a Lumina 2 checkpoint by, a transformer in place of a UNet: enough to load it, and no more."""
+    known = {
+        "model.diffusion_model.cap_embedder.1.weight": (2304, 2304),
+        "model.diffusion_model.noise_refiner.0.attention.k_norm.weight": (96,),
+        "model.diffusion_model.layers.0.ffn_norm1.weight": (2304,),
+        "model.diffusion_model.layers.1.ffn_norm1.weight": (2304,),
+        "text_encoders.gemma2_2b.model.norm.weight": (2304,),
+    }
+    parts = ("model.diffusion_model", "text_encoders.gemma2_2b", "vae")
+    unused = {f"{part}.unused.{number}": (1,) for part in parts for number in range(20)}  # fewer count as none
+    return {key: torch.zeros(shape) for key, shape in {**known, **unused}.items()}
 
 
 def _text_encoder(config: dict) -> nn.Module:

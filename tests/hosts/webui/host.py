@@ -38,8 +38,14 @@ AND = STILL["prompt"] + " AND a yellow star on a green background :0.6"
 LONG = STILL["prompt"] + ", a picture of a red circle on blue" * 10  # more than 75 tokens: two chunks
 SDE, EULER_A = {"sampler_name": "DPM++ SDE"}, {"sampler_name": "Euler a"}
 HIRES = {"enable_hr": True, "hr_scale": 2 if KIND.full_shape else 1.5, "denoising_strength": 0.6, **KIND.hires}
-HIRES |= {"hr_second_pass_steps": 4, "hr_upscaler": "Lanczos" if "latent upscalers" in KIND.lacks else "Latent"}
-REFINER = {"refiner_checkpoint": "second.safetensors", "refiner_switch_at": 0.5}
+HIRES |= {"hr_second_pass_steps": 4, "hr_upscaler": KIND.upscaler if "latent upscalers" in KIND.lacks else "Latent"}
+REFINER = {"refiner_checkpoint": "second.safetensors", "refiner_switch_at": KIND.refiner_at}
+OVERRIDDEN = (
+    "CLIP_stop_at_last_layers", "eta_noise_seed_delta", "forge_unet_storage_dtype", "img2img_color_correction",
+    "no_dpmpp_sde_batch_determinism", "pad_cond_uncond", "pad_cond_uncond_v0", "randn_source", "skip_early_cond",
+    "token_merging_ratio", "token_merging_ratio_hr",
+)  # fmt: skip
+"""Settings that tests override for a job. Some hosts put back only those that were set before."""
 UNBATCHED = {"batch_cond_uncond": False}
 """The host's setting with which prompt and negative prompt are calls of their own."""
 
@@ -137,7 +143,9 @@ def started(
     (data / "extensions" / "zs2-probe").symlink_to(here / "probe")
     checkpoint = data / "models" / "Stable-diffusion" / f"{PLAIN}.safetensors"
     with Server(installation, data, f"--ckpt={checkpoint}", *flags) as client:
-        client.post("/sdapi/v1/options", {"live_previews_enable": False, **KIND.options})
+        offered = client.options()
+        fixed = {name: offered[name] for name in OVERRIDDEN if name in offered}
+        client.post("/sdapi/v1/options", {**fixed, "live_previews_enable": False, **KIND.options})
         yield Host(client, data, installation.version)
 
 

@@ -11,7 +11,7 @@ FAMILY = ("forge", "reforge", "neo")
 """Hosts whose UNet sits in `sd_model.forge_objects`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
     """A kind of host. `name` is that of its results; `known_by(root)` tells it from the others by its folders."""
 
@@ -26,6 +26,12 @@ class Kind:
     """Whether the host knows a model by its shape, and not by a config beside it."""
     hires: Mapping[str, object] = field(default_factory=dict)
     """What a request for hires.fix has to have beside A1111's keys."""
+    upscaler: str = "Lanczos"
+    """One of pixels that needs no model."""
+    refiner_at: float = 0.5
+    """Where a refiner takes over in the middle of the steps: a share of them, or a sigma."""
+    half: tuple[str, ...] = ()
+    """What makes it hold an SDXL checkpoint of full shape in half precision."""
     samplers: tuple[str, ...] = ()
     schedulers: tuple[str, ...] = ()
     attention: tuple[str, ...] = ()
@@ -96,6 +102,8 @@ FAMILY_LACKS = {
     "alternative UNet": "the host has no SD Unet setting",
     "attention optimizations": "the host chooses attention when it starts",
     "hypernetworks": "the host has no hypernetworks",
+    "LoRA weights by frame": "the host merges LoRAs once, before sampling",
+    "weights of parts by frame": "the host takes one weight of a part for all pictures of a batch",
     "host tests": "the host has no tests of its own that run without a network",
 }
 REFORGE_LACKS = {
@@ -133,9 +141,21 @@ KINDS = (
         lambda root: (root / "modules_forge" / "packages").exists(),
         (*COMMON_FLAGS, "--cpu"),
         hires=MODULES,
+        upscaler="None",
+        refiner_at=5.0,
+        half=("--bf16-unet", "--bf16-text-enc"),
         samplers=NEO_SAMPLERS,
         schedulers=NEO_SCHEDULERS,
-        lacks={**FAMILY_LACKS, "latent upscalers": NO_LATENT},
+        lacks={
+            **FAMILY_LACKS,
+            "latent upscalers": NO_LATENT,
+            "SD 2.x": "the host has no class for SD 2.x: it refuses the checkpoint",
+            "refiner in hires.fix": "the host takes no refiner in hires.fix",
+            "pix2pix": "the host takes the checkpoint for one of inpainting, and its own still fails",
+            "HyperTile": "the host has no HyperTile",
+            "padding": ONE_BATCH,
+            "not deterministic SDE": "the host's SDE samplers are deterministic always",
+        },
     ),
     Kind(
         "forge",

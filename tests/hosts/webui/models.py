@@ -109,11 +109,11 @@ def pix2pix(weights: dict, config: dict) -> tuple[dict, dict]:
     return with_input_channels(weights, 4), config
 
 
-def sd2_v(weights: dict, config: dict) -> tuple[dict, dict]:
+def sd2_v(weights: dict, config: dict, parameterization: str = "v") -> tuple[dict, dict]:
     """SD 2.x: OpenCLIP text encoder, linear projections, v-prediction (unknown to the weights: it draws no shapes)."""
     config = copy.deepcopy(config)
     params = config["model"]["params"]
-    params["parameterization"] = "v"
+    params["parameterization"] = parameterization
     params["unet_config"]["params"]["use_linear_in_transformer"] = True
     params["cond_stage_config"] = {"target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder", "params": OPEN_CLIP}
     weights = _with_linear_projections(weights)

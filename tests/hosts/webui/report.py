@@ -65,11 +65,15 @@ class Row:
         return ", ".join(self.found.get(what, "?") for what in ("still", "passes"))
 
 
-def code() -> str:
-    """A digest of the extension's code, by which a result says what it is a result of."""
+def code(kind: Kind) -> str:
+    """A digest of the extension's code that runs on hosts of `kind`, by which a result says what it is a result of."""
+    elsewhere = ("zs2_lib/cli.py", "zs2_lib/__main__.py", "zs2_lib/hosts/diffusers/", "zs2_lib/hosts/webui/")
+    of_others = "a1111" if kind.is_family else "forge"
     digest = hashlib.sha256()
     for path in sorted([*ROOT.glob("zs2_lib/**/*.py"), *ROOT.glob("scripts/*.py")]):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+        name = path.relative_to(ROOT).as_posix()
+        if not name.startswith(elsewhere[:-1]) and not name.startswith(elsewhere[-1] + of_others):
+            digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -92,7 +96,7 @@ class Compatibility:
         if len(self.rows) < expected:
             self.note = f"{summary}; {DOCUMENT.name} is only written by a full run"
             return
-        _keep(self.kind, matrix={**_stamp(), **facts, "rows": [asdict(row) for row in self.rows]})
+        _keep(self.kind, matrix={**_stamp(self.kind), **facts, "rows": [asdict(row) for row in self.rows]})
         self.note = f"{summary}; wrote {DOCUMENT.name}"
 
 
@@ -100,16 +104,16 @@ def write_section(kind: Kind, title: str, about: str, table: str) -> None:
     """Keeps the `table` of another test file, which follows those of the combinations under `title`, with what it is
     `about`.
     """
-    _keep(kind, sections={**_kept(kind).get("sections", {}), title: {**_stamp(), "about": about, "table": table}})
+    _keep(kind, sections={**_kept(kind).get("sections", {}), title: {**_stamp(kind), "about": about, "table": table}})
 
 
 def write_file(kind: Kind, name: str, **counts: int) -> None:
     """Keeps how the tests of a file went that were run whole."""
-    _keep(kind, files={**_kept(kind).get("files", {}), name: {**_stamp(), **counts}})
+    _keep(kind, files={**_kept(kind).get("files", {}), name: {**_stamp(kind), **counts}})
 
 
-def _stamp() -> dict:
-    return {"date": datetime.date.today().isoformat(), "code": code()}
+def _stamp(kind: Kind) -> dict:
+    return {"date": datetime.date.today().isoformat(), "code": code(kind)}
 
 
 def _path(kind: Kind) -> Path:
@@ -136,7 +140,7 @@ def render() -> None:
     text = PREFACE.format(
         hosts=" | ".join(kind.title for kind in KINDS),
         columns="---|" * len(KINDS),
-        facts="".join(_line(name, [fact(kept[kind]) for kind in KINDS]) for name, fact in FACTS.items()),
+        facts="".join(_line(name, [fact(kind, kept[kind]) for kind in KINDS]) for name, fact in FACTS.items()),
     )
     reasons: list[str] = []
     rows = {kind: {(row["group"], row["name"]): Row(**row) for row in _rows(kept[kind])} for kind in KINDS}
@@ -155,24 +159,24 @@ def _rows(results: dict) -> list[dict]:
     return results.get("matrix", {}).get("rows", [])
 
 
-def _when(stamp: dict) -> str:
+def _when(kind: Kind, stamp: dict) -> str:
     """The date of results; of those of other code than the present that they were not run on it."""
     if not stamp:
         return "never run"
-    return stamp["date"] if stamp["code"] == code() else f"not run on this code; last run {stamp['date']}"
+    return stamp["date"] if stamp["code"] == code(kind) else f"not run on this code; last run {stamp['date']}"
 
 
-def _counted(results: dict) -> str:
+def _counted(_kind: Kind, results: dict) -> str:
     rows = [Row(**row) for row in _rows(results)]
     cannot, failed = sum(bool(row.cannot) for row in rows), sum(bool(row.problems) for row in rows)
     return f"{len(rows) - cannot - failed} pass, {failed} fail, {cannot} the host cannot"
 
 
 FACTS = {
-    "version": lambda results: results.get("matrix", {}).get("version", "–"),
-    "runs on": lambda results: results.get("matrix", {}).get("machine", "–"),
+    "version": lambda _, results: results.get("matrix", {}).get("version", "–"),
+    "runs on": lambda _, results: results.get("matrix", {}).get("machine", "–"),
     "combinations": _counted,
-    "run": lambda results: _when(results.get("matrix", {})),
+    "run": lambda kind, results: _when(kind, results.get("matrix", {})),
 }
 
 
@@ -190,15 +194,15 @@ def _files(kept: dict) -> str:
     if not names:
         return ""
 
-    def cell(file: dict) -> str:
+    def cell(kind: Kind, file: dict) -> str:
         counts = ", ".join(f"{file[what]} {what}" for what in ("passed", "failed", "skipped") if file.get(what))
-        return f"{counts} ({_when(file)})" if file else "never run whole"
+        return f"{counts} ({_when(kind, file)})" if file else "never run whole"
 
     text = "\n## Test files\n\nRun whole; tests of what a host cannot are skipped, with the reason.\n\n" + _header(
         "file"
     )
     return text + "".join(
-        _line(f"`{name}`", [cell(results.get("files", {}).get(name, {})) for results in kept.values()])
+        _line(f"`{name}`", [cell(kind, results.get("files", {}).get(name, {})) for kind, results in kept.items()])
         for name in names
     )
 
@@ -211,5 +215,5 @@ def _sections(kept: dict) -> str:
         }
         text += f"\n## {title}\n\n" + next(iter(found.values()))["about"].strip() + "\n"
         for kind, section in found.items():
-            text += f"\n### {kind.title} ({_when(section)})\n\n{section['table'].strip()}\n"
+            text += f"\n### {kind.title} ({_when(kind, section)})\n\n{section['table'].strip()}\n"
     return text

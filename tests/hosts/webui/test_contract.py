@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import clipfiles
-from host import BAR, CLIP, EULER_A, HIRES, STILL, change, difference, without
+from host import BAR, CLIP, EULER_A, HIRES, KIND, PLAIN, STILL, change, difference, without
 from webui import HostError, picture
 
+CHECKPOINT = {"sd_model_checkpoint": f"{PLAIN}.safetensors"}
 FORMATS = {"mp4": "mp4", "gif": "gif", "webp": "webp", "apng": "apng", "webm": "webm", "png": "zip"}
 """Output formats, and what the returned file is."""
 SETTINGS = {
@@ -218,6 +219,14 @@ def test_alternative_unet_is_refused_in_words(host):
         host.clip(override_settings={"sd_unet": label})
     assert error.value.status == 422 and label in error.value.message and "None" in error.value.message
     assert difference(host.generate().frames, still) == 0
+
+
+@pytest.mark.skipif(KIND.name != "neo", reason="another host loads other models than Lumina 2")
+def test_models_without_a_unet_are_refused_in_words(host):
+    other = {"override_settings": {"sd_model_checkpoint": "lumina2.safetensors"}}
+    still = host.generate().frames
+    host.refusal({}, ["SD 1.x, SD 2.x and SDXL", "Lumina2"], **other)
+    assert difference(host.generate(override_settings=CHECKPOINT).frames, still) == 0
 
 
 # --- seeds and determinism -----------------------------------------------------------------------------------

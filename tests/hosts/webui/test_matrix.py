@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import platform
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import built_in
+import full_sdxl
 from host import (
     AND,
     BAR,
@@ -85,6 +87,7 @@ def with_network(tag: str) -> dict:
 
 LORA = with_network("<lora:zs2_lora:1>")
 BOTH_IN_MEMORY = {"sd_checkpoints_limit": 2}
+FLOAT8 = {"forge_unet_storage_dtype": "float8-e4m3fn"}
 SEVERAL = {} if KIND.full_shape else {"n_iter": 3}
 """Three clips in a row, over which what depends on the seed is evened out."""
 LARGE, HYPERTILE = {"width": 256, "height": 256}, {"hypertile_enable_unet": True, "hypertile_max_tile_unet": 128}
@@ -98,6 +101,11 @@ EDITED = "a [red:yellow:0.5] circle on a [blue|green] background"
 ATTENTION_REPLACED = {"self-attention guidance": "_sag.py", "StyleAlign": "forge_stylealign.py"}
 """Built-in extensions that need all frames at once, with the file that notes speak of."""
 INPAINT, PIX2PIX = {**IMG2IMG, **MASK}, {**IMG2IMG, "image_cfg_scale": 1.5}
+
+SOFT = {**INPAINT, "alwayson_scripts": built_in.SOFT_INPAINTING}
+FLOAT8, ONLINE = ({"forge_unet_storage_dtype": name} for name in ("float8-e4m3fn", "Automatic (fp16 LoRA)"))
+TILED_IMG2IMG = IMG2IMG if KIND.name == "neo" else {}
+"""It has tiles in img2img alone."""
 
 GROUPS = {
     "Samplers": [
@@ -115,14 +123,17 @@ GROUPS = {
     "Schedulers": [Case(name, {"scheduler": name}) for name in KIND.schedulers],
     "Checkpoints": [
         Case("SD 1.x of full shape", checkpoint="sd15", smooth=True, only=FAMILY),
+        Case("float8 weights", checkpoint="second", override=FLOAT8, smooth=True, only=("forge",)),
+        Case("float8 weights, LoRA", LORA, "second", FLOAT8, only=("forge",)),
         Case("SD 2.x", checkpoint="sd2", smooth=True, part="SD 2.x", only=FAMILY),
         Case("SD 2.x, v-prediction", checkpoint="sd2-v", smooth=True, only=("a1111",)),
-        Case("SDXL", checkpoint="sdxl", smooth=True, part="SDXL"),
+        Case("SDXL", checkpoint="sdxl", smooth=True, flags=KIND.half, part="SDXL"),
         Case(
             "SDXL, DPM++ 2M SDE, hires.fix",
             {**HIRES, "sampler_name": "DPM++ 2M SDE"},
             "sdxl",
             smooth=True,
+            flags=KIND.half,
             part="SDXL",
         ),
         Case("SD 1.x inpainting, txt2img", checkpoint="inpainting", smooth=True),
@@ -148,8 +159,8 @@ GROUPS = {
     "hires.fix and refiner": [
         Case("hires.fix, Latent", HIRES, smooth=True, part="latent upscalers"),
         Case("hires.fix, DPM++ SDE", {**HIRES, **SDE}, smooth=True),
-        Case("hires.fix, Lanczos", {**HIRES, "hr_upscaler": "Lanczos"}, smooth=True),
-        Case("hires.fix, Lanczos, Euler a", {**HIRES, "hr_upscaler": "Lanczos", **EULER_A}, smooth=True),
+        Case("hires.fix, Lanczos", {**HIRES, "hr_upscaler": KIND.upscaler}, smooth=True),
+        Case("hires.fix, Lanczos, Euler a", {**HIRES, "hr_upscaler": KIND.upscaler, **EULER_A}, smooth=True),
         Case("hires.fix, sampler of its own", {**HIRES, "hr_sampler_name": "DPM++ 2M SDE"}, smooth=True),
         Case("hires.fix, prompt of its own", {**HIRES, "hr_prompt": AND}, per_pass=3),
         Case("hires.fix, checkpoint of its own", {**HIRES, "hr_checkpoint_name": "second.safetensors"}),
@@ -162,7 +173,7 @@ GROUPS = {
             only=("a1111",),
         ),
         Case("refiner, both checkpoints kept in memory", REFINER, options=BOTH_IN_MEMORY, alters=True, only=("a1111",)),
-        Case("refiner and hires.fix", {**HIRES, **REFINER}),
+        Case("refiner and hires.fix", {**HIRES, **REFINER}, part="refiner in hires.fix"),
     ],
     "img2img": [
         Case("one init image", {**IMG2IMG, **SEVERAL}, init_image=True, smooth=True),
@@ -258,9 +269,17 @@ GROUPS = {
             for name, scripts in built_in.BY_HOST.get(KIND.name, {}).items()
         ),
         *(
-            Case(name, {**built_in.TILES, "alwayson_scripts": built_in.tiles(*tiles)}, alters=True)
-            for name, tiles in (built_in.TILED if KIND.name in built_in.BY_HOST else {}).items()
+            Case(
+                name,
+                {**TILED_IMG2IMG, **built_in.TILES, "alwayson_scripts": built_in.tiles(*tiles)},
+                init_image=bool(TILED_IMG2IMG),
+                alters=True,
+            )
+            for name, tiles in (built_in.TILED if KIND.is_family else {}).items()
         ),
+        Case("soft inpainting", SOFT, init_image=True, smooth=True),
+        Case("UNet in float8", {}, "second", FLOAT8, alters=True, only=("neo",)),
+        Case("LoRA merged in each step", LORA, "second", ONLINE, alters=True, only=("neo",)),
     ],
     "Little memory": [
         Case("--medvram", flags=("--medvram",), part="medvram"),
@@ -323,6 +342,8 @@ def test_combination(group, case, host_for, document, request):
     if case.part in KIND.lacks:
         row.cannot = KIND.lacks[case.part]
         pytest.skip(row.cannot)
+    if case.checkpoint == "sdxl" and KIND.full_shape:
+        full_sdxl.make()
     try:
         host = host_for(case.flags)
         init_images = {"init_images": [request.getfixturevalue("init_image")]} if case.init_image else {}
@@ -337,9 +358,14 @@ def compare(host, case: Case, payload: dict, row) -> None:
     """Makes the case's stills and clips, and puts what it finds into the row of the table."""
     override = {"sd_model_checkpoint": f"{case.checkpoint}.safetensors", **case.override}
     clips, frames = payload.get("n_iter", 1), case.frames
+    offered = [Path(model["filename"]).stem for model in host.client.get("/sdapi/v1/sd-models")]
+    assert case.checkpoint in offered, f"there is no checkpoint {case.checkpoint}, and some hosts go on with another"
 
     def still() -> np.ndarray:
-        return host.generate(**payload, override_settings={**override, **case.still_override}).frames
+        result = host.generate(**payload, override_settings={**override, **case.still_override})
+        # a host goes on with the checkpoint that is loaded where it does not find one
+        assert f"Model: {case.checkpoint}," in result.infotext + ",", f"{case.checkpoint} is not what was sampled with"
+        return result.frames
 
     def clip(**settings) -> tuple[np.ndarray, int, str]:
         host.arm()

@@ -6,7 +6,6 @@ A UNet call there is whole blocks of all frames, one for each guidance group, an
 from __future__ import annotations
 
 import functools
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -22,7 +21,8 @@ from zs2_lib.settings.kinds import SettingsError
 
 from .draws import share_first_image
 from .forge_control_models import answered, postpone
-from .forge_draws import correlate_own_draws
+from .forge_draws import correlate_guidance, correlate_own_draws
+from .forge_guidance import frame_by_frame, is_plain
 from .seam import Adapter, Call, Model
 
 CONDITIONAL = 0
@@ -64,7 +64,9 @@ class Forge(Adapter):
 
     def begin_step(self, denoiser, undo: ExitStack) -> None:
         self._calls, self._blocks = 0, Counter()
+        correlate_guidance(self._patcher.model_options, self._clip, undo)
         postpone(self._patcher, undo)
+        frame_by_frame(self._patcher, self.frames, undo)
 
     def call(self, x: torch.Tensor, *args, **kwargs) -> Call | None:
         """Tiles come as whole blocks, one after the other; nobody says how many calls follow, so each is half of what
@@ -113,9 +115,7 @@ class Forge(Adapter):
                 yield from ((patch, False) for patch in patches)
         yield from ((patch, False) for patch in options.get("block_modifiers", ()))
         for name, patches in options.get("patches_replace", {}).items():
-            for patch in patches.values():
-                plain = inspect.isfunction(patch) and not patch.__closure__
-                yield patch, name == "attn1" and not plain
+            yield from ((patch, name == "attn1" and not is_plain(patch)) for patch in patches.values())
 
     def time(self, t: torch.Tensor) -> float:
         owner = self.model().owner
@@ -146,6 +146,7 @@ class Forge(Adapter):
         share_first_image(self.p, undo)
 
     def correlate_own_draws(self, clip: Clip, undo: ExitStack) -> None:
+        self._clip = clip
         correlate_own_draws(self.p.sampler, clip, undo)
 
     @property

@@ -1,4 +1,4 @@
-"""What the samplers of the Forge family draw without asking `p.rng`: correlated over the frames of a clip."""
+"""What samplers and guidance of the Forge family draw without asking `p.rng`: correlated over the frames of a clip."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ from zs2_lib.hosts.undo import override, wrap
 
 from .draws import brownian
 
+GUIDANCE = (
+    "conditioning_modifiers", "sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function"
+)  # fmt: skip
+"""Where a model's options have functions, each alone or in a list, that change what the denoiser gives."""
+
 
 def correlate_own_draws(sampler, clip: Clip, undo: ExitStack) -> None:
     """Correlates the noise of a host's `sampler`, and that of what a mask keeps, which the denoiser draws in each step.
@@ -28,11 +33,25 @@ def correlate_own_draws(sampler, clip: Clip, undo: ExitStack) -> None:
         result = original(*args, **kwargs)
         for module in dict.fromkeys(_modules(sampler.func)):
             _correlate_module(module, clip, undo)
+        if sampler.funcname == "sample_dpm_adaptive":  # step sizes by the error of frame 1, not by that of the batch
+            norm = SimpleNamespace(norm=lambda error: torch.linalg.norm(error[:1]) * len(error) ** 0.5)
+            next(_modules(sampler.func)).torch.linalg = norm
         return result
 
     wrap(undo, sampler, "create_noise_sampler", functools.partial(brownian, clip))
     wrap(undo, sampler, "initialize", initialize)
     _correlate_module(sd_samplers_cfg_denoiser, clip, undo)
+
+
+def correlate_guidance(options: dict, clip: Clip, undo: ExitStack) -> None:
+    """Correlates what functions in a model's `options` draw, which extensions put there."""
+    for name in GUIDANCE:
+        functions = options.get(name) or ()
+        for function in functions if isinstance(functions, (list, tuple)) else (functions,):
+            names = getattr(inspect.unwrap(function), "__globals__", {})  # of a script, which is no module to import
+            if names.get("torch") is torch:
+                names["torch"] = ClipTorch(clip)
+                undo.callback(names.update, torch=torch)
 
 
 def _modules(sample: Callable) -> Iterator[ModuleType]:
@@ -59,8 +78,6 @@ class ClipTorch:
 
     def __init__(self, clip: Clip, host=torch):
         self._clip, self._host = clip, host
-        # DPM adaptive: step sizes by the error of frame 1, as for the still, not by that of the batch
-        self.linalg = SimpleNamespace(norm=lambda error: torch.linalg.norm(error[:1]) * len(error) ** 0.5)
 
     def __getattr__(self, name: str):
         return getattr(self._host, name)
