@@ -146,6 +146,9 @@ def started(
         offered = client.options()
         fixed = {name: offered[name] for name in OVERRIDDEN if name in offered}
         client.post("/sdapi/v1/options", {**fixed, "live_previews_enable": False, **KIND.options})
+        if KIND.name == "neo":  # has no --ckpt, and begins with the first file that it finds
+            for name in ("second", PLAIN):
+                client.post("/sdapi/v1/options", {"sd_model_checkpoint": f"{name}.safetensors"})
         yield Host(client, data, installation.version)
 
 
