@@ -97,7 +97,7 @@ TOME, NO_TOME = {"token_merging_ratio": 0.5}, {"token_merging_ratio": 0}
 TOME_HR, NO_TOME_HR = {"token_merging_ratio_hr": 0.5}, {"token_merging_ratio_hr": 0}
 NGMS = {"s_min_uncond": 30}
 """In the request, or among the settings: not every host looks at both."""
-EDITED = "a [red:yellow:0.5] circle on a [blue|green] background"
+EDITED = f"a [red:yellow:{0.3 if KIND.full_shape else 0.5}] circle on a [blue|green] background"
 ATTENTION_REPLACED = {"self-attention guidance": "_sag.py", "StyleAlign": "forge_stylealign.py"}
 """Built-in extensions that need all frames at once, with the file that notes speak of."""
 INPAINT, PIX2PIX = {**IMG2IMG, **MASK}, {**IMG2IMG, "image_cfg_scale": 1.5}

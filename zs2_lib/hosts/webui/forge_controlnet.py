@@ -6,6 +6,7 @@ a UNet call (`forge_control_models`). An IP-Adapter, for which the host takes on
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -109,7 +110,7 @@ class Units(ControlUnits):
         """Inpainting units draw noise in each step for what they keep."""
         self.check()
         for params in self._params:
-            names = type(params.preprocessor).process_before_every_sampling.__globals__
+            names = inspect.unwrap(type(params.preprocessor).process_before_every_sampling).__globals__
             if names.get("torch") is torch:
                 names["torch"] = ClipTorch(clip)
                 undo.callback(names.update, torch=torch)
@@ -223,7 +224,7 @@ class Units(ControlUnits):
         if p is not self.p:
             return finish(p, unit, params, batch, *args, **kwargs)
         images, finished = list(batch.images), []
-        with errors.kept_and_raised(p):
+        try:
             for number, image in enumerate(images):
                 with ExitStack() as undo:
                     for name, value in list(vars(params.preprocessor).items()):
@@ -232,4 +233,6 @@ class Units(ControlUnits):
                     batch.images = [image]
                     finish(p, unit, params, batch, *args, **kwargs)
                     finished += batch.images
-        batch.images = finished
+            images = finished
+        finally:  # an error is the host's own, which prints it and leaves a still as it is
+            batch.images = images
