@@ -141,12 +141,13 @@ def started(
     for other in others:
         (data / "extensions" / other.name).symlink_to(other)
     (data / "extensions" / "zs2-probe").symlink_to(here / "probe")
-    checkpoint = data / "models" / "Stable-diffusion" / f"{PLAIN}.safetensors"
-    with Server(installation, data, f"--ckpt={checkpoint}", *flags) as client:
+    # Forge Neo has no --ckpt, takes it for the folder of checkpoints, and begins with any file that it finds
+    checkpoint = [] if KIND.name == "neo" else [f"--ckpt={data / 'models' / 'Stable-diffusion' / PLAIN}.safetensors"]
+    with Server(installation, data, *checkpoint, *flags) as client:
         offered = client.options()
         fixed = {name: offered[name] for name in OVERRIDDEN if name in offered}
         client.post("/sdapi/v1/options", {**fixed, "live_previews_enable": False, **KIND.options})
-        if KIND.name == "neo":  # has no --ckpt, and begins with the first file that it finds
+        if not checkpoint:
             for name in ("second", PLAIN):
                 client.post("/sdapi/v1/options", {"sd_model_checkpoint": f"{name}.safetensors"})
         yield Host(client, data, installation.version)
