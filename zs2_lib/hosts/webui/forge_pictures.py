@@ -42,7 +42,7 @@ def _simple(unit):
     """A copy of a unit that takes one image."""
     one = copy.copy(unit)
     if mode_of(unit):
-        one.input_mode = type(unit.input_mode)["SIMPLE"]
+        one.input_mode = type(unit).input_mode  # as a unit has it that nobody has set
     one.use_preview_as_input = False
     return one
 

@@ -54,7 +54,9 @@ def count_of(script, unit) -> int:
 
 
 def mode_of(unit) -> str:
-    return getattr(getattr(unit, "input_mode", None), "name", "")
+    """The name of a unit's input mode, which some hosts leave as a request has it; empty where there are none."""
+    mode = getattr(unit, "input_mode", "")
+    return str(getattr(mode, "name", mode)).upper()
 
 
 def folder_of(script, unit) -> str:
