@@ -304,14 +304,16 @@ def test_every_combination_is_listed(host):
 
 @pytest.fixture(scope="module")
 def host_for(host, start):
-    """The shared WebUI, or one started with other flags."""
-    with contextlib.ExitStack() as servers:
-        running = {(): host}
+    """The shared WebUI, or one started with other flags, until a case has others again: an SDXL checkpoint fills it."""
+    with contextlib.ExitStack() as server:
+        now, running = (), host
 
         def get(flags):
-            if flags not in running:
-                running[flags] = servers.enter_context(start(*flags))
-            return running[flags]
+            nonlocal now, running
+            if flags != now:
+                server.close()
+                now, running = flags, server.enter_context(start(*flags)) if flags else host
+            return running
 
         yield get
 
