@@ -22,7 +22,7 @@ from .files import file_of, in_words, opened, temporary_folder
 from .limits import check_frames
 
 INIT_RESULTS = ("init_latent", "image_conditioning", "mask", "nmask")
-"""What `p.init` leaves on `p` for the sampler, one row per image (the masks without that dimension)."""
+"""What `p.init` leaves on `p` for the sampler, one row per image (the masks, on most hosts, without that dimension)."""
 
 
 # --- the source of a job ---------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def _put_together(p, rows: dict[str, list]) -> None:
         first = rows[name][0]
         if first is None:
             setattr(p, name, None)
-        elif name in ("mask", "nmask"):  # (channels, height, width) each
+        elif first.ndim == 3:  # masks, (channels, height, width) each; Forge Neo has them like the others
             setattr(p, name, torch.stack(rows[name]).to(shared.device))
         else:  # (1, channels, height, width) each
             setattr(p, name, torch.cat(rows[name]).to(shared.device))
