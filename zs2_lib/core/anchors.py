@@ -19,6 +19,7 @@ ControlNet, FreeU) sees the rows it expects.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -65,11 +66,13 @@ def _blocks(model: torch.nn.Module) -> tuple[list, list, list]:
     """A model's blocks going down, in the middle and going up: each a list of the modules that it consists of.
 
     The blocks are those of `ldm`, with one skip connection each: in `diffusers`, a resnet with its attention, or a
-    downsampler.
+    downsampler. ComfyUI's UNet, which reForge has, calls the layers of a block by a function, past the block.
     """
     if hasattr(model, "input_blocks"):
         up = getattr(model, "output_blocks", ())
-        return [[block] for block in model.input_blocks], [[model.middle_block]], [[block] for block in up]
+        parts = list(model.input_blocks), [model.middle_block], list(up)
+        past = hasattr(sys.modules[type(model).__module__], "forward_timestep_embed")
+        return tuple([list(block) if past else [block] for block in part] for part in parts)
     if not hasattr(model, "down_blocks"):
         raise ValueError(
             f"{type(model).__name__} has no blocks going down and up: anchors work with the UNets of SD 1.x, SD 2.x "
@@ -223,6 +226,15 @@ class Anchors(Hooks):
         if now is not None and not self.is_identity:
             self._rows = AnchorRows.of(now.rows, *self._stride_and_phase, clip_end=self.frames - 1)
             self._index, self._after = torch.tensor(self._rows.index), torch.tensor(self._rows.after)
+            self._acted = False
+
+    def check(self, now: Pass) -> None:
+        """Raises RuntimeError if the last deep block was not seen in the pass `now`, which is done."""
+        if self._handles and not self._acted:
+            raise RuntimeError(
+                "anchors: the UNet ran without its hooks, as one that was compiled before may do: "
+                "switch torch.compile off for this clip, or set the anchor stride to 1"
+            )
 
     @property
     def _stride_and_phase(self) -> tuple[int, int]:
@@ -265,6 +277,7 @@ class Anchors(Hooks):
         """
         if not self.act:
             return None
+        self._acted = True
         result = self._repeat(module, args, output)
         given, wanted = _tensor(output), _tensor(result)  # (anchors, …), (rows, …)
         starts, ends, growths = self._lines(given)

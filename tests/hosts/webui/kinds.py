@@ -102,6 +102,7 @@ FAMILY_LACKS = {
     "alternative UNet": "the host has no SD Unet setting",
     "attention optimizations": "the host chooses attention when it starts",
     "hypernetworks": "the host has no hypernetworks",
+    "a WebUI without ControlNet": "ControlNet is part of the host",
     "LoRA weights by frame": "the host merges LoRAs once, before sampling",
     "weights of parts by frame": "the host takes one weight of a part for all pictures of a batch",
     "host tests": "the host has no tests of its own that run without a network",

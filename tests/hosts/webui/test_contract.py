@@ -123,7 +123,8 @@ def test_files_hold_the_frames(both, number, format):
     frames = np.stack([picture(file) for file in both.files[-5:]])
     stored = clipfiles.frames(both.clips[number])
     assert stored.shape == frames.shape
-    assert np.abs(stored - frames).mean() < {"png": 1e-9, "apng": 1e-9}.get(format, 6)
+    noisy = 8 if KIND.full_shape else 6  # 256 colours for random pictures
+    assert np.abs(stored - frames).mean() < {"png": 1e-9, "apng": 1e-9, "gif": noisy}.get(format, 6)
     if format != "png":
         assert clipfiles.seconds(both.clips[number]) == pytest.approx(5 / 8, abs=0.02)
 
@@ -192,7 +193,11 @@ NOISE = ("mixed", "progressive", "independent")
         ({"formats": ["mp5"]}, ["formats", "mp5", '"mp4"']),
         ({"return": "all"}, ["return", "all", "frames", "video", "both"]),
         ({"control": "source"}, ["control", "source", "list"]),
-        ({"control": ["source"]}, ["control", "source", "sd-webui-controlnet is not installed", "Extensions"]),
+        pytest.param(
+            {"control": ["source"]},
+            ["control", "source", "sd-webui-controlnet is not installed", "Extensions"],
+            marks=without("a WebUI without ControlNet"),
+        ),
         ({"control_fit": "cut"}, ["control_fit", "cut", '"hold"', '"loop"', '"stretch"']),
         ({"enabled": "yes"}, ["enabled", "yes"]),
     ],
@@ -319,7 +324,7 @@ def test_every_noise_model_begins_with_the_still(host, model):
 
 def test_keyframes_of_motion(host):
     """No motion up to frame 3 (frames count from 0), then some."""
-    frames = host.clip({"motion": "0:0, 3:0, 4:0.3", "momentum": 0}).frames
+    frames = host.clip({"frames": 6, "motion": "0:0, 3:0, 4:0.3", "momentum": 0}).frames
     assert difference(frames[1:4], frames[:3]) <= BAR
     assert difference(frames[4], frames[3]) > BAR
 

@@ -110,7 +110,7 @@ TILED_IMG2IMG = IMG2IMG if KIND.name == "neo" else {}
 GROUPS = {
     "Samplers": [
         *(
-            Case(name, {"sampler_name": name}, smooth=True, part=name)
+            Case(name, {"sampler_name": name}, smooth=not KIND.full_shape, part=name)
             for name in KIND.samplers
             if name != "DPM adaptive"
         ),
