@@ -5,8 +5,10 @@ puts the hosts side by side. A row that a run did not reach is never carried ove
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -137,10 +139,11 @@ def _keep(kind: Kind, **results) -> None:
 def render() -> None:
     """Writes the document from the results that are kept."""
     kept = {kind: _kept(kind) for kind in KINDS}
+    when = functools.partial(_when, max(date for results in kept.values() for date in _dates(results)))
     text = PREFACE.format(
         hosts=" | ".join(kind.title for kind in KINDS),
         columns="---|" * len(KINDS),
-        facts="".join(_line(name, [fact(kind, kept[kind]) for kind in KINDS]) for name, fact in FACTS.items()),
+        facts="".join(_line(name, [fact(when, kind, kept[kind]) for kind in KINDS]) for name, fact in FACTS.items()),
     )
     reasons: list[str] = []
     rows = {kind: {(row["group"], row["name"]): Row(**row) for row in _rows(kept[kind])} for kind in KINDS}
@@ -151,7 +154,7 @@ def render() -> None:
             cells = [rows[kind][name].cell(reasons) if name in rows[kind] else "–" for kind in KINDS]
             text += _line(name[1], cells)
     text += "\n" + "".join(f"[{number}] {reason}.  \n" for number, reason in enumerate(reasons, 1)) if reasons else ""
-    text += _files(kept) + _sections(kept)
+    text += _files(kept, when) + _sections(kept, when)
     DOCUMENT.write_text(text, encoding="utf-8")
 
 
@@ -159,24 +162,32 @@ def _rows(results: dict) -> list[dict]:
     return results.get("matrix", {}).get("rows", [])
 
 
-def _when(kind: Kind, stamp: dict) -> str:
-    """The date of results; of those of other code than the present that they were not run on it."""
+def _dates(results: dict) -> list[str]:
+    stamped = [results.get("matrix", {}), *results.get("files", {}).values(), *results.get("sections", {}).values()]
+    return [stamp["date"] for stamp in stamped if stamp]
+
+
+def _when(newest: str, kind: Kind, stamp: dict) -> str:
+    """The date of results, that they were not run where others were on the day `newest`, and whether they are of the
+    code as it is.
+    """
     if not stamp:
         return "never run"
-    return stamp["date"] if stamp["code"] == code(kind) else f"not run on this code; last run {stamp['date']}"
+    date = stamp["date"] if stamp["date"] == newest else f"not run; last run {stamp['date']}"
+    return date if stamp["code"] == code(kind) else f"{date}, on earlier code"
 
 
-def _counted(_kind: Kind, results: dict) -> str:
+def _counted(_when, _kind: Kind, results: dict) -> str:
     rows = [Row(**row) for row in _rows(results)]
     cannot, failed = sum(bool(row.cannot) for row in rows), sum(bool(row.problems) for row in rows)
     return f"{len(rows) - cannot - failed} pass, {failed} fail, {cannot} the host cannot"
 
 
 FACTS = {
-    "version": lambda _, results: results.get("matrix", {}).get("version", "–"),
-    "runs on": lambda _, results: results.get("matrix", {}).get("machine", "–"),
+    "version": lambda _when, _kind, results: results.get("matrix", {}).get("version", "–"),
+    "runs on": lambda _when, _kind, results: results.get("matrix", {}).get("machine", "–"),
     "combinations": _counted,
-    "run": lambda kind, results: _when(kind, results.get("matrix", {})),
+    "run": lambda when, kind, results: when(kind, results.get("matrix", {})),
 }
 
 
@@ -188,7 +199,7 @@ def _header(name: str) -> str:
     return _line(name, [kind.title for kind in KINDS]) + "|---|" + "---|" * len(KINDS) + "\n"
 
 
-def _files(kept: dict) -> str:
+def _files(kept: dict, when: Callable) -> str:
     """How the test files went, host by host."""
     names = sorted({name for results in kept.values() for name in results.get("files", {})})
     if not names:
@@ -196,18 +207,20 @@ def _files(kept: dict) -> str:
 
     def cell(kind: Kind, file: dict) -> str:
         counts = ", ".join(f"{file[what]} {what}" for what in ("passed", "failed", "skipped") if file.get(what))
-        return f"{counts} ({_when(kind, file)})" if file else "never run whole"
+        return f"{counts} ({when(kind, file)})" if file else "never run whole"
 
-    text = "\n## Test files\n\nRun whole; tests of what a host cannot are skipped, with the reason.\n\n" + _header(
-        "file"
+    text = "\n## Test files\n\nRun whole; tests of what a host cannot are skipped, with the reason.\n\n"
+    return (
+        text
+        + _header("file")
+        + "".join(
+            _line(f"`{name}`", [cell(kind, results.get("files", {}).get(name, {})) for kind, results in kept.items()])
+            for name in names
+        )
     )
-    return text + "".join(
-        _line(f"`{name}`", [cell(kind, results.get("files", {}).get(name, {})) for kind, results in kept.items()])
-        for name in names
-    )
 
 
-def _sections(kept: dict) -> str:
+def _sections(kept: dict, when: Callable) -> str:
     text = ""
     for title in dict.fromkeys(title for results in kept.values() for title in sorted(results.get("sections", {}))):
         found = {
@@ -215,5 +228,5 @@ def _sections(kept: dict) -> str:
         }
         text += f"\n## {title}\n\n" + next(iter(found.values()))["about"].strip() + "\n"
         for kind, section in found.items():
-            text += f"\n### {kind.title} ({_when(kind, section)})\n\n{section['table'].strip()}\n"
+            text += f"\n### {kind.title} ({when(kind, section)})\n\n{section['table'].strip()}\n"
     return text
