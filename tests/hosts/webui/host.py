@@ -61,6 +61,11 @@ class Host:
     data: Path
     version: str
 
+    @property
+    def outputs(self) -> Path:
+        """The folder in which pictures are saved."""
+        return self.data / KIND.outputs
+
     def generate(self, **payload) -> Result:
         """A generation as the host does it; img2img if there are `init_images`. Repeats bit for bit."""
         generate = self.client.img2img if "init_images" in payload else self.client.txt2img

@@ -32,6 +32,8 @@ class Kind:
     """Where a refiner takes over in the middle of the steps: a share of them, or a sigma."""
     half: tuple[str, ...] = ()
     """What makes it hold an SDXL checkpoint of full shape in half precision."""
+    outputs: str = "outputs"
+    """The folder in the data directory in which it saves pictures."""
     samplers: tuple[str, ...] = ()
     schedulers: tuple[str, ...] = ()
     attention: tuple[str, ...] = ()
@@ -146,6 +148,7 @@ KINDS = (
         upscaler="None",
         refiner_at=5.0,
         half=("--bf16-unet", "--bf16-text-enc"),
+        outputs="output",
         samplers=NEO_SAMPLERS,
         schedulers=NEO_SCHEDULERS,
         lacks={
@@ -155,6 +158,7 @@ KINDS = (
             "refiner in hires.fix": "the host takes no refiner in hires.fix",
             "pix2pix": "the host takes the checkpoint for one of inpainting, and its own still fails",
             "HyperTile": "the host has no HyperTile",
+            "infotext in a request": "the host's API fails at an infotext (TypeError: a parameterized generic)",
             "padding": ONE_BATCH,
             "not deterministic SDE": "the host's SDE samplers are deterministic always",
         },

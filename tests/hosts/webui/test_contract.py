@@ -142,7 +142,7 @@ def test_one_file_per_format_in_their_order(host):
 
 def test_clips_and_frames_are_saved(host):
     """Frames where the host saves images, clips in a folder of their own, nothing unfinished."""
-    outputs = host.data / "outputs"
+    outputs = host.outputs
     before = set(outputs.rglob("*")) if outputs.exists() else set()
     host.clip({"return": "both", "formats": ["mp4", "gif"], "frames": 3}, **QUICK, save_images=True)
     new = [path for path in set(outputs.rglob("*")) - before if path.is_file()]
@@ -386,6 +386,7 @@ def test_one_infotext_key_per_setting(host):
         assert found[name].strip('"') == text
 
 
+@without("infotext in a request")
 @pytest.mark.parametrize(
     "settings",
     [

@@ -214,4 +214,4 @@ def test_panel_that_cannot_be_built(start, monkeypatch):
 
 def files(host) -> set[Path]:
     """What lies in the host's output folder."""
-    return {path for path in (host.data / "outputs").rglob("*") if path.is_file()}
+    return {path for path in host.outputs.rglob("*") if path.is_file()}

@@ -328,7 +328,7 @@ def test_what_is_not_saved(host, page, clip, tmp_path):
     old = previews / "old.webp"
     old.write_text("")
     os.utime(old, (0, 0))
-    saved = set((host.data / "outputs").rglob("*"))
+    saved = set(host.outputs.rglob("*"))
     page.show_tab("txt2img")
     page.enable("txt2img")
     with host.client.options_set(samples_save=False, temp_dir=str(tmp_path)):
@@ -337,7 +337,7 @@ def test_what_is_not_saved(host, page, clip, tmp_path):
         page.wait(f"return {first}.includes(arguments[0])", 120, f"{tmp_path.name}/zs2-previews")
         with urllib.request.urlopen(page.run(f"return {first}")) as response:
             assert clipfiles.kind(response.read()) == "webp"
-    assert set((host.data / "outputs").rglob("*")) == saved
+    assert set(host.outputs.rglob("*")) == saved
     assert len(list(previews.iterdir())) == 1 and not old.exists()
     assert [path for path in tmp_path.iterdir() if path.suffix != ".png"] == [previews]  # the host's own are PNGs
 

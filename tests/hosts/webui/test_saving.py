@@ -19,7 +19,7 @@ EMOJI = "a red circle 🔴" + "🔴🟥" * 80
 
 def new_files(host, make) -> tuple[list[Path], object]:
     """The files that `make()` leaves in the host's output folder, by suffix and name; and what it gave."""
-    outputs = host.data / "outputs"
+    outputs = host.outputs
     before = set(outputs.rglob("*"))
     result = make()
     files = [path for path in set(outputs.rglob("*")) - before if path.is_file()]
