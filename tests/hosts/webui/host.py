@@ -96,7 +96,8 @@ class Host:
         finally:
             self.disarm()
         again = self.generate(**payload).frames
-        assert left_behind(clean, self.state()) == []
+        remains = left_behind(clean, self.state())
+        assert not remains, remains
         assert difference(again, still) == 0
 
     def refusal(self, settings: dict, words: Sequence[str] = (), **payload) -> str:

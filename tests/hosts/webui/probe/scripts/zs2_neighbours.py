@@ -201,7 +201,8 @@ script_callbacks.on_cfg_denoiser(denoiser)
 script_callbacks.on_cfg_denoised(denoised)
 
 if os.environ.get("ZS2_PROBE_ACCORDION") == "fails":
-    original = ui_components.InputAccordion.__init__
+    accordion = getattr(ui_components, "InputAccordionImpl", ui_components.InputAccordion)  # on Forge a function
+    original = accordion.__init__
 
     def failing(self, *args, elem_id=None, **kwargs):
         """It does not take what it is given here, as that of Forge once."""
@@ -209,4 +210,4 @@ if os.environ.get("ZS2_PROBE_ACCORDION") == "fails":
             raise TypeError("zs2-probe: unexpected keyword argument")
         original(self, *args, elem_id=elem_id, **kwargs)
 
-    ui_components.InputAccordion.__init__ = failing
+    accordion.__init__ = failing
