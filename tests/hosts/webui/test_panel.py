@@ -108,8 +108,8 @@ class Page:
     def load(self) -> None:
         self.browser.get(self.url)
         self.wait(
-            "return !!document.querySelector('#txt2img_generate') && Object.keys(window.opts || {}).length > 0",
-            90,
+            "return !!document.querySelector('#txt2img_generate') && typeof opts === 'object' && !!Object.keys(opts).length",
+            180,
         )
         time.sleep(2)  # the page's own scripts run when it has loaded
         self.run(HELPERS)
