@@ -108,7 +108,8 @@ class Page:
     def load(self) -> None:
         self.browser.get(self.url)
         self.wait(
-            "return !!document.querySelector('#txt2img_generate') && typeof opts === 'object' && !!Object.keys(opts).length",
+            "return !!document.querySelector('#txt2img_generate') && "
+            "typeof opts === 'object' && Object.keys(opts).length > 0",
             180,
         )
         time.sleep(2)  # the page's own scripts run when it has loaded
