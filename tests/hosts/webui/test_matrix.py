@@ -238,7 +238,7 @@ GROUPS = {
         Case("prompt editing", {"prompt": EDITED}, alters=True),
     ],
     "Seeds and pictures": [
-        Case("tiling", {"tiling": True}, alters=True),
+        Case("tiling", {"tiling": True}, alters=True, part="tiling"),
         Case("variation seed", {"subseed": 77, "subseed_strength": 0.3}, smooth=True, alters=True),
         Case("seed resize", {"seed_resize_from_w": 2 * QUARTER, "seed_resize_from_h": 2 * QUARTER}, alters=True),
         Case("eta noise seed delta, Euler a", EULER_A, override={"eta_noise_seed_delta": 31337}, alters=True),
