@@ -176,6 +176,7 @@ KINDS = (
         lacks={
             **FAMILY_LACKS,
             "pix2pix": "the host has no class for Instruct-Pix2Pix: its own still fails",
+            "tiling": "the host's tiling is under maintenance, as its log says, and does nothing",
             "HyperTile": "the host has no HyperTile",
         },
     ),
