@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from control_images import enabled, make_folder, mask, scene
 from host import AND, BAR, LONG, SDE, UNBATCHED, difference, left_behind, save_sheet, zs2
 from host import HIRES as HIRES_OF_FOUR
 from host import STILL as TINY_STILL
@@ -53,21 +54,6 @@ LAYOUTS = {
 }
 
 
-def scene(number: int, size=(128, 128)) -> Image.Image:
-    """A shape that moves to the right and changes its colour."""
-    image = Image.new("RGB", size, (60 * number, 40, 240 - 60 * number))
-    x = size[0] * (0.1 + 0.1 * number)
-    box, colour = (x, size[1] * 0.3, x + size[0] * 0.4, size[1] * 0.7), (240 - 60 * number, 60 * number, 40)
-    ImageDraw.Draw(image).ellipse(box, fill=colour)
-    return image
-
-
-def mask(size=(128, 128)) -> Image.Image:
-    image = Image.new("RGB", size)
-    ImageDraw.Draw(image).rectangle((32, 32, 96, 96), fill="white")
-    return image
-
-
 @pytest.fixture(scope="module")
 def host(controlnet_host):
     return controlnet_host
@@ -75,17 +61,7 @@ def host(controlnet_host):
 
 @pytest.fixture(scope="module")
 def folder(host):
-    """A folder of control images that requests may name."""
-    path = host.data / "control"
-    path.mkdir()
-    for number in range(FRAMES):
-        scene(number).save(path / f"{number}.png")
-    return path
-
-
-def enabled(unit: dict, image: Image.Image | None = None) -> dict:
-    unit = {"enabled": True, "save_detected_map": False, **unit}
-    return {**unit, "image": png_base64(image)} if image else unit
+    return make_folder(host, FRAMES)
 
 
 def still(host, units: list[dict], **payload) -> np.ndarray:

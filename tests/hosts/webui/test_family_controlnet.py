@@ -8,8 +8,9 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from control_images import enabled, make_folder, mask, scene
 from host import AND, BAR, HIRES, INSTALLATION, KIND, LONG, SDE, difference, left_behind, zs2
 from host import STILL as PLAIN_STILL
 from webui import HostError, png_base64
@@ -59,40 +60,15 @@ LAYOUTS = {
 pytestmark = pytest.mark.skipif(INSTALLATION is not None and not KIND.is_family, reason="ControlNet is an extension")
 
 
-def scene(number: int, size=(64, 64)) -> Image.Image:
-    """A shape that moves to the right and changes its colour."""
-    image = Image.new("RGB", size, (60 * number, 40, 240 - 60 * number))
-    x = size[0] * (0.1 + 0.1 * number)
-    box, colour = (x, size[1] * 0.3, x + size[0] * 0.4, size[1] * 0.7), (240 - 60 * number, 60 * number, 40)
-    ImageDraw.Draw(image).ellipse(box, fill=colour)
-    return image
-
-
-def mask() -> Image.Image:
-    image = Image.new("RGB", (64, 64))
-    ImageDraw.Draw(image).rectangle((16, 16, 48, 48), fill="white")
-    return image
-
-
 @pytest.fixture(scope="module")
 def folder(host):
-    """A folder of control images that requests may name."""
-    path = host.data / "control"
-    path.mkdir()
-    for number in range(FRAMES):
-        scene(number).save(path / f"{number}.png")
-    return path
+    return make_folder(host, FRAMES)
 
 
 def known(host, unit: dict) -> dict:
     """The unit with its model's name as the host has it, with a hash."""
     names = host.client.get("/controlnet/model_list")["model_list"]
     return {**unit, "model": next((name for name in names if name.startswith(unit["model"] + " [")), unit["model"])}
-
-
-def enabled(unit: dict, image: Image.Image | None = None) -> dict:
-    unit = {"enabled": True, "save_detected_map": False, **unit}
-    return {**unit, "image": png_base64(image)} if image else unit
 
 
 def still(host, units: list[dict], **payload) -> np.ndarray:
