@@ -176,6 +176,7 @@ class Anchors(Hooks):
     equal a part of a longer one. Inside the deep blocks self-attention averages over anchors.
     """
 
+    NAME = "anchors"
     CARRIED = ("carried", "kept")
 
     def __init__(self, frames: int, stride: int = 1, depth: str = "medium", start: float = 0.0):
@@ -228,13 +229,8 @@ class Anchors(Hooks):
             self._index, self._after = torch.tensor(self._rows.index), torch.tensor(self._rows.after)
             self._acted = False
 
-    def check(self, now: Pass) -> None:
-        """Raises RuntimeError if the last deep block was not seen in the pass `now`, which is done."""
-        if self._handles and not self._acted:
-            raise RuntimeError(
-                "anchors: the UNet ran without its hooks, as one that was compiled before may do: "
-                "switch torch.compile off for this clip, or set the anchor stride to 1"
-            )
+    def saw(self, now: Pass) -> bool:
+        return self._acted
 
     @property
     def _stride_and_phase(self) -> tuple[int, int]:

@@ -53,6 +53,8 @@ class Hooks:
     Between, `begin` says which pass comes next, and `restart` that a step of the sampler begins.
     """
 
+    NAME = ""
+    """Of the method, in messages."""
     CARRIED: tuple[str, ...] = ()
     """The attributes, dicts, that make up the state."""
 
@@ -101,8 +103,17 @@ class Hooks:
         """The UNet pass that comes next; None for calls that are not the clip's."""
         self.now = now
 
+    def saw(self, now: Pass) -> bool:
+        """Whether the hooks acted in the pass `now`, which is done."""
+        raise NotImplementedError
+
     def check(self, now: Pass) -> None:
         """Raises RuntimeError if the pass `now`, which is done, went by the hooks."""
+        if self._handles and not self.saw(now):
+            raise RuntimeError(
+                f"{self.NAME}: the UNet ran without its hooks, as one that was compiled before may do: switch "
+                "torch.compile off for this clip"
+            )
 
     @property
     def act(self) -> bool:

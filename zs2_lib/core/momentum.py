@@ -64,6 +64,7 @@ class TemporalMomentum(Hooks):
     `momentum` has μ of every frame.
     """
 
+    NAME = "temporal momentum attention"
     CARRIED = ("carried",)
 
     def __init__(self, momentum: Sequence[float]):
@@ -96,13 +97,8 @@ class TemporalMomentum(Hooks):
         """Forgets what was carried: the next call begins with frame 0."""
         self.carried = {}
 
-    def check(self, now: Pass) -> None:
-        """Raises RuntimeError if no projection was seen in the pass `now`, which is done."""
-        if self._handles and not now.uses:
-            raise RuntimeError(
-                "temporal momentum attention: the UNet ran without its hooks, as one that was compiled before may do: "
-                "switch torch.compile off for this clip"
-            )
+    def saw(self, now: Pass) -> bool:
+        return bool(now.uses)
 
     def _average(self, projection: torch.nn.Module, inputs, output: torch.Tensor) -> None:
         """Averages what a projection returns, (row·tile, token, channel), in place."""
