@@ -151,11 +151,16 @@ def render() -> None:
     for group in dict.fromkeys(group for group, _ in names):
         text += f"\n## {group}\n\n" + _header("combination")
         for name in [name for name in names if name[0] == group]:
-            cells = [rows[kind][name].cell(reasons) if name in rows[kind] else "–" for kind in KINDS]
+            cells = [_cell(rows[kind], name, reasons) for kind in KINDS]
             text += _line(name[1], cells)
     text += "\n" + "".join(f"[{number}] {reason}.  \n" for number, reason in enumerate(reasons, 1)) if reasons else ""
     text += _files(kept, when) + _sections(kept, when)
     DOCUMENT.write_text(text, encoding="utf-8")
+
+
+def _cell(rows: dict[tuple[str, str], Row], name: tuple[str, str], reasons: list[str]) -> str:
+    """The cell of a host with these rows: a dash only where it ran, and does not offer what the row is about."""
+    return rows[name].cell(reasons) if name in rows else "–" if rows else "not run"
 
 
 def _rows(results: dict) -> list[dict]:
