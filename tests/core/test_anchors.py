@@ -511,6 +511,31 @@ def test_hooks_follow_to_another_unet():
     assert hooked(base) == hooked(refiner) == []
 
 
+def forward_timestep_embed(block: nn.Module, *args) -> torch.Tensor:
+    """By which ComfyUI's UNet calls the layers of a block, and no hook on the block."""
+    return type(block).forward(block, *args)
+
+
+def past_its_blocks(unet: nn.Module) -> nn.Module:
+    unet = copy.deepcopy(unet)
+    for block in (*unet.input_blocks, unet.middle_block, *unet.output_blocks):
+        block.__class__ = type("Block", (type(block),), {"__call__": forward_timestep_embed})
+    return unet
+
+
+@depths
+def test_unet_that_calls_the_layers_past_their_block(depth):
+    plain, rows = ldm_unet(), LAYOUTS["blocks"]
+    unet = past_its_blocks(plain)
+    unet.__class__ = type("UNet", (type(unet),), {"__module__": __name__})
+    assert torch.equal(sample(unet, rows, 4, depth), sample(plain, rows, 4, depth))
+
+
+def test_unet_that_goes_past_the_hooks_is_an_error():
+    with pytest.raises(RuntimeError, match="anchors: the UNet ran without its hooks"):
+        sample(past_its_blocks(ldm_unet()), LAYOUTS["blocks"], 4)
+
+
 def test_rows_that_do_not_fit_the_call(unet):
     with Anchors(FRAMES, 2) as anchors:
         anchors.attach(unet)
