@@ -32,6 +32,8 @@ class Kind:
     """Where a refiner takes over in the middle of the steps: a share of them, or a sigma."""
     half: tuple[str, ...] = ()
     """What makes it hold an SDXL checkpoint of full shape in half precision."""
+    allows_root: bool = True
+    """Whether its page gets the host's own scripts where the data directory is another than the host's."""
     outputs: str = "outputs"
     """The folder in the data directory in which it saves pictures."""
     samplers: tuple[str, ...] = ()
@@ -148,6 +150,7 @@ KINDS = (
         upscaler="None",
         refiner_at=5.0,
         half=("--bf16-unet", "--bf16-text-enc"),
+        allows_root=False,
         outputs="output",
         samplers=NEO_SAMPLERS,
         schedulers=NEO_SCHEDULERS,
@@ -169,6 +172,7 @@ KINDS = (
         lambda root: (root / "packages_3rdparty").exists(),
         (*COMMON_FLAGS, "--always-cpu", "--no-download-sd-model"),
         half=("--unet-in-bf16",),
+        allows_root=False,
         hires=MODULES,
         refiner_at=0.3,
         samplers=FORGE_SAMPLERS,

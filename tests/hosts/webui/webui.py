@@ -200,13 +200,15 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        flags = (*self.installation.kind.flags, *self.flags, f"--data-dir={self.data}", f"--port={port}")
+        root, kind = self.installation.root, self.installation.kind
+        allowed = () if kind.allows_root else (f"--gradio-allowed-path={root}",)
+        flags = (*kind.flags, *allowed, *self.flags, f"--data-dir={self.data}", f"--port={port}")
         command = [self.installation.python, "launch.py", *flags]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
         environment |= {"PYTHONUNBUFFERED": "1", "COMMANDLINE_ARGS": ""}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=self.installation.root, env=environment, stdout=log, stderr=log, start_new_session=True
+                command, cwd=root, env=environment, stdout=log, stderr=log, start_new_session=True
             )
         try:
             self._wait_until_ready()
