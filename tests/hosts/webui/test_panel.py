@@ -59,7 +59,7 @@ HELPERS = """
 window.zs2 = {
   panel: tab => [...document.querySelectorAll(`#tab_${tab} .input-accordion`)]
       .find(e => e.textContent.includes('TITLE')),
-  labels: panel => [...panel.querySelectorAll('label, fieldset')].map(e => e.closest('.block') || e)
+  labels: panel => [...panel.querySelectorAll('label, fieldset, [data-testid=block-info]')].map(e => e.closest('.block') || e)
       .filter((e, i, all) => all.indexOf(e) === i)
       .map(e => ({
         text: e.textContent.trim().replace(/\\s+/g, ' '), tooltip: (e.closest('[title]') || {title: ''}).title,
@@ -137,8 +137,9 @@ class Page:
     def show_tab(self, tab: str) -> None:
         label = {"pnginfo": "PNG Info"}.get(tab, tab)
         self.run(
-            "[...document.querySelectorAll('#tabs > .tab-nav > button')]"
-            ".find(b => b.textContent.trim() === arguments[0]).click()",
+            "[...document.querySelectorAll('#tabs > .tab-nav > button, #tabs button[role=tab]')]"
+            ".find(b => b.getAttribute('aria-hidden') !== 'true' && "
+            "b.textContent.trim().toLowerCase() === arguments[0].toLowerCase()).click()",
             label,
         )
         self.wait("return document.querySelector('#tab_' + arguments[0]).offsetParent !== null", 20, tab)

@@ -27,6 +27,9 @@ except ImportError:
 
 HOST_PACKAGES = ("modules", "modules_forge", "backend", "ldm_patched", "k_diffusion", "ldm", "sgm", "torchsde")
 
+OWN_STATE = ("backend.misc.tomesd.TomePatcher.u",)
+"""Functions that the host itself puts anew: how token merging undoes its last merge."""
+
 TINY_OPEN_CLIP = {
     "embed_dim": 64,
     "quick_gelu": True,
@@ -178,7 +181,7 @@ def functions() -> dict:
                 for method, function in vars(value).items():
                     if inspect.isroutine(function):
                         found[f"{module_name}.{name}.{method}"] = identity(function)
-    return found
+    return {name: function for name, function in found.items() if name not in OWN_STATE}
 
 
 def identity(function) -> str:
