@@ -59,7 +59,8 @@ HELPERS = """
 window.zs2 = {
   panel: tab => [...document.querySelectorAll(`#tab_${tab} .input-accordion`)]
       .find(e => e.textContent.includes('TITLE')),
-  labels: panel => [...panel.querySelectorAll('label, fieldset, [data-testid=block-info]')].map(e => e.closest('.block') || e)
+  labels: panel => [...panel.querySelectorAll('label, fieldset, [data-testid=block-info]')]
+      .filter(e => !e.closest('.gradio-image')).map(e => e.closest('.block') || e)
       .filter((e, i, all) => all.indexOf(e) === i)
       .map(e => ({
         text: e.textContent.trim().replace(/\\s+/g, ' '), tooltip: (e.closest('[title]') || {title: ''}).title,
@@ -357,6 +358,7 @@ def test_source_video(page, clip, tmp_path):
         "return ['Frames', 'Frames per second'].every(name => zs2.input('img2img', name).value === '0')",
         20,
     )
+    page.run("document.querySelector('#tab_img2img [id$=source_strip]').scrollIntoView()")  # gradio 4 loads it then
     page.wait(
         "return [...document.querySelectorAll('#tab_img2img [id$=source_strip] img')].some(i => i.naturalWidth > 500)",
         20,
