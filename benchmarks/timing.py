@@ -59,10 +59,11 @@ def averages_watched() -> Iterator[list[float]]:
     """
     spent, average = [], TemporalMomentum._average
 
-    def watched(*arguments) -> None:
+    def watched(*arguments) -> torch.Tensor:
         start = time.process_time()
-        average(*arguments)
+        result = average(*arguments)
         spent.append(time.process_time() - start)
+        return result
 
     TemporalMomentum._average = watched
     try:

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from unet_classes import call, diffusers_unet, hooked, inputs, ldm_unet, normals
+from zs2_lib.core import momentum as core_momentum
 from zs2_lib.core.anchors import Anchors
 from zs2_lib.core.clip import Clip
+from zs2_lib.core.constants import Constants
 from zs2_lib.core.hooks import Pass, suspended
-from zs2_lib.core.momentum import PROJECTIONS, TemporalMomentum, momentum_scan_
+from zs2_lib.core.momentum import PROJECTIONS, TemporalMomentum, Weights, momentum_product, momentum_scan
 from zs2_lib.core.passes import Passes
 from zs2_lib.core.rows import Rows
 from zs2_lib.settings.schedule import Schedule
@@ -44,31 +46,45 @@ def equation_2(x: torch.Tensor, rows: Rows, momentum) -> torch.Tensor:
     return torch.stack([averages[key] for key in zip(rows.frames, rows.groups)])
 
 
-def scan(x: torch.Tensor, rows: Rows, momentum, cuts=()) -> tuple[torch.Tensor, dict]:
-    """The scan over calls that end before the rows `cuts`, and what was carried at the end."""
+def as_scan(x: torch.Tensor, rows: Rows, momentum, carried: dict) -> tuple[torch.Tensor, dict]:
+    return momentum_scan(x, rows, momentum, carried)
+
+
+def as_product(x: torch.Tensor, rows: Rows, momentum, carried: dict) -> tuple[torch.Tensor, dict]:
+    return momentum_product(x, Weights.of(rows, momentum, carried, x, Constants().on), carried)
+
+
+forms = pytest.mark.parametrize("form", [as_scan, as_product])
+
+
+def averages(form, x: torch.Tensor, rows: Rows, momentum, cuts=()) -> tuple[torch.Tensor, dict]:
+    """The averages of `x` in one form over calls that end before the rows `cuts`, and what was carried at the end."""
     carried, results = {}, []
     for start, stop in zip([0, *cuts], [*cuts, len(rows)]):
-        part = x[start:stop].clone()
-        carried = momentum_scan_(part, rows.take(range(start, stop)), momentum, carried)
-        results.append(part)
+        result, carried = form(x[start:stop], rows.take(range(start, stop)), momentum, carried)
+        results.append(result)
     return torch.cat(results), carried
 
 
 # --- the average --------------------------------------------------------------------------------------
 
 
+@forms
 @layouts
 @pytest.mark.parametrize("momentum", [[0.98] * FRAMES, [0.5] * FRAMES, KEYFRAMES], ids=["0.98", "0.5", "keyframes"])
-def test_scan_is_equation_2(rows, momentum):
+def test_averages_are_equation_2(form, rows, momentum):
     x = normals(len(rows), 5, 3)
-    result, carried = scan(x, rows, momentum)
+    before = x.clone()
     expected = equation_2(x, rows, momentum)
-    torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-6)
     last = {
         group: expected[row] for row, (frame, group) in enumerate(zip(rows.frames, rows.groups)) if frame == FRAMES - 1
     }
-    assert {group: frame for group, (frame, _) in carried.items()} == {group: FRAMES - 1 for group in last}
-    assert all((average - last[group]).abs().max() < 1e-6 for group, (_, average) in carried.items())
+    for cuts in [(), (3, 4, 5), range(1, len(rows))]:
+        result, carried = averages(form, x, rows, momentum, cuts)
+        torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-6)
+        assert {group: each.frame for group, each in carried.items()} == {group: FRAMES - 1 for group in last}
+        assert all((carried[group].average - average).abs().max() < 1e-6 for group, average in last.items())
+    assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -76,66 +92,82 @@ def test_half_precision_is_summed_in_float32(dtype):
     """64 frames at μ = 0.98: rounding each sum to half precision would add up, rounding the result once does not."""
     rows, momentum = Rows.blocks(64, 1), [0.98] * 64
     x = normals(64, 500).to(dtype)
-    result, carried = scan(x, rows, momentum)
+    result, carried = averages(as_scan, x, rows, momentum)
     expected = equation_2(x, rows, momentum)
-    average = carried[0][1]
+    average = carried[0].average
     assert result.dtype == dtype and average.dtype == torch.float32
     torch.testing.assert_close(average.double(), expected[-1], rtol=0, atol=5e-6)
     assert ((result.double() - expected).abs() <= expected.abs() * torch.finfo(dtype).eps / 2 + 5e-6).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("momentum", [0.5, 0.9, 0.98])
+def test_product_in_half_precision(dtype, momentum):
+    """In calls of 8 frames: frames that are alike stay so; others are off by a rounding or two of their size."""
+    rows, eps = Rows.blocks(64, 1), torch.finfo(dtype).eps
+    x = normals(64, 500).to(dtype)
+    cuts = range(8, 64, 8)
+    result, carried = averages(as_product, x, rows, [momentum] * 64, cuts)
+    expected = equation_2(x, rows, [momentum] * 64)
+    error = result.double() - expected
+    assert result.dtype == carried[0].average.dtype == dtype
+    assert (error.abs() <= 2 * eps * (1 + expected.abs())).all() and error.square().mean().sqrt() < eps / 2
+    alike, _ = averages(as_product, x[:1].expand(64, 500), rows, [momentum] * 64, cuts)
+    assert ((alike.double() - x[:1].double()).abs() <= x[:1].double().abs() * eps).all()
 
 
 @layouts
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_any_cut_into_calls_gives_the_same_bits(rows, dtype):
     x = normals(len(rows), 4, 3).to(dtype)
-    whole, carried = scan(x, rows, KEYFRAMES)
+    whole, carried = averages(as_scan, x, rows, KEYFRAMES)
     singly = range(1, len(rows))
     for cuts in [*([cut] for cut in singly), [3, 4, 5], [2, len(rows) - 1], list(singly)]:
-        result, state = scan(x, rows, KEYFRAMES, cuts)
+        result, state = averages(as_scan, x, rows, KEYFRAMES, cuts)
         assert torch.equal(result, whole), cuts
-        assert all(torch.equal(state[group][1], carried[group][1]) for group in carried), cuts
+        assert all(torch.equal(state[group].average, carried[group].average) for group in carried), cuts
 
 
-def test_guidance_groups_may_come_in_any_order():
+@forms
+def test_guidance_groups_may_come_in_any_order(form):
     """batch_cond_uncond off, unequal prompt lengths: the same rows in other calls and other positions."""
     rows = LAYOUTS["interleaved"]
     x = normals(len(rows), 7)
-    whole, _ = scan(x, rows, KEYFRAMES)
+    whole, _ = averages(form, x, rows, KEYFRAMES)
     order = sorted(
         range(len(rows)), key=lambda row: (rows.groups[row] != "negative", str(rows.groups[row]), rows.frames[row])
     )
-    result, _ = scan(x[order], rows.take(order), KEYFRAMES, cuts=[4, 9])
-    assert torch.equal(result, whole[order])
+    result, _ = averages(form, x[order], rows.take(order), KEYFRAMES, cuts=[4, 9])
+    torch.testing.assert_close(result, whole[order], rtol=0, atol=0 if form is as_scan else 1e-6)
 
 
-def test_what_was_carried_serves_again():
+@forms
+def test_what_was_carried_serves_again(form):
     """After a pass that ran out of memory the call goes on from the same state."""
     x, rows, momentum = normals(8, 3), Rows.blocks(4, 2), [0.5] * 4
-    part = x[[0, 1, 4, 5]]
-    carried = momentum_scan_(part, rows.take([0, 1, 4, 5]), momentum, {})
-    part.zero_()  # the host goes on with its tensor
-    first, second = (x[[2, 3, 6]] for _ in range(2))
-    for attempt in first, second:
-        momentum_scan_(attempt, rows.take([2, 3, 6]), momentum, carried)
+    _, carried = form(x[[0, 1, 4, 5]], rows.take([0, 1, 4, 5]), momentum, {})
+    first, second = (form(x[[2, 3, 6]], rows.take([2, 3, 6]), momentum, carried)[0] for _ in range(2))
     assert torch.equal(first, second)
     torch.testing.assert_close(first.double(), equation_2(x, rows, momentum)[[2, 3, 6]], rtol=0, atol=1e-6)
 
 
+@forms
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("momentum", "shown"), [(0.0, [0, 1, 2, 3]), (1.0, [0, 0, 0, 0])])
-def test_limits_are_exact(momentum, shown, dtype):
+def test_limits_are_exact(form, momentum, shown, dtype):
     x = normals(8, 100).to(dtype)
-    result, _ = scan(x, Rows.blocks(4, 2), [momentum] * 4)
+    result, _ = averages(form, x, Rows.blocks(4, 2), [momentum] * 4)
     assert torch.equal(result, x[shown + [4 + frame for frame in shown]])
 
 
+@forms
 @pytest.mark.parametrize(("frames", "wrong"), [((1,), 1), ((0, 2), 2), ((0, 1, 3), 3), ((0, 1, 1), 1)])
-def test_frame_without_its_predecessor(frames, wrong):
+def test_frame_without_its_predecessor(form, frames, wrong):
     rows = Rows((0, *frames), ("other", *["group"] * len(frames)))
     with pytest.raises(
         RuntimeError, match=f"frame {wrong} of guidance group group .* after frame {wrong - 1}; .* switch it off"
     ):
-        momentum_scan_(normals(len(rows), 3), rows, [0.5] * 4, {})
+        form(normals(len(rows), 3), rows, [0.5] * 4, {})
 
 
 def test_rows_need_a_frame_and_a_group_each():
@@ -167,9 +199,16 @@ class Block(nn.Module):
         return {f"{a}.to_{p}": getattr(getattr(self, a), f"to_{p}")(x) for a in ("attn1", "attn2") for p in "qkv"}
 
 
+@pytest.fixture(params=[True, False], ids=["scan", "product"])
+def scans(request, monkeypatch) -> bool:
+    """The form that the hooks take on the CPU: its own, or that of other devices."""
+    monkeypatch.setattr(core_momentum, "_scans_on", lambda device: request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("tiles", [1, 2, 6])
 @layouts
-def test_hooks_average_keys_and_values_and_nothing_else(rows, tiles):
+def test_hooks_average_keys_and_values_and_nothing_else(scans, rows, tiles):
     block, x = Block(), normals(len(rows) * tiles, 5, 8)  # HyperTile: "(row nh nw) token channel"
     plain = block(x)
     with TemporalMomentum(KEYFRAMES) as attention:
@@ -182,6 +221,47 @@ def test_hooks_average_keys_and_values_and_nothing_else(rows, tiles):
         if name in PROJECTIONS:
             output = equation_2(output.unflatten(0, (len(rows), tiles)), rows, KEYFRAMES).flatten(0, 1).float()
         torch.testing.assert_close(averaged[name], output, rtol=0, atol=1e-6, msg=name)
+
+
+class Behind(nn.Module):
+    """A projection that another extension has put its own module around."""
+
+    def __init__(self, projection: nn.Module):
+        super().__init__()
+        self.projection = projection
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.projection(x).tanh()
+
+
+def test_projections_that_are_no_matrix_have_their_output_averaged(scans):
+    block, rows = Block(), LAYOUTS["interleaved"]
+    block.attn1.to_k = Behind(block.attn1.to_k)
+    block.attn1.to_v.forward = lambda x, forward=block.attn1.to_v.forward: forward(x).relu()
+    x = normals(len(rows), 5, 8)
+    plain = block(x)
+    with TemporalMomentum(KEYFRAMES) as attention:
+        attention.attach(block)
+        attention.begin(Pass(rows))
+        averaged = block(x)
+    for name in PROJECTIONS:
+        torch.testing.assert_close(averaged[name], equation_2(plain[name], rows, KEYFRAMES).float(), rtol=0, atol=1e-6)
+
+
+def test_keys_and_values_of_other_inputs(scans):
+    """As behind a hypernetwork."""
+    block, rows = Block(), Rows.blocks(FRAMES, 2)
+    x, y = normals(len(rows), 5, 8), normals(len(rows), 5, 8, seed=1)
+    plain = block.attn1.to_k(x), block.attn1.to_v(y)
+    results = []
+    with TemporalMomentum(KEYFRAMES) as attention:
+        attention.attach(block)
+        for index in ([0, 1, 6, 7], [2, 3, 4, 5, 8, 9, 10, 11]):
+            attention.begin(Pass(rows.take(index)))
+            results.append((block.attn1.to_k(x[index]), block.attn1.to_v(y[index])))
+    for before, parts in zip(plain, zip(*results)):
+        expected = equation_2(before, rows, KEYFRAMES).float()[[0, 1, 6, 7, 2, 3, 4, 5, 8, 9, 10, 11]]
+        torch.testing.assert_close(torch.cat(parts), expected, rtol=0, atol=1e-6)
 
 
 def test_state_lives_from_call_to_call_until_restart():
@@ -244,7 +324,7 @@ def test_hooks_follow_to_another_unet():
     with TemporalMomentum([0.5] * 4) as attention:
         attention.attach(base)
         attention.attach(base)
-        assert [len(base.attn1.get_submodule(p)._forward_hooks) for p in ("to_k", "to_v")] == [1, 1]
+        assert [len(base.attn1.get_submodule(p)._forward_pre_hooks) for p in ("to_k", "to_v")] == [1, 1]
         attention.begin(Pass(Rows.blocks(4, 1)))
         base(normals(4, 5, 8))
         attention.attach(refiner)
@@ -270,7 +350,7 @@ def test_unet_without_self_attention_layers(momentum):
         attention.attach(nn.Sequential(nn.Linear(2, 2)))
 
 
-def test_other_models_run_on_the_same_rows():
+def test_other_models_run_on_the_same_rows(scans):
     """A ControlNet's layers are averaged like the UNet's; of two units that share a model it is hooked once, and each
     unit has a state of its own.
     """
@@ -279,7 +359,7 @@ def test_other_models_run_on_the_same_rows():
     plain = [block(value) for block, value in ((unet, x), (control, x), (control, y))]
     with TemporalMomentum([0.5] * 4) as attention:
         attention.attach(unet, control, control)
-        assert len(control.attn1.to_k._forward_hooks) == 1
+        assert len(control.attn1.to_k._forward_pre_hooks) == 1
         parts = []
         for index in ([0, 1], [2, 3]):
             attention.begin(Pass(rows.take(index)))
@@ -290,7 +370,7 @@ def test_other_models_run_on_the_same_rows():
         torch.testing.assert_close(torch.cat([first["attn1.to_k"], second["attn1.to_k"]]), expected, rtol=0, atol=1e-6)
 
 
-def test_attention_repeated_for_a_part_of_the_rows():
+def test_attention_repeated_for_a_part_of_the_rows(scans):
     """As by ControlNet's reference units: all rows with more tokens, then the negative prompt's rows again."""
     block, rows, fewer = Block(), Rows.blocks(4, 2), [4, 5, 6, 7]
     x = normals(8, 5, 8)
@@ -335,7 +415,7 @@ def explicit_tma(layer: nn.Module, x: torch.Tensor, rows: Rows, momentum) -> tor
 
 
 @layouts
-def test_every_layer_is_tma(unet, rows):
+def test_every_layer_is_tma(scans, unet, rows):
     layers = {name: module for name, module in unet.named_modules() if name.endswith("attn1")}
     seen = {}
     watching = [
@@ -390,7 +470,7 @@ def test_full_momentum_is_cross_frame_attention(unet):
 
 @pytest.mark.parametrize("layout", ["blocks", "interleaved"])
 @pytest.mark.parametrize("frames_per_pass", [1, 2, 3, 5])
-def test_passes_equal_one_batch(unet, layout, frames_per_pass):
+def test_passes_equal_one_batch(scans, unet, layout, frames_per_pass):
     rows = LAYOUTS[layout]
     with TemporalMomentum([0.98] * FRAMES) as attention:
         attention.attach(unet)

@@ -4,21 +4,24 @@ In every self-attention layer the keys and values of frame i become running aver
 
     K̈¹ = K¹,    K̈ⁱ = μᵢ K̈ⁱ⁻¹ + (1 - μᵢ) Kⁱ        (V likewise, Q stays).
 
-K and V are affine in the layer's input and the weights of the average sum to 1, so averaging what the
-projections `attn1.to_k` and `attn1.to_v` return is exact, whatever attention kernel, LoRA or
-hypernetwork is at work. The average is causal: carrying K̈ and V̈ of the last frame from one UNet call to
-the next makes it stream, so a clip of any length runs in passes of a few frames with the same result.
+The projections `attn1.to_k` and `attn1.to_v` are affine and the weights of the average sum to 1, so what they return
+for the average of their input is the average of K and of V: one average serves both where both have the same input, and
+each has its own behind a hypernetwork. LoRA and attention kernels are left to the host. A projection that may not be
+affine has its output averaged. The average is causal: carrying that of the last frame from one UNet call to the next
+makes it stream, so a clip of any length runs in passes of a few frames with the same result.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch.utils.hooks import RemovableHandle
 
+from .constants import Constants
 from .hooks import Hooks, Pass, another_extension
 from .rows import Rows
 
@@ -26,36 +29,127 @@ PROJECTIONS = ("attn1.to_k", "attn1.to_v")
 """Self-attention's key and value projections, as `ldm`, `sgm` and `diffusers` name them."""
 
 
-def momentum_scan_(x: torch.Tensor, rows: Rows, momentum: Sequence[float], carried: dict) -> dict:
-    """Replaces each row of `x` by its running average over frames, in place (paper, equation 2).
+# --- the average, in two forms ---------------------------------------------------------------------------------------
 
-    `x` has the shape (rows, …); `momentum[i]` is μ of frame i (that of frame 0 is not used); `carried`
-    maps a guidance group to its last frame before this call and the average after it, in float32. Returns
-    the same after this call's last frames; `carried` itself is left as it was. Where `rows` leave frames out, a
-    frame that comes g frames after the one before keeps the product of the g momenta of it. The sum is kept in
-    float32 whatever the precision of `x`. One in-place pass over each row is the cheapest exact form
-    (`python -m benchmarks --only attention` compares), and gives the same bits however a clip is cut into calls.
+
+class Last(NamedTuple):
+    """A guidance group's last frame so far, counted from 0, and its average: `block[place]`, of shape (…)."""
+
+    frame: int
+    block: torch.Tensor
+    place: int
+
+    @property
+    def average(self) -> torch.Tensor:
+        return self.block[self.place]
+
+
+def momentum_scan(x: torch.Tensor, rows: Rows, momentum: Sequence[float], carried: dict) -> tuple[torch.Tensor, dict]:
+    """Each row of `x` as its running average over frames (paper, equation 2), one after the other.
+
+    `x` has the shape (rows, …); `momentum[i]` is μ of frame i (that of frame 0 is not used); `carried` maps a guidance
+    group to its `Last` before this call. Returns the averages, shaped like `x`, and the same map after this call's last
+    frames; `carried` itself is left as it was. Where `rows` leave frames out, a frame that comes g frames after the one
+    before keeps the product of the g momenta of it. The sum is kept in float32 whatever the precision of `x`. Gives the
+    same bits however a clip is cut into calls.
 
     Raises RuntimeError if a group's frames do not follow on each other.
     """
-    state = dict(carried)  # group: (frame, average (…))
-    for row, frame, group, previous in zip(x.unbind(), rows.frames, rows.groups, rows.previous):  # row: (…)
+    result, averages = torch.empty_like(x), {}
+    for row, out, frame, group, kept in zip(x, result, rows.frames, rows.groups, _kept(rows, momentum, carried)):
         average = row.float()  # (…), in float32 the row itself
         if frame:
-            last, before = state.get(group, (None, None))
-            if last != previous:
-                raise RuntimeError(
-                    f"temporal momentum attention: frame {frame} of guidance group {group} did not come right after "
-                    f"frame {previous}; " + another_extension("reorders the UNet's batch")
-                )
-            average.lerp_(before, math.prod(momentum[previous + 1 : frame + 1]))
-            if average is not row:
-                row.copy_(average)
-        state[group] = frame, average
-    return {
-        group: (frame, average.clone() if group in rows.groups else average)
-        for group, (frame, average) in state.items()
+            before = averages[group] if group in averages else carried[group].average.float()
+            average = torch.lerp(average, before, kept, out=out if out.dtype == average.dtype else None)
+        if average is not out:
+            out.copy_(average)
+        averages[group] = average
+    frames = dict(zip(rows.groups, rows.frames))
+    return result, carried | {group: Last(frames[group], each[None].clone(), 0) for group, each in averages.items()}
+
+
+class Weights(NamedTuple):
+    """The weights of equation 2 for the rows of a call: `own` (rows, rows) says what each row takes of each row, and
+    `before` (rows, groups) what it takes of the averages before the call of the groups `known`; None where no row takes
+    anything. `ends` (groups,) has the last row of each of `last`, which maps a group to its last frame.
+    """
+
+    own: torch.Tensor
+    before: torch.Tensor | None
+    known: tuple
+    ends: torch.Tensor
+    last: dict
+
+    @classmethod
+    def of(cls, rows: Rows, momentum: Sequence[float], carried: dict, like: torch.Tensor, bring: Callable) -> Weights:
+        """`bring(values, device)` puts them where the tensor `like` is, in its precision: what a row takes of others is
+        rounded first, and it takes the rest to 1 of itself, so that frames that are alike stay so.
+
+        Raises RuntimeError if a group's frames do not follow on each other.
+        """
+        known = tuple(dict.fromkeys(group for group in rows.groups if group in carried))
+        weights = torch.zeros(len(rows), len(known) + len(rows), dtype=torch.float64)
+        ends: dict = {}
+        for row, (frame, group, kept) in enumerate(zip(rows.frames, rows.groups, _kept(rows, momentum, carried))):
+            if group in ends:
+                weights[row] = kept * weights[ends[group]]
+            elif frame:
+                weights[row, known.index(group)] = kept
+            weights[row, len(known) + row] = 1 - kept
+            ends[group] = row
+        weights = weights.to(like.dtype).double()
+        own, before = weights[:, len(known) :], weights[:, : len(known)]
+        own.diagonal().add_(1 - weights.sum(dim=1))
+        return cls(
+            bring(own.to(like.dtype), like.device),
+            bring(before.to(like.dtype), like.device) if before.any() else None,
+            known,
+            bring(torch.tensor(list(ends.values())), like.device),
+            {group: rows.frames[row] for group, row in ends.items()},
+        )
+
+
+def momentum_product(x: torch.Tensor, weights: Weights, carried: dict) -> tuple[torch.Tensor, dict]:
+    """The same as `momentum_scan` in two or three operations, whatever the number of rows: on a GPU each costs its
+    launch. The averages that are carried have the precision of `x`.
+    """
+    flat = x.reshape(len(weights.own), -1)
+    result = weights.own @ flat
+    if weights.before is not None:
+        result.addmm_(weights.before, _together([carried[group] for group in weights.known]).flatten(1))
+    result = result.view_as(x)
+    block = result[weights.ends]  # (groups, …)
+    return result, carried | {
+        group: Last(frame, block, place) for place, (group, frame) in enumerate(weights.last.items())
     }
+
+
+def _together(averages: list[Last]) -> torch.Tensor:
+    """Averages of groups as one tensor (groups, …): as a rule all that a call left, as it is."""
+    block = averages[0].block
+    whole = len(block) == len(averages) and all(
+        each.block is block and each.place == place for place, each in enumerate(averages)
+    )
+    return block if whole else torch.stack([each.average for each in averages])
+
+
+def _kept(rows: Rows, momentum: Sequence[float], carried: dict) -> Iterator[float]:
+    """How much each row keeps of the row before it in its group: the product of the momenta between the two.
+
+    Raises RuntimeError if a group's frames do not follow on each other.
+    """
+    last = {group: before.frame for group, before in carried.items()}
+    for frame, group, previous in zip(rows.frames, rows.groups, rows.previous):
+        if frame and last.get(group) != previous:
+            raise RuntimeError(
+                f"temporal momentum attention: frame {frame} of guidance group {group} did not come right after "
+                f"frame {previous}; " + another_extension("reorders the UNet's batch")
+            )
+        last[group] = frame
+        yield math.prod(momentum[previous + 1 : frame + 1]) if frame else 0.0
+
+
+# --- the hooks -------------------------------------------------------------------------------------------------------
 
 
 class TemporalMomentum(Hooks):
@@ -71,7 +165,11 @@ class TemporalMomentum(Hooks):
         super().__init__()
         self.momentum = tuple(momentum)
         self.carried: dict[tuple[torch.nn.Module, int], dict] = {}
-        """For each projection, and each time that a pass uses it, the last frames' averages by guidance group."""
+        """For each projection, and each time that a pass uses it, the `Last` of each guidance group."""
+        self._constants = Constants()
+        self._weights: dict = {}
+        self._shared: tuple = (None, None)
+        """The input of the last projection, and its average: the other projection of the layer has the same."""
 
     @property
     def is_identity(self) -> bool:
@@ -91,32 +189,78 @@ class TemporalMomentum(Hooks):
             )
         if not self.is_identity:
             for module in dict.fromkeys(module for each in projections for module in each):
-                yield module.register_forward_hook(self._average)
+                if _is_affine(module):
+                    yield module.register_forward_pre_hook(self._average_input)
+                else:
+                    yield module.register_forward_hook(self._average_output)
 
     def restart(self, step: int = 0, time: float = 0.0) -> None:
         """Forgets what was carried: the next call begins with frame 0."""
         self.carried = {}
 
+    def begin(self, now: Pass | None) -> None:
+        super().begin(now)
+        self._weights, self._shared = {}, (None, None)
+
     def saw(self, now: Pass) -> bool:
         return bool(now.uses)
 
-    def _average(self, projection: torch.nn.Module, inputs, output: torch.Tensor) -> None:
-        """Averages what a projection returns, (row·tile, token, channel), in place."""
+    def _average_input(self, projection: torch.nn.Module, inputs: tuple) -> tuple | None:
         if not self.act:
-            return
+            return None
+        x, *others = inputs
+        shared, average = self._shared
+        if x is shared:
+            self._shared = None, None
+        else:
+            average = self._average(projection, x)
+            self._shared = x, average
+        return average, *others
+
+    def _average_output(self, projection: torch.nn.Module, inputs, output: torch.Tensor) -> torch.Tensor | None:
+        return self._average(projection, output) if self.act else None
+
+    def _average(self, projection: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """The averages of what a projection is given, or returns, (row·tile, token, channel)."""
         rows = self.now.seen
-        if self.now.repeated and output.shape[0] < len(rows):
+        if self.now.repeated and x.shape[0] < len(rows):
             rows = self.now.repeated()
-        if output.shape[0] % len(rows) or not len(output):
+        if x.shape[0] % len(rows) or not len(x):
             raise RuntimeError(
-                f"temporal momentum attention: a projection saw {output.shape[0]} rows in a UNet call of {len(rows)}; "
+                f"temporal momentum attention: a projection saw {x.shape[0]} rows in a UNet call of {len(rows)}; "
                 + another_extension("changes the batch inside attention")
             )
         use = projection, self.now.uses[projection]
         self.now.uses[projection] += 1
         # HyperTile splits each row into tiles: the average runs per tile
-        by_row = rearrange(output, "(row tile) ... -> row tile ...", row=len(rows))  # a view: changed in place
-        self.carried[use] = momentum_scan_(by_row, rows, self.momentum, self.carried.get(use, {}))
+        by_row, carried = rearrange(x, "(row tile) ... -> row tile ...", row=len(rows)), self.carried.get(use, {})
+        if _scans_on(x.device):
+            average, self.carried[use] = momentum_scan(by_row, rows, self.momentum, carried)
+        else:
+            weights = self._weights_for(rows, carried, x)
+            average, self.carried[use] = momentum_product(by_row, weights, carried)
+        return average.view_as(x)
+
+    def _weights_for(self, rows: Rows, carried: dict, like: torch.Tensor) -> Weights:
+        """Made once for the layers of a pass."""
+        before = tuple((group, last.frame) for group, last in carried.items())
+        key = rows, before, like.dtype, like.device
+        if key not in self._weights:
+            self._weights[key] = Weights.of(rows, self.momentum, carried, like, self._constants.on)
+        return self._weights[key]
+
+
+def _scans_on(device: torch.device) -> bool:
+    """Whether the scan is the cheaper form: a CPU takes five times as long for the product."""
+    return device.type == "cpu"
+
+
+def _is_affine(projection: torch.nn.Module) -> bool:
+    """Whether what a projection returns for an average is the average of what it returns: it is a matrix, perhaps one
+    that is kept in fewer bits or has LoRA added, and nobody has put something over it.
+    """
+    replaced = "forward" in vars(projection) or projection._forward_hooks or projection._forward_pre_hooks
+    return isinstance(projection, torch.nn.Linear) and not replaced
 
 
 def _projections(model: torch.nn.Module) -> list[torch.nn.Module]:

@@ -7,6 +7,7 @@ of `p`, at the latest `close`, or the UNet. The API answers it with the status t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ def keep(p, error: Exception) -> None:
     if is_kept(p):
         return
     p.zs2_error, close = error, p.close
+    _leave_for_the_page(error)
     request = vars(p).get("zs2_request")
     if request and request.error is None:
         request.error = error
@@ -29,6 +31,29 @@ def keep(p, error: Exception) -> None:
 
     p.setup_prompts = p.init = p.sample = stop
     p.close = close_and_stop
+
+
+class _NoResult:
+    """The result of a request that `error` ended: raises it where it is unpacked."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def __iter__(self):
+        raise self.error
+
+
+def _leave_for_the_page(error: Exception) -> None:
+    """Where the page waits for a thread that keeps a request's result and forgets its error, as in reForge, the error
+    takes the result's place until there is one.
+    """
+    frame = sys._getframe(1)
+    while frame:
+        if frame.f_code.co_name == "work" and frame.f_globals["__name__"] == "modules_forge.main_thread":
+            task = frame.f_locals["self"]
+            if not hasattr(task, "exception"):
+                task.result = _NoResult(error)
+        frame = frame.f_back
 
 
 def is_kept(p) -> bool:
