@@ -107,7 +107,7 @@ def step(unet, arguments: tuple[tuple, dict], frames: int, stride: int, depth: s
     momentum = [MOMENTUM if stride > 1 else 0.0] * frames
     with Clip(momentum, anchor_stride=stride, anchor_depth=depth, frames_per_pass=frames) as clip:
         clip.attach(unet)
-        clip.anchors.kept[None] = None  # a step after the first, which computes all frames
+        clip.anchors.kept.known[None] = 0  # a step after the first, which computes all frames
         clip.begin_step(1)
         return clip.call(lambda *args, **kwargs: unet(*args, **kwargs).sample, rows, *args, **kwargs)
 

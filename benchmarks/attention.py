@@ -112,7 +112,7 @@ def weights(frames: int) -> torch.Tensor:
 def forms(frames: int, dtype: torch.dtype) -> dict[str, tuple[Callable, int]]:
     """Each form as f(input, K, V) -> averages, and how many more rows it holds than the layer does without."""
     rows, momentum = Rows.blocks(frames, 2), [MOMENTUM] * frames
-    weights = Weights.of(rows, momentum, {}, torch.empty(0, dtype=dtype), Constants().on)
+    weights = Weights.of(rows, momentum, {}, torch.empty(0, dtype=dtype), Constants())
 
     def scan(*tensors):
         return tuple(momentum_scan(x, rows, momentum, {})[0] for x in tensors)

@@ -548,7 +548,7 @@ def test_anchor_without_its_predecessor(unet):
     rows = Rows((5, 6, 7, 8), (0,) * 4)
     with Anchors(FRAMES, 4) as anchors:
         anchors.attach(unet)
-        anchors.kept[0, 0] = torch.zeros(1)  # of a step before
+        anchors.kept.put(Rows((0,), (0,)), torch.zeros(1, 1))  # of a step before
         anchors.restart(1)
         anchors.begin(Pass(rows))
         with pytest.raises(

@@ -51,7 +51,7 @@ def as_scan(x: torch.Tensor, rows: Rows, momentum, carried: dict) -> tuple[torch
 
 
 def as_product(x: torch.Tensor, rows: Rows, momentum, carried: dict) -> tuple[torch.Tensor, dict]:
-    return momentum_product(x, Weights.of(rows, momentum, carried, x, Constants().on), carried)
+    return momentum_product(x, Weights.of(rows, momentum, carried, x, Constants()), carried)
 
 
 forms = pytest.mark.parametrize("form", [as_scan, as_product])
@@ -83,7 +83,7 @@ def test_averages_are_equation_2(form, rows, momentum):
         result, carried = averages(form, x, rows, momentum, cuts)
         torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-6)
         assert {group: each.frame for group, each in carried.items()} == {group: FRAMES - 1 for group in last}
-        assert all((carried[group].average - average).abs().max() < 1e-6 for group, average in last.items())
+        assert all((carried[group].value - average).abs().max() < 1e-6 for group, average in last.items())
     assert torch.equal(x, before)
 
 
@@ -94,7 +94,7 @@ def test_half_precision_is_summed_in_float32(dtype):
     x = normals(64, 500).to(dtype)
     result, carried = averages(as_scan, x, rows, momentum)
     expected = equation_2(x, rows, momentum)
-    average = carried[0].average
+    average = carried[0].value
     assert result.dtype == dtype and average.dtype == torch.float32
     torch.testing.assert_close(average.double(), expected[-1], rtol=0, atol=5e-6)
     assert ((result.double() - expected).abs() <= expected.abs() * torch.finfo(dtype).eps / 2 + 5e-6).all()
@@ -110,7 +110,7 @@ def test_product_in_half_precision(dtype, momentum):
     result, carried = averages(as_product, x, rows, [momentum] * 64, cuts)
     expected = equation_2(x, rows, [momentum] * 64)
     error = result.double() - expected
-    assert result.dtype == carried[0].average.dtype == dtype
+    assert result.dtype == carried[0].value.dtype == dtype
     assert (error.abs() <= 2 * eps * (1 + expected.abs())).all() and error.square().mean().sqrt() < eps / 2
     alike, _ = averages(as_product, x[:1].expand(64, 500), rows, [momentum] * 64, cuts)
     assert ((alike.double() - x[:1].double()).abs() <= x[:1].double().abs() * eps).all()
@@ -125,7 +125,7 @@ def test_any_cut_into_calls_gives_the_same_bits(rows, dtype):
     for cuts in [*([cut] for cut in singly), [3, 4, 5], [2, len(rows) - 1], list(singly)]:
         result, state = averages(as_scan, x, rows, KEYFRAMES, cuts)
         assert torch.equal(result, whole), cuts
-        assert all(torch.equal(state[group].average, carried[group].average) for group in carried), cuts
+        assert all(torch.equal(state[group].value, carried[group].value) for group in carried), cuts
 
 
 @forms

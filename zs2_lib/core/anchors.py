@@ -26,8 +26,11 @@ from dataclasses import dataclass
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from .carried import Last, together
+from .constants import Constants
 from .hooks import SWITCH_OFF, Hooks, Pass, another_extension
-from .rows import Rows, take
+from .kept import Kept
+from .rows import Rows, cut
 
 DEPTHS = ("gentle", "medium", "strong")
 """Where the deep blocks begin: at the second downsampling, at the first, or a block before the first."""
@@ -153,6 +156,35 @@ class AnchorRows:
                 weight[row] = (end - frame) / (end - anchors.previous[next_one])
         return cls(index, anchors, tuple(after), tuple(weight))
 
+    def starts(self, before: list) -> list[int | None]:
+        """Of each anchor the one that came before it in its group, or None: those carried of the groups `before` the
+        call are counted from 0, those of the call after them.
+        """
+        last, result = {group: place for place, group in enumerate(before)}, []
+        for place, group in enumerate(self.rows.groups, len(before)):
+            result.append(last.get(group))
+            last[group] = place
+        return result
+
+    def lines(self, before: list, dtype: torch.dtype) -> torch.Tensor:
+        """What each row takes of each anchor, counted like that, (rows, anchors): 1 in all, also once it is rounded."""
+        starts = self.starts(before)
+        weights = torch.zeros(len(self.after), len(before) + len(starts), dtype=dtype)
+        for row, (after, weight) in enumerate(zip(self.after, self.weight)):
+            if weight:
+                weights[row, starts[after]] = weight
+            weights[row, len(before) + after] = 1 - weights[row].double().sum()
+        return weights
+
+    def gaps(self, before: list, dtype: torch.dtype) -> torch.Tensor:
+        """Each anchor less the one before it, as weights of the anchors, counted like that, (anchors, anchors)."""
+        starts = self.starts(before)
+        weights = torch.zeros(len(starts), len(before) + len(starts), dtype=dtype)
+        for place, start in enumerate(starts):
+            if start is not None:
+                weights[place, len(before) + place], weights[place, start] = 1, -1
+        return weights
+
 
 def is_anchor(frame: int, stride: int, phase: int) -> bool:
     return frame == 0 or frame % stride == phase
@@ -177,7 +209,7 @@ class Anchors(Hooks):
     """
 
     NAME = "anchors"
-    CARRIED = ("carried", "kept")
+    CARRIED = ("carried",)
 
     def __init__(self, frames: int, stride: int = 1, depth: str = "medium", start: float = 0.0):
         super().__init__()
@@ -185,14 +217,18 @@ class Anchors(Hooks):
         self.stride = stride if frames > 1 else 1
         self.depth = depth
         self.start = start
+        self._constants = Constants()
         self.carried: dict = {}
-        """Of each guidance group the last anchor before this call, its deep output, and the one that was kept of it."""
-        self.kept: dict = {}
-        """The deep output of each (frame, guidance group) at the step before, in main memory: a clip may have many."""
+        """Of each guidance group the last anchor before this call: its deep output, and that at the step before."""
+        self.kept = Kept(frames, self._constants)
+        """The deep output of each frame and guidance group at the step before."""
         self.suspended = False
         """Whether all steps compute all frames in full."""
         self._phase = 0
         self._in_full = False
+        self._acted = False
+        self._replaced: tuple | None = None
+        """In this pass: its rows, what was kept of them before, and of how many frames."""
 
     @property
     def is_identity(self) -> bool:
@@ -218,19 +254,26 @@ class Anchors(Hooks):
         """Forgets what was carried, and at the first step what was kept."""
         self.carried = {}
         if step == 0:
-            self.kept = {}
+            self.kept.clear()
         self._in_full = self.suspended or not self.kept or time < self.start
         self._phase = phase_of(step, self.stride)
 
     def begin(self, now: Pass | None) -> None:
         super().begin(now)
+        self._selected: dict = {}
         if now is not None and not self.is_identity:
             self._rows = AnchorRows.of(now.rows, *self._stride_and_phase, clip_end=self.frames - 1)
-            self._index, self._after = torch.tensor(self._rows.index), torch.tensor(self._rows.after)
-            self._acted = False
+            self._acted, self._replaced = False, None
 
     def saw(self, now: Pass) -> bool:
         return self._acted
+
+    def restore(self, state: tuple[dict, ...]) -> None:
+        super().restore(state)
+        if self._replaced:
+            rows, values, known = self._replaced
+            self.kept.put(rows, values)
+            self.kept.known = known
 
     @property
     def _stride_and_phase(self) -> tuple[int, int]:
@@ -256,16 +299,25 @@ class Anchors(Hooks):
                 f"anchors: a block saw {x.shape[0]} rows in a UNet call of {rows}; "
                 + another_extension("changes the batch inside the UNet", f"{SWITCH_OFF}, or set the anchor stride to 1")
             )
-        self._index, self._after = self._index.to(x.device), self._after.to(x.device)  # once for a pass
+        if self._in_full:
+            return None
         self.now.seen = self._rows.rows
-        return take(args, self._index, rows), take(kwargs, self._index, rows)
+
+        def select(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor is x:  # of this block alone
+                return self._constants.take(x, self._rows.index)
+            if id(tensor) not in self._selected:  # with the tensor, lest another takes its number
+                self._selected[id(tensor)] = tensor, self._constants.take(tensor, self._rows.index)
+            return self._selected[id(tensor)][1]
+
+        return cut(args, rows, select), cut(kwargs, rows, select)
 
     def _repeat(self, module: torch.nn.Module, args: tuple, output):
         """After a deep block: each row gets the next anchor's output, of which only the anchors' own is ever used."""
-        if not self.act:
+        if not self.act or self._in_full:
             return None
         self.now.seen = self.now.rows
-        return take(output, self._after, len(self._rows.index))
+        return cut(output, len(self._rows.index), lambda each: self._constants.take(each, self._rows.after))
 
     def _interpolate(self, module: torch.nn.Module, args: tuple, output):
         """After the last deep block: each row lies between the anchors around it, and off their line as at the step
@@ -273,56 +325,65 @@ class Anchors(Hooks):
         """
         if not self.act:
             return None
+        self.now.seen = self.now.rows
+        given = output[0] if isinstance(output, tuple) else output  # in `diffusers` an attention's is a tuple of one
+        made = given if self._in_full else self._between(given)
+        self.kept.put(self.now.rows, made)
         self._acted = True
-        result = self._repeat(module, args, output)
-        given, wanted = _tensor(output), _tensor(result)  # (anchors, …), (rows, …)
-        starts, ends, growths = self._lines(given)
-        anchors = set(self._rows.index)
-        columns = zip(self.now.rows.frames, self.now.rows.groups, self._rows.after, self._rows.weight)
-        for row, (frame, group, after, weight) in enumerate(columns):
-            if row not in anchors:
-                _, end, end_then = ends[after]  # (…)
-                _, start, start_then = starts[after] if weight else ends[after]  # (…)
-                torch.lerp(end, start, weight, out=wanted[row])
-                own = self._kept(frame, group, given)  # (…)
-                if own is not None and end_then is not None and start_then is not None:
-                    wanted[row] += growths[after] * (own - torch.lerp(end_then, start_then, weight))
-            self.kept[frame, group] = wanted[row].to("cpu", copy=True)  # (…)
-        return result
+        return (made,) if isinstance(output, tuple) else made
 
-    def _lines(self, given: torch.Tensor) -> tuple[list, list, list]:
-        """Of the deep output `given` (anchors, …): for each anchor the one before it and itself, each as its frame, its
-        deep output (…) and the one kept of the step before; and how much further apart the two are than then.
-        """
-        rows, starts, ends, growths = self._rows.rows, [], [], []
-        for frame, group, previous, made in zip(rows.frames, rows.groups, rows.previous, given):
-            start = self.carried.get(group)
-            if frame and not self._in_full and (start is None or start[0] != previous):
+    def _between(self, given: torch.Tensor) -> torch.Tensor:
+        """The deep output of all rows (rows, …), from that of the anchors, `given` (anchors, …)."""
+        self._check_order()
+        anchors, constants = self._rows, self._constants
+        own, unknown = self.kept.get(self.now.rows, given)  # (rows, …)
+        self._replaced = self.now.rows, own, dict(self.kept.known)
+        ends, ends_then = given, constants.take(own, anchors.index)
+        before = [group for group in dict.fromkeys(anchors.rows.groups) if group in self.carried]
+        if before:
+            carried = zip(*(self.carried[group] for group in before))
+            ends, ends_then = (torch.cat([together(of), to]) for of, to in zip(carried, (ends, ends_then)))
+
+        lines = constants.on(anchors.lines(before, given.dtype), given.device)
+        made = _product(lines, ends)
+        if unknown != set(anchors.rows.groups):
+            gaps = constants.on(anchors.gaps(before, given.dtype), given.device)
+            apart, apart_then = (
+                torch.linalg.vector_norm(_product(gaps, of).flatten(1), dim=1, dtype=torch.float32).clamp(min=1e-6)
+                for of in (ends, ends_then)
+            )
+            growth = (apart / apart_then).clamp(*GROWTH)  # (anchors)
+            growth = constants.on(self._growing(unknown), given.device) @ growth  # (rows)
+            growth = growth.to(given.dtype).view(-1, *[1] * (given.ndim - 1))
+            made.addcmul_(growth, own - _product(lines, ends_then))
+
+        last = {group: place for place, group in enumerate(anchors.rows.groups)}
+        index = constants.index([len(before) + place for place in last.values()], given.device)
+        blocks = ends.index_select(0, index), ends_then.index_select(0, index)  # (groups, …)
+        for place, (group, anchor) in enumerate(last.items()):
+            self.carried[group] = tuple(Last(anchors.rows.frames[anchor], block, place) for block in blocks)
+        return made
+
+    def _growing(self, unknown: set) -> torch.Tensor:
+        """Which anchor's gap each row grows with (rows, anchors): none for an anchor, or where nothing is kept."""
+        anchors, groups = self._rows, self.now.rows.groups
+        growing = torch.zeros(len(groups), len(anchors.index))
+        for row, (group, after) in enumerate(zip(groups, anchors.after)):
+            growing[row, after] = group not in unknown
+        growing[list(anchors.index)] = 0
+        return growing
+
+    def _check_order(self) -> None:
+        last = {group: end.frame for group, (end, _) in self.carried.items()}
+        for frame, group, previous in zip(self._rows.rows.frames, self._rows.rows.groups, self._rows.rows.previous):
+            if frame and last.get(group) != previous:
                 raise RuntimeError(
                     f"anchors: frame {frame} of guidance group {group} did not come after the anchor {previous}; "
                     + another_extension("reorders the UNet's batch")
                 )
-            end = frame, made.clone(), self._kept(frame, group, made)
-            starts.append(start)
-            ends.append(end)
-            growths.append(_growth(start, end) if frame else 1.0)
-            self.carried[group] = end
-        return starts, ends, growths
-
-    def _kept(self, frame: int, group, like: torch.Tensor) -> torch.Tensor | None:
-        """What was kept of a frame; None for a group that took no part in the step before: guidance was skipped."""
-        kept = self.kept.get((frame, group))
-        return None if kept is None else kept.to(like.device)
+            last[group] = frame
 
 
-def _tensor(output) -> torch.Tensor:
-    """A block's output: in `diffusers` an attention's is a tuple of one."""
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _growth(start: tuple | None, end: tuple) -> float | torch.Tensor:
-    """How much further two neighbouring anchors are apart than at the step before."""
-    if start is None or start[2] is None or end[2] is None:
-        return 1.0
-    apart, apart_then = (torch.linalg.vector_norm(end[i] - start[i], dtype=torch.float32) for i in (1, 2))
-    return (apart / apart_then.clamp(min=1e-6)).clamp(*GROWTH).to(end[1].dtype)
+def _product(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """weights (rows, n) times x (n, …): (rows, …)."""
+    return (weights @ x.flatten(1)).unflatten(1, x.shape[1:])

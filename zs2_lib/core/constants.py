@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 MOST = 4096
@@ -11,8 +13,7 @@ MOST = 4096
 class Constants:
     """Matrices and indices on the devices where they are used, by their values.
 
-    Bringing one there makes the host wait for nothing: not in the first step, when it is copied beside what the device
-    does, nor later, when it is there.
+    Nobody waits while one is brought to a GPU: it is copied beside what the GPU does, and later it is there.
     """
 
     def __init__(self):
@@ -24,8 +25,33 @@ class Constants:
             return values
         bits = values.view(torch.int16) if values.dtype == torch.bfloat16 else values  # NumPy has none
         key = bits.numpy().tobytes(), tuple(values.shape), values.dtype, device
-        if key not in self._known:
-            if len(self._known) >= MOST:
-                self._known.clear()
-            self._known[key] = values.to(device, non_blocking=device.type == "cuda")
+        return self._known[key] if key in self._known else self._bring(key, values, device)
+
+    def index(self, numbers: Sequence[int], device: torch.device) -> torch.Tensor:
+        """`numbers` as a tensor on the `device`."""
+        key = tuple(numbers), device
+        return self._known[key] if key in self._known else self._bring(key, torch.tensor(numbers), device)
+
+    def take(self, values: torch.Tensor, index: Sequence[int]) -> torch.Tensor:
+        """values[index]; a view where it can be."""
+        if is_range(index):
+            return values[index[0] : index[-1] + 1]
+        return values.index_select(0, self.index(index, values.device))
+
+    def put(self, values: torch.Tensor, index: Sequence[int], part: torch.Tensor) -> None:
+        """values[index] = part, which may come from another device."""
+        if is_range(index):
+            values[index[0] : index[-1] + 1].copy_(part, non_blocking=True)
+        else:
+            values.index_copy_(0, self.index(index, values.device), part.to(values.device))
+
+    def _bring(self, key: tuple, values: torch.Tensor, device: torch.device) -> torch.Tensor:
+        if len(self._known) >= MOST:
+            self._known.clear()
+        self._known[key] = values.to(device, non_blocking=device.type == "cuda")
         return self._known[key]
+
+
+def is_range(numbers: Sequence[int]) -> bool:
+    """Whether each number is one more than the one before."""
+    return all(number == numbers[0] + place for place, number in enumerate(numbers))

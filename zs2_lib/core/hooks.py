@@ -107,8 +107,8 @@ class Hooks:
         """Whether the hooks acted in the pass `now`, which is done."""
         raise NotImplementedError
 
-    def check(self, now: Pass) -> None:
-        """Raises RuntimeError if the pass `now`, which is done, went by the hooks."""
+    def end(self, now: Pass) -> None:
+        """The pass `now` is done. Raises RuntimeError if it went by the hooks."""
         if self._handles and not self.saw(now):
             raise RuntimeError(
                 f"{self.NAME}: the UNet ran without its hooks, as one that was compiled before may do: switch "

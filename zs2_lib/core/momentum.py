@@ -14,13 +14,14 @@ makes it stream, so a clip of any length runs in passes of a few frames with the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch.utils.hooks import RemovableHandle
 
+from .carried import Last, together
 from .constants import Constants
 from .hooks import Hooks, Pass, another_extension
 from .rows import Rows
@@ -30,18 +31,6 @@ PROJECTIONS = ("attn1.to_k", "attn1.to_v")
 
 
 # --- the average, in two forms ---------------------------------------------------------------------------------------
-
-
-class Last(NamedTuple):
-    """A guidance group's last frame so far, counted from 0, and its average: `block[place]`, of shape (…)."""
-
-    frame: int
-    block: torch.Tensor
-    place: int
-
-    @property
-    def average(self) -> torch.Tensor:
-        return self.block[self.place]
 
 
 def momentum_scan(x: torch.Tensor, rows: Rows, momentum: Sequence[float], carried: dict) -> tuple[torch.Tensor, dict]:
@@ -59,7 +48,7 @@ def momentum_scan(x: torch.Tensor, rows: Rows, momentum: Sequence[float], carrie
     for row, out, frame, group, kept in zip(x, result, rows.frames, rows.groups, _kept(rows, momentum, carried)):
         average = row.float()  # (…), in float32 the row itself
         if frame:
-            before = averages[group] if group in averages else carried[group].average.float()
+            before = averages[group] if group in averages else carried[group].value.float()
             average = torch.lerp(average, before, kept, out=out if out.dtype == average.dtype else None)
         if average is not out:
             out.copy_(average)
@@ -71,7 +60,7 @@ def momentum_scan(x: torch.Tensor, rows: Rows, momentum: Sequence[float], carrie
 class Weights(NamedTuple):
     """The weights of equation 2 for the rows of a call: `own` (rows, rows) says what each row takes of each row, and
     `before` (rows, groups) what it takes of the averages before the call of the groups `known`; None where no row takes
-    anything. `ends` (groups,) has the last row of each of `last`, which maps a group to its last frame.
+    anything. `ends` (groups,) are the rows of the last frames of the groups, which `last` has.
     """
 
     own: torch.Tensor
@@ -81,9 +70,11 @@ class Weights(NamedTuple):
     last: dict
 
     @classmethod
-    def of(cls, rows: Rows, momentum: Sequence[float], carried: dict, like: torch.Tensor, bring: Callable) -> Weights:
-        """`bring(values, device)` puts them where the tensor `like` is, in its precision: what a row takes of others is
-        rounded first, and it takes the rest to 1 of itself, so that frames that are alike stay so.
+    def of(
+        cls, rows: Rows, momentum: Sequence[float], carried: dict, like: torch.Tensor, constants: Constants
+    ) -> Weights:
+        """Those for a tensor `like`, in its precision: what a row takes of others is rounded first, and it takes the
+        rest to 1 of itself, so that frames that are alike stay so.
 
         Raises RuntimeError if a group's frames do not follow on each other.
         """
@@ -101,10 +92,10 @@ class Weights(NamedTuple):
         own, before = weights[:, len(known) :], weights[:, : len(known)]
         own.diagonal().add_(1 - weights.sum(dim=1))
         return cls(
-            bring(own.to(like.dtype), like.device),
-            bring(before.to(like.dtype), like.device) if before.any() else None,
+            constants.on(own.to(like.dtype), like.device),
+            constants.on(before.to(like.dtype), like.device) if before.any() else None,
             known,
-            bring(torch.tensor(list(ends.values())), like.device),
+            constants.index(tuple(ends.values()), like.device),
             {group: rows.frames[row] for group, row in ends.items()},
         )
 
@@ -116,21 +107,12 @@ def momentum_product(x: torch.Tensor, weights: Weights, carried: dict) -> tuple[
     flat = x.reshape(len(weights.own), -1)
     result = weights.own @ flat
     if weights.before is not None:
-        result.addmm_(weights.before, _together([carried[group] for group in weights.known]).flatten(1))
+        result.addmm_(weights.before, together([carried[group] for group in weights.known]).flatten(1))
     result = result.view_as(x)
-    block = result[weights.ends]  # (groups, …)
+    block = result.index_select(0, weights.ends)  # (groups, …)
     return result, carried | {
         group: Last(frame, block, place) for place, (group, frame) in enumerate(weights.last.items())
     }
-
-
-def _together(averages: list[Last]) -> torch.Tensor:
-    """Averages of groups as one tensor (groups, …): as a rule all that a call left, as it is."""
-    block = averages[0].block
-    whole = len(block) == len(averages) and all(
-        each.block is block and each.place == place for place, each in enumerate(averages)
-    )
-    return block if whole else torch.stack([each.average for each in averages])
 
 
 def _kept(rows: Rows, momentum: Sequence[float], carried: dict) -> Iterator[float]:
@@ -246,12 +228,12 @@ class TemporalMomentum(Hooks):
         before = tuple((group, last.frame) for group, last in carried.items())
         key = rows, before, like.dtype, like.device
         if key not in self._weights:
-            self._weights[key] = Weights.of(rows, self.momentum, carried, like, self._constants.on)
+            self._weights[key] = Weights.of(rows, self.momentum, carried, like, self._constants)
         return self._weights[key]
 
 
 def _scans_on(device: torch.device) -> bool:
-    """Whether the scan is the cheaper form: a CPU takes five times as long for the product."""
+    """Whether the scan is the cheaper form: a CPU takes twice as long for the product."""
     return device.type == "cpu"
 
 

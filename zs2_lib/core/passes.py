@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 
 from .anchors import Anchors
+from .constants import Constants
 from .hooks import SWITCH_OFF, Hooks, Pass, another_extension
-from .rows import Rows, take
+from .rows import Rows, cut
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Passes:
         """Whether every call is one pass, whatever its size: others inside of the UNet count on its rows."""
         self.exceeded: int | None = None
         """The frames per pass that were asked for, where an undivided call had more."""
+        self._constants = Constants()
 
     def run(
         self,
@@ -78,12 +80,12 @@ class Passes:
             if output is None:
                 continue  # with fewer frames
             for hooks in self.hooks:
-                hooks.check(now)
+                hooks.end(now)
             if len(index) == len(rows):
                 return output
             if result is None:
                 result = output.new_empty((len(rows), *output.shape[1:]))
-            result[torch.tensor(index, device=x.device)] = output
+            self._constants.put(result, index, output)
             done = set(index)
             remaining = [row for row in remaining if row not in done]
         return result
@@ -106,8 +108,9 @@ class Passes:
         try:
             if len(index) == rows:
                 return unet(x, *args, **kwargs)
-            select = torch.tensor(index, device=x.device)
-            return unet(x[select], *take(args, select, rows), **take(kwargs, select, rows))
+            part = (cut(value, rows, lambda each: self._constants.take(each, index)) for value in (x, args, kwargs))
+            x, args, kwargs = part
+            return unet(x, *args, **kwargs)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise

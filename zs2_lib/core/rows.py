@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -66,14 +66,14 @@ class Rows:
         return [row for row, frame in enumerate(self.frames) if frame in wanted]
 
 
-def take(value, index: torch.Tensor, rows: int):
-    """`value` with every tensor that has a row per row of a call of `rows` rows cut to the rows `index`; in lists,
-    tuples and dicts as well.
+def cut(value, rows: int, select: Callable[[torch.Tensor], torch.Tensor]):
+    """`value` with `select(tensor)` for every tensor that has a row per row of a call of `rows` rows; in lists, tuples
+    and dicts as well.
     """
     if isinstance(value, torch.Tensor):
-        return value[index.to(value.device)] if value.ndim and value.shape[0] == rows else value
+        return select(value) if value.ndim and value.shape[0] == rows else value
     if isinstance(value, dict):
-        return {key: take(item, index, rows) for key, item in value.items()}
+        return {key: cut(item, rows, select) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(take(item, index, rows) for item in value)
+        return type(value)(cut(item, rows, select) for item in value)
     return value

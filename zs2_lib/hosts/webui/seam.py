@@ -140,7 +140,7 @@ class Adapter(ABC):
     def unet(self, original: Callable, clip: Clip, rows: int, kwargs: dict) -> Callable:
         """The UNet as a function of the arguments of a pass, for a call of `rows` rows of the host's `original`.
 
-        Takes out of `kwargs` what is not cut along the rows as `core.rows.take` does it, and puts it back cut.
+        Takes out of `kwargs` what is not cut along the rows as `core.rows.cut` does it, and puts it back cut.
         """
         return original
 

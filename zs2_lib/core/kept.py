@@ -1,0 +1,84 @@
+"""What is kept of every frame of a clip from one step to the next: on the device while it is small, else beside it."""
+
+from __future__ import annotations
+
+import torch
+
+from .constants import Constants
+from .rows import Rows
+
+SHARE = 1 / 4
+"""Of what is free on a GPU, the most that is kept there."""
+
+
+class Kept:
+    """A tensor (…) for each frame, of so many, and guidance group.
+
+    In main memory it is pinned, so that a GPU copies without anyone waiting; where it cannot be, it is not.
+    """
+
+    def __init__(self, frames: int, constants: Constants):
+        self.frames = frames
+        self._constants = constants
+        self._groups: dict = {}
+        """Of each group the tensors of all frames (frames, …)."""
+        self.known: dict = {}
+        """Of each group, how many frames from the first on have been put."""
+
+    def __bool__(self) -> bool:
+        return bool(self.known)
+
+    def clear(self) -> None:
+        self._groups, self.known = {}, {}
+
+    def put(self, rows: Rows, values: torch.Tensor) -> None:
+        """Keeps `values` (rows, …). A group's frames are put in their order."""
+        places = _places(rows)
+        for group, (index, frames) in places.items():
+            if group not in self._groups:
+                self._groups[group] = self._room(values, len(places))
+                self.known[group] = 0
+            self._constants.put(self._groups[group], frames, self._constants.take(values, index))
+            self.known[group] = max(self.known[group], frames[-1] + 1)
+
+    def get(self, rows: Rows, like: torch.Tensor) -> tuple[torch.Tensor, set]:
+        """A copy of what is kept of each row, as a tensor (rows, …) where `like` is, which is shaped so, and the groups
+        of which nothing is: zeros there.
+        """
+        places, unknown = _places(rows), set()
+        parts: list[torch.Tensor] = []
+        for group, (index, frames) in places.items():
+            if frames[-1] < self.known.get(group, 0):
+                part = self._constants.take(self._groups[group], frames).to(like.device, non_blocking=True)
+            else:
+                part = like.new_zeros((len(index), *like.shape[1:]))
+                unknown.add(group)
+            parts.append(part)
+        order = [row for index, _ in places.values() for row in index]
+        return self._constants.take(torch.cat(parts), sorted(range(len(order)), key=order.__getitem__)), unknown
+
+    def _room(self, like: torch.Tensor, groups: int) -> torch.Tensor:
+        """Room for a group of `groups`, tensors as `like` (rows, …) has."""
+        shape, device = (self.frames, *like.shape[1:]), like.device
+        if device.type == "cpu":
+            return like.new_empty(shape)
+        if device.type == "cuda":
+            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            free = torch.cuda.mem_get_info(device)[0] + cached
+            if groups * self.frames * like[0].nbytes <= SHARE * free:
+                return like.new_empty(shape)
+            try:
+                return torch.empty(shape, dtype=like.dtype, pin_memory=True)
+            except RuntimeError:  # there is less of this memory than of the other
+                pass
+        return torch.empty(shape, dtype=like.dtype)
+
+
+def _places(rows: Rows) -> dict:
+    """For each guidance group its row numbers and their frames."""
+    places: dict = {}
+    for row, (frame, group) in enumerate(zip(rows.frames, rows.groups)):
+        index, frames = places.setdefault(group, ([], []))
+        index.append(row)
+        frames.append(frame)
+    return places
