@@ -1,4 +1,4 @@
-"""The exact solver against the paper's search: error, time, convergence (paper, Figure 17)."""
+"""The exact solver against the paper's search: error, time, convergence (paper, Figure 17); what a draw costs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import functools
 import numpy as np
 import torch
 
-from zs2_lib.core.noise import dependency_noise, frame_seeds, kl_divergence
+from zs2_lib.core.noise import ClipNoise
+from zs2_lib.core.noise_models import kl_divergence
 
 from . import metrics
-from .document import PLAIN, ZS2, Figures, Target, label, label_ends, table
-from .timing import in_turns
+from .document import PLAIN, ZS2, Figures, Target, at_most, label, label_ends, table
+from .timing import KEEPING, in_own_process, in_turns
 
 TITLE = "Noise: exact solver against search"
 SHAPE = (4, 64, 64)
@@ -21,7 +22,16 @@ SOLVERS = {"exact": {"solver": "exact", "candidates": 1}, "search": {"solver": "
 MOTION = 0.05
 GRID = (0.0, 0.01, *(round(0.1 * i, 1) for i in range(1, 17)))
 CURVES = (0.01, 0.05, 0.25)
-BAR = 1e-6
+LENGTHS = (64, 1024)
+MODELS = {
+    "dependency": {},
+    "with inertia 0.7": {"inertia": 0.7},
+    "mixed": {"model": "mixed"},
+    "progressive": {"model": "progressive"},
+    "independent": {"model": "independent"},
+    "loop": {"loop": True},
+}
+BAR, LENGTH_BAR = 1e-6, 17
 
 
 def measure(run) -> dict:
@@ -35,17 +45,33 @@ def measure(run) -> dict:
         found = {name: [errors(seed, motion, **SOLVERS[name]) for seed in range(clips)] for name in SOLVERS}
         worst.append({"motion": motion, **{name: max(map(max, each)) for name, each in found.items()}})
     curves = [{"motion": motion, **curve(motion, clips)} for motion in CURVES]
-    return {"shape": SHAPE, "lengths": lengths, "errors": worst, "curves": curves}
+    draws = in_own_process(later_draws, SHAPE, run.pick(9, 3), environment=KEEPING)
+    return {"shape": SHAPE, "lengths": lengths, "draws": draws, "errors": worst, "curves": curves}
 
 
 def noise(seed: int, motion: list[float], **options) -> torch.Tensor:
-    """The noises of one clip (frames, elements), float64."""
-    generators = [torch.Generator().manual_seed(each) for each in frame_seeds(seed, len(motion))]
+    """The noises of one clip (frames, channels, height, width), float64."""
+    return ClipNoise(seed, motion, **options).draw(still(seed, SHAPE).double())
 
-    def draw(frame: int) -> torch.Tensor:
-        return torch.randn(SHAPE, generator=generators[frame])
 
-    return dependency_noise(draw(0).double().flatten(), motion, draw, **options)[0]
+def still(seed: int, shape: tuple) -> torch.Tensor:
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def later_draws(shape: tuple, rounds: int) -> list[dict]:
+    """The times of the draws after the first, for each model and length, and how far from L n they are, in float64."""
+    rows = []
+    for name, options in MODELS.items():
+        runs, difference = {}, 0.0
+        for frames in LENGTHS:
+            settings = {**options, "inertia": [options.get("inertia", 0.0)] * frames}
+            clip = ClipNoise(0, [MOTION] * frames, **settings)
+            clip.draw(still(0, shape))
+            runs[str(frames)] = functools.partial(clip.draw, still(1, shape))
+            innovations = torch.randn(frames, 1024, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+            difference = max(difference, (clip.mix(innovations) - clip.mixing @ innovations).abs().max().item())
+        rows.append({"noise": name, "seconds": in_turns(runs, rounds), "difference": difference})
+    return rows
 
 
 def errors(seed: int, motion: float, count: int = FRAMES, **options) -> list[float]:
@@ -69,7 +95,16 @@ def curve(motion: float, clips: int) -> dict:
 def targets(data: dict) -> list[Target]:
     worst = max(row["exact"] for row in data["errors"])
     what = "KL error of the exact solver, λ from 0 to 1.6"
-    return [Target("noise-error", what, "< 1e-6", f"{worst:.0e} at most", worst < BAR)]
+    error = Target("noise-error", what, "< 1e-6", f"{worst:.0e} at most", worst < BAR)
+    short, long = map(str, LENGTHS)
+    ratios = {
+        row["noise"]: metrics.median_ratio(row["seconds"][long], row["seconds"][short])
+        for row in data["draws"]
+        if row["noise"] != "loop"
+    }
+    slowest = max(ratios, key=ratios.get)
+    what = f"a draw of noise, {long} frames / {short} frames, of five models at most ({slowest})"
+    return [error, at_most("noise-length", what, ratios[slowest], LENGTH_BAR, digits=1)]
 
 
 def report(data: dict, figures: Figures) -> str:
@@ -92,10 +127,31 @@ def report(data: dict, figures: Figures) -> str:
         "interval).\n\n"
         f"### A clip's noise, λ = {MOTION:g}\n\n"
         + table(("frames", *header), lengths)
+        + f"\n### A later draw, λ = {MOTION:g}\n\n"
+        + _draws(data["draws"])
         + f"\n### Largest |KL - λ| in clips of {FRAMES} frames\n\n"
         + table(("λ", "exact", "search"), worst)
         + "\n### Convergence (Figure 17)\n\n"
         + figures.link("convergence", "Error by iteration")
+    )
+
+
+def _draws(rows: list[dict]) -> str:
+    short, long = map(str, LENGTHS)
+    cells = [
+        (
+            row["noise"],
+            *(1e3 * metrics.median(row["seconds"][frames]) for frames in (short, long)),
+            metrics.median_ratio(row["seconds"][long], row["seconds"][short]),
+            f"{row['difference']:.0e}",
+        )
+        for row in rows
+    ]
+    return (
+        "As at each step of an ancestral sampler, on one thread, with memory that is kept from draw to draw. A frame "
+        "follows from the one before and an innovation; in a loop from all innovations up to it, by the matrix L. "
+        "*difference*: the largest from L n, in float64.\n\n"
+        + table(("noise", f"{short} frames, ms", f"{long} frames, ms", f"{long} / {short}", "difference"), cells)
     )
 
 
