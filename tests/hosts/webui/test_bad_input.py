@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 
-from host import difference, left_behind
+from host import KIND, difference, left_behind
 from sources import EDIT, folder, mask, scene, video
 
 LONGEST_MESSAGE = 3000
@@ -290,7 +290,10 @@ SETTINGS = [
     ({"prompts": "-1: a"}, ["prompts", "-1: a", "frames count from 0"]),
     ({"prompts": ["0: a"]}, ["prompts", "0: a", "frame: prompt"]),
     ({"prompts": "0: a AND b\n4: c"}, ["prompts", "frame 0 has 2 part", "frame 4 has 1", "AND", "as many parts"]),
-    ({"prompts": "0: a <lora:none:x>\n4: b"}, ["prompts", "<lora:none:x>", "write numbers"]),
+    (
+        {"prompts": "0: a <lora:none:x>\n4: b"},
+        ["prompts", "<lora:none:x>", "same weights" if "LoRA weights by frame" in KIND.lacks else "write numbers"],
+    ),
 ]
 
 
