@@ -67,13 +67,6 @@ def compare_steps(unet: torch.nn.Module, side: int, frames: int, per_pass: int, 
     """
     rows = Rows.blocks(frames, 2)
     arguments, keywords = unets.inputs(unet, len(rows), side)
-    device = next(unet.parameters()).device
-
-    def like_weights(x: torch.Tensor) -> torch.Tensor:
-        return x.to(device, unet.dtype) if x.is_floating_point() else x.to(device)
-
-    arguments = tuple(map(like_weights, arguments))
-    keywords = {name: {key: like_weights(x) for key, x in value.items()} for name, value in keywords.items()}
 
     def call(*args, **kwargs) -> torch.Tensor:
         return unet(*args, return_dict=False, **kwargs)[0]
@@ -93,7 +86,7 @@ def compare_steps(unet: torch.nn.Module, side: int, frames: int, per_pass: int, 
         spent.append(sum(averages))
 
     times = in_turns({"plain": lambda: step(plain), "averaged": watched}, pairs)
-    on_gpu = device.type == "cuda"  # which works on after the hooks have returned
+    on_gpu = unet.device.type == "cuda"  # which works on after the hooks have returned
     return {**times, "in hooks": None if on_gpu else metrics.median_ratio(spent, times["averaged"])}
 
 

@@ -38,16 +38,15 @@ def _deepen(transformer: Transformer2DModel, depth: int) -> None:
 
 
 def inputs(model: UNet2DConditionModel, rows: int, side: int) -> tuple[tuple, dict]:
-    """The arguments of a call of so many rows with latents of side × side, random."""
-    config = model.config
+    """The arguments of a call of so many rows with latents of side × side, random, as and where the weights are."""
+    config, like = model.config, {"dtype": model.dtype, "device": model.device}
     arguments = (
-        torch.randn(rows, 4, side, side),
-        torch.full((rows,), 500),
-        torch.randn(rows, 77, config.cross_attention_dim),
+        torch.randn(rows, 4, side, side, **like),
+        torch.full((rows,), 500, device=model.device),
+        torch.randn(rows, 77, config.cross_attention_dim, **like),
     )
     if config.addition_embed_type != "text_time":
         return arguments, {}
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-    return arguments, {
-        "added_cond_kwargs": {"text_embeds": torch.randn(rows, pooled), "time_ids": torch.full((rows, 6), 8.0 * side)}
-    }
+    text, size = torch.randn(rows, pooled, **like), torch.full((rows, 6), 8.0 * side, **like)
+    return arguments, {"added_cond_kwargs": {"text_embeds": text, "time_ids": size}}
