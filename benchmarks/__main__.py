@@ -18,7 +18,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTIONS = ("attention", "noise", "clip", "length", "files", "anchors", "methods", "ladders", "smoothness", "long")
+SECTIONS = (
+    "attention",
+    "gpu",
+    "noise",
+    "clip",
+    "length",
+    "files",
+    "anchors",
+    "methods",
+    "ladders",
+    "smoothness",
+    "long",
+)
 """What a plain run measures, in the document's order. Each is a module with
 
     TITLE                    its heading

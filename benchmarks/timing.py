@@ -32,6 +32,17 @@ def _gpu_clock() -> float:
     return time.perf_counter()
 
 
+def milliseconds(run: Callable[[], object]) -> float:
+    """How long the GPU is at work on one `run()`, from its first kernel to its last, by its own clock."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
 def in_turns(runs: dict[str, Callable[[], object]], rounds: int, repeat: int = 1) -> dict[str, list[float]]:
     """The times of each run, `rounds` of them; who begins changes from round to round."""
     times = {name: [] for name in runs}

@@ -16,7 +16,7 @@ pytest.importorskip("cv2")
 pytest.importorskip("matplotlib")
 
 from benchmarks import __main__ as command
-from benchmarks import anchors, clip_score, document, ladders, metrics, noise, timing
+from benchmarks import anchors, clip_score, counting, document, gpu, ladders, metrics, noise, timing
 from benchmarks import clip as whole_clip
 from benchmarks.clips import Job, decode, describe, load, sample, text2video_zero_times
 from benchmarks.judge import BACKGROUNDS, COLOURS, SHAPES, example_prompts, load_judge
@@ -198,6 +198,77 @@ def test_a_clip_is_described(pipe):
     assert [len(record[key]) for key in ("change", "drift", "flicker")] == [2, 2, 2]
     assert np.array(record["attributes"]).shape == (3, 3)
     json.dumps(record)
+
+
+# --- on a GPU --------------------------------------------------------------------------------------------
+
+
+def test_kernels_and_bytes_of_a_known_call():
+    """A view is no kernel, attention is one, and nothing is read of what is overwritten."""
+    like = {"device": "meta", "dtype": torch.float16}
+    linear, x = torch.nn.Linear(8, 8, **like), torch.empty(2, 4, 8, **like)
+    with counting.counted() as counts:
+        q = linear(x).view(2, 4, 2, 4).transpose(1, 2)
+        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    assert (counts.kernels, counts.bytes) == (2, 2 * ((64 + 72 + 64) + (64 + 64)))
+    assert (counts.copies, counts.waits) == (0, 0)
+    with counting.counted() as counts:
+        half = torch.empty_like(x)[:1]
+        half.lerp_(x[1:], 0.5)
+        half.copy_(x[:1])
+        x[:1] + x.new_ones(1).expand(1, 4, 8)
+    assert (counts.kernels, counts.bytes) == (4, 2 * (3 * 32 + 2 * 32 + 1 + (32 + 1 + 32)))
+
+
+def test_copies_between_main_memory_and_gpu():
+    x = torch.empty(4, 8, device="meta")
+    with counting.counted() as counts:
+        kept = x.to("cpu", non_blocking=True)
+        assert not kept.is_meta and (counts.copies, counts.waits, counts.kernels) == (1, 0, 0)
+        kept.to("meta")
+        assert (counts.copies, counts.waits, counts.kernels) == (2, 1, 0)
+        x[torch.tensor([1, 2], device="meta")]
+        assert (counts.copies, counts.waits, counts.kernels) == (3, 2, 1)
+        assert counts.bytes == 2 * 8 + 2 * (2 * 8 * 4)  # no more is read than is taken
+        (kept + kept).sum()  # the CPU's own
+        x *= torch.tensor(0.5)
+    assert (counts.copies, counts.waits, counts.kernels) == (3, 2, 2)
+
+
+def test_counts_and_times_on_a_gpu_become_a_page(tmp_path):
+    """Both as a machine without a GPU and one with it writes them."""
+    steps = gpu.counts("sd1", [2], per_pass=2)
+    plain, momentum, full, balanced = (row["kernels"] for row in steps)
+    assert 500 < plain < 1000 and plain < momentum <= full and plain < balanced
+    assert steps[3]["bytes"] < steps[0]["bytes"]  # of the deep blocks one frame of two is left
+    for name, cell in ((None, "| no GPU |"), ("a GPU", "| 2 | 0.500 (0.500 to 0.500) |")):
+        steps = [{**row, "ms": name and [4.0 if row["variant"] == gpu.PLAIN else 2.0] * 3} for row in steps]
+        save(tmp_path, "gpu", {"per pass": 2, "gpu": name, "steps": steps})
+        text = document.render(tmp_path, ["gpu"], command.section).read_text(encoding="utf-8")
+        assert text.count(cell) >= 3 and "nan" not in text.lower()
+
+
+def test_each_step_on_a_gpu_is_timed_in_turns(pipe, monkeypatch):
+    rows = []
+
+    def milliseconds(run):
+        rows.append([])
+        run()
+        return 1.0 * len(rows)
+
+    handle = pipe.unet.register_forward_pre_hook(lambda unet, args: rows and rows[-1].append(len(args[0])))
+    monkeypatch.setattr(gpu, "milliseconds", milliseconds)
+    times = gpu.times(pipe.unet, 8, frames=4, rounds=2, per_pass=2)
+    handle.remove()
+    assert list(times.values()) == [[5, 9], [6, 10], [7, 11], [8, 12]]  # the first of three rounds is not counted
+    assert rows[0] == rows[1] == [4, 4]  # with guidance: as many calls of as many rows
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipe.unet.modules())
+
+    def full(run):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(gpu, "milliseconds", full)
+    assert gpu.times(pipe.unet, 8, frames=4, rounds=2, per_pass=2) == {}
 
 
 # --- the document --------------------------------------------------------------------------------------

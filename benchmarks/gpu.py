@@ -1,0 +1,186 @@
+"""What a UNet step asks of a GPU, with ZS² and without: counted on any machine, timed where there is a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from zs2_lib.core.rows import Rows
+from zs2_lib.settings.presets import PRESETS
+from zs2_lib.settings.table import Settings
+
+from . import metrics, unets
+from .counting import counted
+from .document import Figures, Target, at_most, ratio_cells, table
+from .timing import in_own_process, milliseconds
+
+TITLE = "On a GPU: kernels, memory traffic, copies"
+SIDES = {"sd1": 64, "sdxl": 128}
+"""Of the latents, for 512×512 and 1024×1024 pixels."""
+FRAMES, QUICK_FRAMES = (8, 16, 64), (8,)
+PER_PASS = 8
+ROUNDS = {8: 9, 16: 5, 64: 3}
+"""Rounds that are timed, by frames."""
+PLAIN = "plain batch"
+VARIANTS = {
+    # preset, and the step of the sampler, from 0: step 0 computes all frames in full, step 1 is past the preset's start
+    PLAIN: None,
+    "momentum": ("exact", 0),
+    "balanced, a step in full": ("balanced", 0),
+    "balanced": ("balanced", 1),
+}
+BARS = {"momentum": {"kernels": 1.06, "bytes": 1.04}, "balanced": {"kernels": 1.25}}
+
+
+def measure(run) -> dict:
+    frames, gpu = run.pick(FRAMES, QUICK_FRAMES), torch.cuda.is_available()
+    rows = [row for kind in SIDES for row in counts(kind, frames)]
+    times = in_own_process(all_times, frames, run.quick) if gpu else {}
+    for row in rows:
+        row["ms"] = times.get((row["unet"], row["frames"]), {}).get(row["variant"])
+    return {"per pass": PER_PASS, "gpu": torch.cuda.get_device_name() if gpu else None, "steps": rows}
+
+
+@contextlib.contextmanager
+def step(
+    unet: torch.nn.Module, side: int, frames: int, variant: str, per_pass: int = PER_PASS
+) -> Iterator[Callable[[], None]]:
+    """Scope with one UNet step of a clip, as a host makes it, ready to be called.
+
+    It has guidance, and latents of side × side. The plain batch is the UNet alone, on batches of `per_pass` frames.
+    """
+
+    def call(*args, **kwargs) -> torch.Tensor:
+        return unet(*args, return_dict=False, **kwargs)[0]
+
+    if variant == PLAIN:
+        args, kwargs = unets.inputs(unet, 2 * per_pass, side)
+
+        def plain() -> None:
+            for _ in range(frames // per_pass):
+                call(*args, **kwargs)
+
+        yield plain
+        return
+
+    (preset, last), (args, kwargs) = VARIANTS[variant], unets.inputs(unet, 2 * frames, side)
+    settings = Settings(frames=frames, frames_per_pass=per_pass, **PRESETS[preset]._asdict())
+    with settings.clip(seed=0) as clip:
+        clip.attach(unet)
+
+        def sample(number: int) -> None:
+            clip.begin_step(number, time=float(number))
+            clip.call(call, Rows.blocks(frames, 2), *args, **kwargs)
+            if clip.passes.reduced_to is not None:
+                raise torch.cuda.OutOfMemoryError(f"{per_pass} frames do not fit into a pass")
+
+        for number in range(last):
+            sample(number)
+        yield lambda: sample(last)
+
+
+def counts(kind: str, lengths: Sequence[int], per_pass: int = PER_PASS) -> list[dict]:
+    """What `counting` finds of each variant of a step, in float16, for clips of these lengths."""
+    with torch.device("meta"):
+        unet, rows = unets.unet(kind).half(), []
+    for frames in lengths:
+        for variant in VARIANTS:
+            with counted() as found, step(unet, SIDES[kind], frames, variant, per_pass) as run:
+                found.clear()  # of the steps before
+                run()
+            shape = {"unet": kind, "pixels": 8 * SIDES[kind], "frames": frames, "variant": variant}
+            rows.append({**shape, **dataclasses.asdict(found)})
+        print(f"  {unets.NAMES[kind]}, {frames} frames: counted", flush=True)
+    return rows
+
+
+def all_times(lengths: Sequence[int], quick: bool) -> dict[tuple[str, int], dict]:
+    """`times` on the GPU in float16, by UNet and frames."""
+    found = {}
+    for kind, side in SIDES.items():
+        unet = unets.unet(kind).to("cuda", torch.float16)
+        for frames in lengths:
+            found[kind, frames] = times(unet, side, frames, 1 if quick else ROUNDS[frames])
+            print(f"  {unets.NAMES[kind]}, {frames} frames: timed", flush=True)
+        del unet
+    return found
+
+
+@torch.no_grad()
+def times(unet: torch.nn.Module, side: int, frames: int, rounds: int, per_pass: int = PER_PASS) -> dict:
+    """The milliseconds of each variant of a step, in turns, after a round that counts for nothing.
+
+    Empty where the GPU's memory does not suffice.
+    """
+    taken = {variant: [] for variant in VARIANTS}
+    try:
+        for _ in range(rounds + 1):
+            for variant in VARIANTS:
+                with step(unet, side, frames, variant, per_pass) as run:
+                    taken[variant].append(milliseconds(run))
+    except torch.cuda.OutOfMemoryError:
+        return {}
+    return {variant: each[1:] for variant, each in taken.items()}
+
+
+# --- the document ----------------------------------------------------------------------------------------
+
+
+def ratio(data: dict, row: dict, key: str) -> float:
+    """To the plain batch of the same frames."""
+    return row[key] / _plain(data, row)[key]
+
+
+def _plain(data: dict, row: dict) -> dict:
+    same = ("unet", "frames")
+    return next(r for r in data["steps"] if r["variant"] == PLAIN and all(r[key] == row[key] for key in same))
+
+
+def targets(data: dict) -> list[Target]:
+    """The worst of all UNets and lengths."""
+    found = []
+    for name, bars in BARS.items():
+        rows = [row for row in data["steps"] if row["variant"].startswith(name)]
+        for key, bar in bars.items():
+            worst = max(ratio(data, row, key) for row in rows)
+            found.append(at_most(f"gpu-{name}-{key}", f"on a GPU, {name}: {key} / plain batch, worst case", worst, bar))
+        waits = max(row["waits"] for row in rows)
+        what = f"on a GPU, {name}: copies of a UNet step that the CPU waits for, worst case"
+        found.append(Target(f"gpu-{name}-waits", what, "0", str(waits), waits == 0))
+    return found
+
+
+def report(data: dict, figures: Figures) -> str:
+    rows = []
+    for row in data["steps"]:
+        shape = unets.NAMES[row["unet"]], f"{row['pixels']}×{row['pixels']}", row["frames"], row["variant"]
+        cells = row["kernels"], *(f"{ratio(data, row, key):.3f}" for key in ("kernels", "bytes"))
+        rows.append((*shape, *cells, row["copies"], row["waits"], *_times(data, row)))
+    header = ("UNet", "pixels", "frames", "step", "kernels", "kernels / plain", "bytes / plain", "copies", "that wait")
+    gpu = "No GPU was there when this was measured, so it has no times."
+    if data["gpu"]:
+        gpu = (
+            f"*ms*: by the clock of the GPU, {data['gpu']}, median of steps in turns, with random weights; */ plain*: "
+            "median and quartiles of the pairs."
+        )
+    return (
+        "One UNet step with guidance (twice as many rows as frames) in float16, at the shapes of SD 1.5 and SDXL, in "
+        f"passes of {data['per pass']} frames (with anchors the last one may hold a few more). *plain batch*: the UNet "
+        f"alone, on as many frames in batches of {data['per pass']}; all ratios are to it. *balanced*: the step that "
+        "follows on one in full.\n\n"
+        "All but the times is counted on torch's `meta` tensors, which need no GPU. *kernels*: operations that write "
+        "to the GPU's memory; views and allocations are none, attention is one, and an operation is one even where a "
+        "library launches several kernels for it. *bytes*: what kernels read and write, without caches. *copies*: "
+        "between main memory and GPU; *that wait*: those during which the CPU waits, so that it cannot launch kernels "
+        f"ahead.\n\n{gpu}\n\n" + table((*header, "ms", "ms / plain"), rows)
+    )
+
+
+def _times(data: dict, row: dict) -> tuple:
+    if not row["ms"]:
+        return ("out of memory" if data["gpu"] else "no GPU",) * 2
+    middle, quartiles = ratio_cells(row["ms"], _plain(data, row)["ms"])
+    return metrics.median(row["ms"]), f"{middle} ({quartiles})"
