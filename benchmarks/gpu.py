@@ -26,12 +26,12 @@ ROUNDS = {8: 9, 16: 5, 64: 3}
 """Rounds that are timed, by frames."""
 PLAIN = "plain batch"
 VARIANTS = {
-    # preset, and the step of the sampler, from 0: step 0 computes all frames in full, step 1 is past the preset's start
     PLAIN: None,
-    "momentum": ("exact", 0),
-    "balanced, a step in full": ("balanced", 0),
-    "balanced": ("balanced", 1),
+    "momentum": ("exact", 0.0),
+    "balanced, a step in full": ("balanced", 0.0),
+    "balanced": ("balanced", 1.0),
 }
+"""Of each step the preset, and where on the way from noise (0) to the picture (1) it is."""
 BARS = {"momentum": {"kernels": 1.06, "bytes": 1.04}, "balanced": {"kernels": 1.25}}
 
 
@@ -50,7 +50,8 @@ def step(
 ) -> Iterator[Callable[[], None]]:
     """Scope with one UNet step of a clip, as a host makes it, ready to be called.
 
-    It has guidance, and latents of side × side. The plain batch is the UNet alone, on batches of `per_pass` frames.
+    It has guidance, and latents of side × side. It is the sampler's second: the first, which brings to the GPU what is
+    needed once, is made on entering. The plain batch is the UNet alone, on batches of `per_pass` frames.
     """
 
     def call(*args, **kwargs) -> torch.Tensor:
@@ -66,20 +67,19 @@ def step(
         yield plain
         return
 
-    (preset, last), (args, kwargs) = VARIANTS[variant], unets.inputs(unet, 2 * frames, side)
+    (preset, time), (args, kwargs) = VARIANTS[variant], unets.inputs(unet, 2 * frames, side)
     settings = Settings(frames=frames, frames_per_pass=per_pass, **PRESETS[preset]._asdict())
     with settings.clip(seed=0) as clip:
         clip.attach(unet)
 
-        def sample(number: int) -> None:
-            clip.begin_step(number, time=float(number))
+        def sample(step: int, time: float) -> None:
+            clip.begin_step(step, time)
             clip.call(call, Rows.blocks(frames, 2), *args, **kwargs)
             if clip.passes.reduced_to is not None:
                 raise torch.cuda.OutOfMemoryError(f"{per_pass} frames do not fit into a pass")
 
-        for number in range(last):
-            sample(number)
-        yield lambda: sample(last)
+        sample(0, 0.0)
+        yield lambda: sample(1, time)
 
 
 def counts(kind: str, lengths: Sequence[int], per_pass: int = PER_PASS) -> list[dict]:
@@ -89,7 +89,7 @@ def counts(kind: str, lengths: Sequence[int], per_pass: int = PER_PASS) -> list[
     for frames in lengths:
         for variant in VARIANTS:
             with counted() as found, step(unet, SIDES[kind], frames, variant, per_pass) as run:
-                found.clear()  # of the steps before
+                found.clear()  # of the step before
                 run()
             shape = {"unet": kind, "pixels": 8 * SIDES[kind], "frames": frames, "variant": variant}
             rows.append({**shape, **dataclasses.asdict(found)})
@@ -169,8 +169,8 @@ def report(data: dict, figures: Figures) -> str:
     return (
         "One UNet step with guidance (twice as many rows as frames) in float16, at the shapes of SD 1.5 and SDXL, in "
         f"passes of {data['per pass']} frames (with anchors the last one may hold a few more). *plain batch*: the UNet "
-        f"alone, on as many frames in batches of {data['per pass']}; all ratios are to it. *balanced*: the step that "
-        "follows on one in full.\n\n"
+        f"alone, on as many frames in batches of {data['per pass']}; all ratios are to it. Each step is its "
+        "clip's second, which finds on the GPU what is brought there once.\n\n"
         "All but the times is counted on torch's `meta` tensors, which need no GPU. *kernels*: operations that write "
         "to the GPU's memory; views and allocations are none, attention is one, and an operation is one even where a "
         "library launches several kernels for it. *bytes*: what kernels read and write, without caches. *copies*: "

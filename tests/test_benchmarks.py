@@ -239,7 +239,7 @@ def test_counts_and_times_on_a_gpu_become_a_page(tmp_path):
     """Both as a machine without a GPU and one with it writes them."""
     steps = gpu.counts("sd1", [2], per_pass=2)
     plain, momentum, full, balanced = (row["kernels"] for row in steps)
-    assert 500 < plain < 1000 and plain < momentum <= full and plain < balanced
+    assert 500 < plain < 1000 and plain < momentum <= full < 2000 and plain < balanced
     assert steps[3]["bytes"] < steps[0]["bytes"]  # of the deep blocks one frame of two is left
     for name, cell in ((None, "| no GPU |"), ("a GPU", "| 2 | 0.500 (0.500 to 0.500) |")):
         steps = [{**row, "ms": name and [4.0 if row["variant"] == gpu.PLAIN else 2.0] * 3} for row in steps]
@@ -249,19 +249,20 @@ def test_counts_and_times_on_a_gpu_become_a_page(tmp_path):
 
 
 def test_each_step_on_a_gpu_is_timed_in_turns(pipe, monkeypatch):
-    rows = []
+    rows, seen = [], []
 
     def milliseconds(run):
-        rows.append([])
+        seen.clear()
         run()
+        rows.append([*seen])
         return 1.0 * len(rows)
 
-    handle = pipe.unet.register_forward_pre_hook(lambda unet, args: rows and rows[-1].append(len(args[0])))
+    handle = pipe.unet.register_forward_pre_hook(lambda unet, args: seen.append(len(args[0])))
     monkeypatch.setattr(gpu, "milliseconds", milliseconds)
     times = gpu.times(pipe.unet, 8, frames=4, rounds=2, per_pass=2)
     handle.remove()
     assert list(times.values()) == [[5, 9], [6, 10], [7, 11], [8, 12]]  # the first of three rounds is not counted
-    assert rows[0] == rows[1] == [4, 4]  # with guidance: as many calls of as many rows
+    assert rows[0] == rows[1] == [4, 4]  # no step before is in it; with guidance: as many calls of as many rows
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipe.unet.modules())
 
     def full(run):
