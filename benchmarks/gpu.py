@@ -50,8 +50,8 @@ def step(
 ) -> Iterator[Callable[[], None]]:
     """Scope with one UNet step of a clip, as a host makes it, ready to be called.
 
-    It has guidance, and latents of side × side. It is the sampler's second: the first, which brings to the GPU what is
-    needed once, is made on entering. The plain batch is the UNet alone, on batches of `per_pass` frames.
+    It has guidance, and latents of side × side. It is the sampler's second: the first, which brings to the GPU what all
+    steps share, is made on entering. The plain batch is the UNet alone, on batches of `per_pass` frames.
     """
 
     def call(*args, **kwargs) -> torch.Tensor:
@@ -170,7 +170,7 @@ def report(data: dict, figures: Figures) -> str:
         "One UNet step with guidance (twice as many rows as frames) in float16, at the shapes of SD 1.5 and SDXL, in "
         f"passes of {data['per pass']} frames (with anchors the last one may hold a few more). *plain batch*: the UNet "
         f"alone, on as many frames in batches of {data['per pass']}; all ratios are to it. Each step is its "
-        "clip's second, which finds on the GPU what is brought there once.\n\n"
+        "clip's second: what all steps share is on the GPU by then.\n\n"
         "All but the times is counted on torch's `meta` tensors, which need no GPU. *kernels*: operations that write "
         "to the GPU's memory; views and allocations are none, attention is one, and an operation is one even where a "
         "library launches several kernels for it. *bytes*: what kernels read and write, without caches. *copies*: "
