@@ -215,9 +215,9 @@ def test_an_interrupt_while_writing_leaves_the_old_clip(pipe, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("flag", "value", "words"),
     [
-        ("--frames", "0", "0 is not allowed; give a whole number from 1 to 1024"),
-        ("--frames", "2.5", "2.5 is not allowed; give a whole number from 1 to 1024"),
-        ("--frames", "many", "'many' is not allowed; give a whole number from 1 to 1024"),
+        ("--frames", "0", "0 is not allowed; give a whole number from 1 to 100000"),
+        ("--frames", "2.5", "2.5 is not allowed; give a whole number from 1 to 100000"),
+        ("--frames", "many", "'many' is not allowed; give a whole number from 1 to 100000"),
         ("--fps", "nan", "nan is not allowed; give a number from 0.1 to 120"),
         ("--motion", "-1", "'-1' is not allowed; give a number of 0 or more, or keyframes"),
         ("--motion", "0:a", "'0:a' is not allowed: 'a' is not a number; give a number"),

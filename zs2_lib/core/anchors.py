@@ -130,14 +130,16 @@ class AnchorRows:
     weight: tuple[float, ...]
 
     @classmethod
-    def of(cls, rows: Rows, stride: int, phase: int = 0, clip_end: int | None = None) -> AnchorRows:
-        """Frame 0, and each whose number leaves the remainder `phase` when divided by `stride`.
+    def of(
+        cls, rows: Rows, stride: int, phase: int = 0, segment: int | None = None, clip_end: int | None = None
+    ) -> AnchorRows:
+        """The frames that `is_anchor` tells.
 
         So is each group's last frame in the call, unless it is `clip_end`, the clip's last frame, and comes after
         another anchor in the call.
         """
         last = dict(zip(rows.groups, rows.frames))
-        regular = [is_anchor(frame, stride, phase) for frame in rows.frames]
+        regular = [is_anchor(frame, stride, phase, segment) for frame in rows.frames]
         held = {group for group, anchor in zip(rows.groups, regular) if anchor and last[group] == clip_end}
         index = tuple(
             row
@@ -186,8 +188,11 @@ class AnchorRows:
         return weights
 
 
-def is_anchor(frame: int, stride: int, phase: int) -> bool:
-    return frame == 0 or frame % stride == phase
+def is_anchor(frame: int, stride: int, phase: int, segment: int | None = None) -> bool:
+    """Frame 0 is one at each step, and the last of each segment of so many frames; and each whose number leaves the
+    remainder `phase` when divided by `stride`.
+    """
+    return frame == 0 or frame % stride == phase or bool(segment and (frame + 1) % segment == 0)
 
 
 def phase_of(step: int, stride: int) -> int:
@@ -205,15 +210,24 @@ class Anchors(Hooks):
 
     `stride` 1 is off: no hook is set. At the first step, and up to the part `start` of the diffusion's time, all frames
     go through all blocks. A pass must hold whole gaps between anchors, as `frames_that_fit` counts them, if it is to
-    equal a part of a longer one. Inside the deep blocks self-attention averages over anchors.
+    equal a part of a longer one; so do the segments of `segment` frames that a long clip is sampled in. Inside the deep
+    blocks self-attention averages over anchors.
     """
 
     NAME = "anchors"
     CARRIED = ("carried",)
 
-    def __init__(self, frames: int, stride: int = 1, depth: str = "medium", start: float = 0.0):
+    def __init__(
+        self,
+        frames: int,
+        stride: int = 1,
+        depth: str = "medium",
+        start: float = 0.0,
+        segment: int | None = None,
+    ):
         super().__init__()
         self.frames = frames
+        self.segment = segment
         self.stride = stride if frames > 1 else 1
         self.depth = depth
         self.start = start
@@ -252,7 +266,7 @@ class Anchors(Hooks):
 
     def restart(self, step: int = 0, time: float = 0.0) -> None:
         """Forgets what was carried, and at the first step what was kept."""
-        self.carried = {}
+        self.carried, self._replaced = {}, None
         if step == 0:
             self.kept.clear()
         self._in_full = self.suspended or not self.kept or time < self.start
@@ -262,7 +276,7 @@ class Anchors(Hooks):
         super().begin(now)
         self._selected: dict = {}
         if now is not None and not self.is_identity:
-            self._rows = AnchorRows.of(now.rows, *self._stride_and_phase, clip_end=self.frames - 1)
+            self._rows = AnchorRows.of(now.rows, *self._rule, clip_end=self.frames - 1)
             self._acted, self._replaced = False, None
 
     def saw(self, now: Pass) -> bool:
@@ -276,16 +290,16 @@ class Anchors(Hooks):
             self.kept.known = known
 
     @property
-    def _stride_and_phase(self) -> tuple[int, int]:
-        """Of this step."""
-        return (1, 0) if self._in_full else (self.stride, self._phase)
+    def _rule(self) -> tuple[int, int, int | None]:
+        """Of this step, what `is_anchor` tells anchors by."""
+        return (1, 0, None) if self._in_full else (self.stride, self._phase, self.segment)
 
     def frames_that_fit(self, rows: Rows, limit: int) -> int:
         """Of how many frames the next pass over `rows` is: no more than `limit`, the last one an anchor, and anchors
         are left. If there are more than `limit` frames up to the first such end, so many.
         """
         frames = sorted(set(rows.frames))
-        anchors = [count for count, frame in enumerate(frames, 1) if is_anchor(frame, *self._stride_and_phase)]
+        anchors = [count for count, frame in enumerate(frames, 1) if is_anchor(frame, *self._rule)]
         ends = [*anchors[:-1], len(frames)]
         return max((count for count in ends if count <= limit), default=ends[0])
 

@@ -30,3 +30,35 @@ def together(lasts: Sequence[Last]) -> torch.Tensor:
         last.block is block and last.place == place for place, last in enumerate(lasts)
     )
     return block if whole else torch.stack([last.value for last in lasts])
+
+
+def moved(state, device: torch.device | str):
+    """`state`, which holds `Last`s in dicts and tuples, with their blocks on another device; they share them as before.
+
+    To main memory the blocks are copied without anyone waiting, where it can be: they are not to be looked at, but only
+    to be brought back.
+    """
+    blocks: dict[int, torch.Tensor] = {}
+
+    def block_on_device(block: torch.Tensor) -> torch.Tensor:
+        if id(block) not in blocks:
+            blocks[id(block)] = _copied(block, torch.device(device))
+        return blocks[id(block)]
+
+    def move(value):
+        if isinstance(value, Last):
+            return value._replace(block=block_on_device(value.block))
+        if isinstance(value, dict):
+            return {key: move(each) for key, each in value.items()}
+        return tuple(move(each) for each in value)
+
+    return move(state)
+
+
+def _copied(block: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if device.type == "cpu" and block.device.type == "cuda":
+        try:
+            return torch.empty_like(block, device=device, pin_memory=True).copy_(block, non_blocking=True)
+        except RuntimeError:  # there is less of such memory than of other
+            pass
+    return block.to(device, non_blocking=block.is_pinned() if device.type == "cuda" else False)

@@ -48,7 +48,7 @@ class Constants:
     def _bring(self, key: tuple, values: torch.Tensor, device: torch.device) -> torch.Tensor:
         if len(self._known) >= MOST:
             self._known.clear()
-        self._known[key] = values.to(device, non_blocking=device.type == "cuda")
+        self._known[key] = values.to(device, non_blocking=device.type != "mps")  # which may read it too late
         return self._known[key]
 
 

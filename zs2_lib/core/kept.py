@@ -12,13 +12,13 @@ SHARE = 1 / 4
 
 
 class Kept:
-    """A tensor (…) for each frame, of so many, and guidance group.
+    """A tensor (…) for each frame, of so many from the `first` on, and guidance group.
 
     In main memory it is pinned, so that a GPU copies without anyone waiting; where it cannot be, it is not.
     """
 
     def __init__(self, frames: int, constants: Constants):
-        self.frames = frames
+        self.first, self.frames = 0, frames
         self._constants = constants
         self._groups: dict = {}
         """Of each group the tensors of all frames (frames, …)."""
@@ -31,9 +31,14 @@ class Kept:
     def clear(self) -> None:
         self._groups, self.known = {}, {}
 
+    def begin(self, first: int, frames: int) -> None:
+        """Forgets all, and is for other frames from here on."""
+        self.first, self.frames = first, frames
+        self.clear()
+
     def put(self, rows: Rows, values: torch.Tensor) -> None:
         """Keeps `values` (rows, …). A group's frames are put in their order."""
-        places = _places(rows)
+        places = self._places(rows)
         for group, (index, frames) in places.items():
             if group not in self._groups:
                 self._groups[group] = self._room(values, len(places))
@@ -45,7 +50,7 @@ class Kept:
         """A copy of what is kept of each row, as a tensor (rows, …) where `like` is, which is shaped so, and the groups
         of which nothing is: zeros there.
         """
-        places, unknown = _places(rows), set()
+        places, unknown = self._places(rows), set()
         parts: list[torch.Tensor] = []
         for group, (index, frames) in places.items():
             if frames[-1] < self.known.get(group, 0):
@@ -60,7 +65,7 @@ class Kept:
     def _room(self, like: torch.Tensor, groups: int) -> torch.Tensor:
         """Room for a group of `groups`, tensors as `like` (rows, …) has."""
         shape, device = (self.frames, *like.shape[1:]), like.device
-        if device.type == "cpu":
+        if device.type in ("cpu", "meta"):
             return like.new_empty(shape)
         if device.type == "cuda":
             cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -73,12 +78,11 @@ class Kept:
                 pass
         return torch.empty(shape, dtype=like.dtype)
 
-
-def _places(rows: Rows) -> dict:
-    """For each guidance group its row numbers and their frames."""
-    places: dict = {}
-    for row, (frame, group) in enumerate(zip(rows.frames, rows.groups)):
-        index, frames = places.setdefault(group, ([], []))
-        index.append(row)
-        frames.append(frame)
-    return places
+    def _places(self, rows: Rows) -> dict:
+        """For each guidance group its row numbers and their frames, counted from the first that is kept."""
+        places: dict = {}
+        for row, (frame, group) in enumerate(zip(rows.frames, rows.groups)):
+            index, frames = places.setdefault(group, ([], []))
+            index.append(row)
+            frames.append(frame - self.first)
+        return places

@@ -60,13 +60,14 @@ def momentum_scan(x: torch.Tensor, rows: Rows, momentum: Sequence[float], carrie
 class Weights(NamedTuple):
     """The weights of equation 2 for the rows of a call: `own` (rows, rows) says what each row takes of each row, and
     `before` (rows, groups) what it takes of the averages before the call of the groups `known`; None where no row takes
-    anything. `ends` (groups,) are the rows of the last frames of the groups, which `last` has.
+    anything. `ends` (groups,) are the rows of the last frames of the groups, which `last` has; None at the clip's end,
+    where nothing is carried.
     """
 
     own: torch.Tensor
     before: torch.Tensor | None
     known: tuple
-    ends: torch.Tensor
+    ends: torch.Tensor | None
     last: dict
 
     @classmethod
@@ -91,24 +92,28 @@ class Weights(NamedTuple):
         weights = weights.to(like.dtype).double()
         own, before = weights[:, len(known) :], weights[:, : len(known)]
         own.diagonal().add_(1 - weights.sum(dim=1))
+        last = {group: rows.frames[row] for group, row in ends.items()}
+        at_end = all(frame == len(momentum) - 1 for frame in last.values())
         return cls(
             constants.on(own.to(like.dtype), like.device),
             constants.on(before.to(like.dtype), like.device) if before.any() else None,
             known,
-            constants.index(tuple(ends.values()), like.device),
-            {group: rows.frames[row] for group, row in ends.items()},
+            None if at_end else constants.index(tuple(ends.values()), like.device),
+            last,
         )
 
 
 def momentum_product(x: torch.Tensor, weights: Weights, carried: dict) -> tuple[torch.Tensor, dict]:
     """The same as `momentum_scan` in two or three operations, whatever the number of rows: on a GPU each costs its
-    launch. The averages that are carried have the precision of `x`.
+    launch. The averages that are carried have the precision of `x`; after the clip's last frame none are.
     """
     flat = x.reshape(len(weights.own), -1)
     result = weights.own @ flat
     if weights.before is not None:
         result.addmm_(weights.before, together([carried[group] for group in weights.known]).flatten(1))
     result = result.view_as(x)
+    if weights.ends is None:
+        return result, carried
     block = result.index_select(0, weights.ends)  # (groups, …)
     return result, carried | {
         group: Last(frame, block, place) for place, (group, frame) in enumerate(weights.last.items())
@@ -146,8 +151,9 @@ class TemporalMomentum(Hooks):
     def __init__(self, momentum: Sequence[float]):
         super().__init__()
         self.momentum = tuple(momentum)
-        self.carried: dict[tuple[torch.nn.Module, int], dict] = {}
+        self.carried: dict[tuple[str, int], dict] = {}
         """For each projection, and each time that a pass uses it, the `Last` of each guidance group."""
+        self._names: dict[torch.nn.Module, str] = {}
         self._constants = Constants()
         self._weights: dict = {}
         self._shared: tuple = (None, None)
@@ -169,8 +175,11 @@ class TemporalMomentum(Hooks):
                 f"{type(unet).__name__} has no self-attention layers named attn1: temporal momentum attention works "
                 "with the UNets of SD 1.x, SD 2.x and SDXL; choose such a checkpoint"
             )
+        self._names = {
+            module: f"{number} {name}" for number, each in enumerate(projections) for name, module in each.items()
+        }
         if not self.is_identity:
-            for module in dict.fromkeys(module for each in projections for module in each):
+            for module in self._names:
                 if _is_affine(module):
                     yield module.register_forward_pre_hook(self._average_input)
                 else:
@@ -212,7 +221,7 @@ class TemporalMomentum(Hooks):
                 f"temporal momentum attention: a projection saw {x.shape[0]} rows in a UNet call of {len(rows)}; "
                 + another_extension("changes the batch inside attention")
             )
-        use = projection, self.now.uses[projection]
+        use = self._names[projection], self.now.uses[projection]
         self.now.uses[projection] += 1
         # HyperTile splits each row into tiles: the average runs per tile
         by_row, carried = rearrange(x, "(row tile) ... -> row tile ...", row=len(rows)), self.carried.get(use, {})
@@ -245,13 +254,13 @@ def _is_affine(projection: torch.nn.Module) -> bool:
     return isinstance(projection, torch.nn.Linear) and not replaced
 
 
-def _projections(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The key and value projections of a model's self-attention layers."""
-    return [
-        module
+def _projections(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The key and value projections of a model's self-attention layers, by their names."""
+    return {
+        name: module
         for name, module in model.named_modules()
         if name.endswith(PROJECTIONS) and _is_self_attention(model, name)
-    ]
+    }
 
 
 def _is_self_attention(unet: torch.nn.Module, projection: str) -> bool:

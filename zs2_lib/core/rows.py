@@ -43,6 +43,13 @@ class Rows:
         index = list(index)
         return Rows(*(tuple(column[i] for i in index) for column in (self.frames, self.groups, self.previous)))
 
+    def shifted(self, first: int) -> Rows:
+        """The same rows with their frames counted from `first`."""
+        if not first:
+            return self
+        frames, previous = (tuple(frame + first for frame in column) for column in (self.frames, self.previous))
+        return Rows(frames, self.groups, previous)
+
     def thinned(self, index: Iterable[int]) -> Rows:
         """The rows at the positions `index` as sequences of their own: a frame follows on the last that was taken of
         its group.

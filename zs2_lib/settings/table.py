@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from zs2_lib.core.anchors import DEPTHS
-from zs2_lib.core.clip import Clip
+from zs2_lib.core.clip import SEGMENT, Clip
 from zs2_lib.core.noise import MODELS, SOLVERS, ClipNoise
 from zs2_lib.media.formats import FORMATS
 from zs2_lib.media.source import Selection
@@ -28,7 +28,7 @@ from .kinds import (
 )
 from .schedule import PromptKeyframes, Schedule
 
-MAX_FRAMES = 1024
+MAX_FRAMES = 100_000
 RETURNS = ("frames", "video", "both")
 FROM_SOURCE = "source"
 """An entry of `control`: the frames of the source video."""
@@ -336,6 +336,7 @@ class Settings:
             anchor_depth=self.anchor_depth,
             anchor_start=self.anchor_start,
             frames_per_pass=self.frames_per_pass,
+            segment=None if self.loop else SEGMENT,
         )
 
 

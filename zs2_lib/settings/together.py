@@ -11,6 +11,9 @@ from zs2_lib.media.source import Selection
 from .kinds import SettingsError
 from .schedule import PromptKeyframes
 
+MOST_OF_A_LOOP = 1024
+"""Frames."""
+
 
 def check(settings) -> None:
     """Raises SettingsError for a combination that is not allowed."""
@@ -50,6 +53,12 @@ def _check_loop(settings) -> None:
         raise SettingsError(
             f"loop: true is not allowed with motion keyframes '{settings.motion}'; "
             "all steps of a loop are alike: give one number"
+        )
+
+    if settings.loop and settings.frames > MOST_OF_A_LOOP:
+        raise SettingsError(
+            f"loop: true is not allowed with {settings.frames} frames; the noise of a loop is drawn as a whole: give "
+            f"at most {MOST_OF_A_LOOP} frames, or loop false"
         )
 
 

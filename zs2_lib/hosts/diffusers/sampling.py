@@ -8,6 +8,7 @@ and undone when the scope is left, however it is left.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -48,10 +49,21 @@ def sample_clip(
     Frame 1 is the image that the pipeline alone gives with `generator=torch.Generator().manual_seed(seed)`. The
     `options` are the keyword arguments of `sample_latents`; it raises the same errors.
     """
-    return decode_frames(pipe, sample_latents(pipe, prompt, settings, seed, **options))
+    segments = sample_segments(pipe, prompt, settings, seed, **options)
+    first = next(segments)  # errors come before any frame is asked for
+    return itertools.chain.from_iterable(decode_frames(pipe, latents) for latents in itertools.chain([first], segments))
 
 
 def sample_latents(
+    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, prompt: str, settings: Settings, seed: int, **options
+) -> torch.Tensor:
+    """The latents of a clip (frames, channels, height / 8, width / 8): those of `sample_segments` together, whose
+    arguments and errors it has.
+    """
+    return torch.cat(list(sample_segments(pipe, prompt, settings, seed, **options)))
+
+
+def sample_segments(
     pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
     prompt: str,
     settings: Settings,
@@ -61,8 +73,9 @@ def sample_latents(
     guidance: float = 5.0,
     progress: Callable[[Progress], None] | None = None,
     **options,
-) -> torch.Tensor:
-    """Samples the latents of a clip (frames, channels, height / 8, width / 8) with the pipeline's own scheduler.
+) -> Iterator[torch.Tensor]:
+    """Samples a clip with the pipeline's own scheduler, one segment of it each time that it is asked for: its latents
+    (frames, channels, height / 8, width / 8).
 
     `progress` is called before each pass over some frames and may raise to stop. `options` are further arguments of
     the pipeline: `negative_prompt`, `width` and `height` (pixels, multiples of 8; default: the model's size), `eta`,
@@ -76,16 +89,21 @@ def sample_latents(
         raise ValueError(
             "latents: cannot be given; a clip draws its own noise, correlated over the frames: choose it by seed"
         )
-    with ClipSampling(pipe, settings, seed, progress):
-        return pipe(
-            prompt,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            num_images_per_prompt=settings.frames,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="latent",
-            **options,
-        ).images
+    sampling = ClipSampling(pipe, settings, seed, progress)
+    with sampling.clip:  # which carries from segment to segment; the pipeline decodes in between
+        for frames in sampling.clip.segments:
+            sampling.clip.begin_segment(frames)
+            with sampling:
+                latents = pipe(
+                    prompt,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    num_images_per_prompt=len(frames),
+                    generator=torch.Generator().manual_seed(seed),
+                    output_type="latent",
+                    **options,
+                ).images
+            yield latents
 
 
 def decode_frames(
@@ -129,7 +147,8 @@ def _decode(pipe, latents: torch.Tensor) -> Image.Image:
 
 
 class ClipSampling:
-    """Scope in which a call of the pipeline samples the frames of one clip, its `num_images_per_prompt`.
+    """Scope in which a call of the pipeline samples the frames of one clip, or the segment of it that its `clip` has
+    begun: its `num_images_per_prompt`.
 
     Inside it every UNet call runs in passes of a few frames, the UNet's self-attention has temporal momentum, and
     all noise that the pipeline and its scheduler draw is correlated over the frames. The arguments are those of
@@ -140,7 +159,6 @@ class ClipSampling:
 
     def __init__(self, pipe, settings: Settings, seed: int, progress: Callable[[Progress], None] | None = None):
         self.pipe = pipe
-        self.frames = settings.frames
         self.progress = progress
         self.clip = settings.clip(seed)
         self.prompts = settings.prompts
@@ -150,13 +168,15 @@ class ClipSampling:
     def __enter__(self) -> ClipSampling:
         pipe, scheduler = self.pipe, self.pipe.scheduler
         check_pipeline(pipe)
+        self.calls = 0
         with ExitStack() as undo:
-            undo.enter_context(self.clip).attach(pipe.unet)
+            undo.callback(self.clip.detach)
+            self.clip.attach(pipe.unet)
             self._unet = pipe.unet.forward
             override(undo, pipe.unet, "forward", self.unet)
             override(undo, pipe, "prepare_latents", self._with_correlated_draws(pipe.prepare_latents))
             if self.prompts:
-                override(undo, pipe, "encode_prompt", _by_frame(pipe.encode_prompt, self.prompts))
+                override(undo, pipe, "encode_prompt", _by_frame(pipe.encode_prompt, self.prompts, self.clip.first))
             if isinstance(scheduler, DPMSolverSDEScheduler):
                 restore_afterwards(undo, scheduler, "noise_sampler")
                 override(undo, scheduler, "step", self._with_brownian_motion(scheduler))
@@ -179,18 +199,19 @@ class ClipSampling:
         With guidance `sample` is the block of the negative prompt and the block of the prompt, (2 frames, …); without,
         it is one block, (frames, …).
         """
-        rows = Rows.blocks(self.frames, 2 if self.pipe.do_classifier_free_guidance else 1)
+        frames, calls, call = len(self.clip.frames_now), self.pipe.num_timesteps, self.calls
+        rows = Rows.blocks(frames, 2 if self.pipe.do_classifier_free_guidance else 1)
         if sample.shape[0] != len(rows):
             raise ValueError(
-                f"ZS²: the UNet is called with {sample.shape[0]} rows for a clip of {self.frames} frames, which has "
-                f"{len(rows)}; call the pipeline with one prompt and num_images_per_prompt={self.frames}"
+                f"ZS²: the UNet is called with {sample.shape[0]} rows for {frames} frames of a clip, which have "
+                f"{len(rows)}; call the pipeline with one prompt and num_images_per_prompt={frames}"
             )
-        call, calls = self.calls, self.pipe.num_timesteps
         self.calls += 1
 
         def before_pass(now: Pass) -> None:
             if self.progress is not None:
-                self.progress(Progress(call + 1, calls, now.frames, (call + now.done) / calls))
+                done = self.clip.frames_now.start + (call + now.done) / calls * frames
+                self.progress(Progress(call + 1, calls, now.frames, done / self.clip.frames))
 
         def plain(*args, **kwargs) -> torch.Tensor:
             return self._unet(*args, return_dict=False, **kwargs)[0]
@@ -220,7 +241,7 @@ class ClipSampling:
         from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
 
         seeds = list(self.clip.noise.seeds)
-        if scheduler.noise_sampler_seed is not None:
+        if scheduler.noise_sampler_seed is not None and not self.clip.first:
             seeds[0] = scheduler.noise_sampler_seed
         original = scheduler.step
 
@@ -235,8 +256,9 @@ class ClipSampling:
         return step
 
 
-def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes) -> Callable:
-    """The pipeline's `encode_prompt`, with the embeddings of each frame blended from those of its keyframes.
+def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes, first: int) -> Callable:
+    """The pipeline's `encode_prompt`, with the embeddings of each frame, from the `first` on, blended from those of its
+    keyframes.
 
     It returns tensors (frames, …): those of the prompt and the negative prompt, in SDXL the pooled ones as well.
     """
@@ -257,7 +279,7 @@ def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes) -> Callable:
             any_text = encoded[prompts.texts[0]][i]
             if any_text is None:
                 return None
-            return torch.stack([row(frame, prompts.at(frame)) for frame in range(len(any_text))])
+            return torch.stack([row(frame, prompts.at(first + frame)) for frame in range(len(any_text))])
 
         return tuple(embeddings(i) for i in range(len(encoded[prompts.texts[0]])))
 
