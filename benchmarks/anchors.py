@@ -24,7 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from zs2_lib.core.anchors import DEPTHS, AnchorRows, deep_modules, phase_of
+from zs2_lib.core.anchors import AnchorRows, phase_of
+from zs2_lib.core.blocks import DEPTHS, deep_modules
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.diffusers import sampling as host

@@ -18,6 +18,7 @@ from zs2_lib import cli
 from zs2_lib.hosts.diffusers import checkpoints
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.media.formats import FORMATS
+from zs2_lib.settings import table
 from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.table import Settings
 
@@ -207,6 +208,38 @@ def test_an_interrupt_while_writing_leaves_the_old_clip(pipe, tmp_path, monkeypa
     assert cli.main([PROMPT, "-o", str(target), *QUICK]) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["clip.webp"]
     assert target.read_bytes() == b"old"
+
+
+@pytest.fixture
+def short_segments(monkeypatch):
+    """Segments of two frames."""
+    monkeypatch.setattr(table, "SEGMENT", 2)
+
+
+@pytest.mark.parametrize("more", [[], ["--anchor-stride", "2", "--prompts", "0: small\n4: large"]])
+def test_a_clip_of_several_segments(pipe, tmp_path, short_segments, monkeypatch, more):
+    make("-o", tmp_path / "chained.png", "-o", tmp_path / "chained.mp4", *QUICK, "--frames", "5", *more)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chained", "chained.mp4"]
+    if not more:
+        monkeypatch.setattr(table, "SEGMENT", 5)
+        assert_clip_of_the_library(tmp_path / "chained", pipe, PROMPT, Settings(frames=5))
+
+
+def test_the_frames_of_finished_segments_stay(pipe, tmp_path, short_segments, monkeypatch, capsys):
+    segments = []
+    whole = pipe.encode_prompt
+
+    def third_fails(*args, **kwargs):
+        segments.append(1)
+        if len(segments) == 3:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(pipe, "encode_prompt", third_fails)
+    assert cli.main([PROMPT, "-o", str(tmp_path / "clip.mp4"), *QUICK, "--frames", "5"]) == 130
+    (folder,) = tmp_path.iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == [f"{number:05}.png" for number in range(1, 5)]
+    assert f"the 4 finished frames are in {folder}" in capsys.readouterr().err
 
 
 # --- wrong values --------------------------------------------------------------------------------------

@@ -8,9 +8,12 @@ import itertools
 import os
 import random
 import re
+import shutil
 import sys
+import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from zs2_lib.media.formats import FORMATS, split_clip_name
+from zs2_lib.media.on_disk import OnDisk
 from zs2_lib.media.write import check_replaceable, write_clip
 from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import Choice, Kind, Number, Prompts, SettingsError, WholeNumber, YesNo
@@ -69,8 +73,7 @@ def run(arguments: list[str] | None) -> None:
         say(note)
     say(f"loading {job.model or 'the tiny checkpoint'}")
     pipe = load(job)
-    frames = tqdm(sample(pipe, job), "decoding", total=job.settings.frames)
-    write(frames, job, sampler=type(pipe.scheduler).__name__.removesuffix("Scheduler"))
+    write(sample(pipe, job), job, sampler=type(pipe.scheduler).__name__.removesuffix("Scheduler"))
 
 
 # --- the clip ------------------------------------------------------------------------------------------
@@ -118,8 +121,8 @@ def load(job: Job):
     return pipe
 
 
-def sample(pipe, job: Job) -> Iterable[Image.Image]:
-    """The frames, sampled; each is decoded when it is asked for."""
+def sample(pipe, job: Job) -> Iterator[Image.Image]:
+    """The frames, sampled segment by segment; each is decoded when it is asked for."""
     from zs2_lib.hosts.diffusers import sampling as host  # see `load`
 
     with tqdm(total=1.0, bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}") as bar:
@@ -141,9 +144,11 @@ def sample(pipe, job: Job) -> Iterable[Image.Image]:
             height=job.size[1],
             progress=show,
         )
-        bar.n = 1.0
-        bar.set_description(f"{job.settings.frames} frames, {job.steps} steps")
-    return frames
+        for number, frame in enumerate(frames, 1):
+            if number == job.settings.frames:
+                bar.n = 1.0
+            bar.set_description(f"decoded frame {number} of {job.settings.frames}")
+            yield frame
 
 
 def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:
@@ -162,12 +167,28 @@ def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:
     }
     text = recipe.parameters(job.prompt, job.negative, values)
     frames = itertools.chain([first], frames)
-    if len(job.targets) > 1:
-        frames = list(frames)
-    for target, format in job.targets:
-        file = write_clip(frames, target, format, settings.fps, text)
-        seconds = settings.frames / settings.fps
-        print(f"{file}: {settings.frames} frames of {size}, {seconds:.3g} s, seed {job.seed}")
+    with ExitStack() as scope:
+        if len(job.targets) > 1 or settings.frames > (settings.segment or settings.frames):
+            frames = scope.enter_context(on_disk(frames, job.targets[0][0]))
+        for target, format in job.targets:
+            file = write_clip(frames, target, format, settings.fps, text)
+            seconds = settings.frames / settings.fps
+            print(f"{file}: {settings.frames} frames of {size}, {seconds:.3g} s, seed {job.seed}")
+
+
+@contextmanager
+def on_disk(frames: Iterable[Image.Image], target: Path) -> Iterator[OnDisk]:
+    """Scope in which the frames are in a folder beside `target`, where they stay if anything fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    kept = OnDisk(tempfile.mkdtemp(prefix=f"{target.name}-frames-", dir=target.parent))
+    try:
+        for frame in frames:
+            kept.append(frame)
+        yield kept
+    except BaseException:
+        say(f"the {len(kept)} finished frames are in {kept.folder}")
+        raise
+    shutil.rmtree(kept.folder)
 
 
 # --- options -------------------------------------------------------------------------------------------

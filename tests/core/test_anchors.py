@@ -17,7 +17,8 @@ from torch import nn
 import unet_classes
 import zs2_lib
 from unet_classes import call, diffusers_unet, hooked, ldm_unet, normals, random_weights
-from zs2_lib.core.anchors import DEPTHS, GROWTH, AnchorRows, Anchors, deep_control_modules, deep_modules, phase_of
+from zs2_lib.core.anchors import GROWTH, AnchorRows, Anchors, phase_of
+from zs2_lib.core.blocks import DEPTHS, deep_control_modules, deep_modules
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.hooks import Pass
 from zs2_lib.core.momentum import PROJECTIONS

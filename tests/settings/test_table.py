@@ -25,7 +25,7 @@ YES_NO = ("enabled", "loop", "source_audio", "control_momentum")
 
 ALLOWED = {
     **dict.fromkeys(YES_NO, (True, False)),
-    "frames": [1, 8, 8.0, 1024],
+    "frames": [1, 8, 8.0, 100_000],
     "fps": [0.1, 8, 29.97, 120],
     "motion": [0, 0.05, 100, "0", "0:0.01, 8:0.05"],
     "inertia": [0, 0.5, 1, "0:0, 8:1"],
@@ -53,7 +53,7 @@ NEEDS = {"mask": {"source": "clip.mp4"}}
 """What a setting needs beside it."""
 REFUSED = {
     **dict.fromkeys(YES_NO, NO_BOOLEAN),
-    "frames": [0, -1, 1025, 7.5, *NO_NUMBER],
+    "frames": [0, -1, 100_001, 7.5, *NO_NUMBER],
     "fps": [0, 0.09, 120.1, *NO_NUMBER],
     "motion": [-0.001, "-1", "0:0.1, 8:-0.1", *NO_SCHEDULE],
     "inertia": [-0.001, 1.001, "0:0, 8:1.1", *NO_SCHEDULE],
@@ -116,7 +116,7 @@ def test_the_tables_above_have_every_setting():
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("frames", 0, "a whole number from 1 to 1024"),
+        ("frames", 0, "a whole number from 1 to 100000"),
         ("fps", 0, "a number from 0.1 to 120"),
         ("motion", -1, "a number of 0 or more, or keyframes of such numbers such as '0:0.01, 8:0.05'"),
         ("momentum", 2, "a number from 0 to 1, or keyframes"),
@@ -218,7 +218,8 @@ def test_values_that_exclude_each_other(values, words):
         (dict(mask="mask.png"), "mask: a mask video is not allowed without a source"),
         (dict(source="clip.mp4", source_start=3, source_end=2), "source_end is 2"),
         (dict(source="clip.mp4", formats=["gif"], fps=60), "fps: 60 is not allowed with the format 'gif': "),
-        (dict(source="clip.mp4", frames=1025), "frames: 1025 is not allowed"),
+        (dict(source="clip.mp4", frames=100_001), "frames: 100001 is not allowed"),
+        (dict(loop=True, frames=1025), "loop: true is not allowed with 1025 frames"),
     ],
 )
 def test_settings_of_a_source_that_do_not_go_together(values, words):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from zs2_lib.core.anchors import DEPTHS
+from zs2_lib.core.blocks import DEPTHS
 from zs2_lib.core.clip import SEGMENT, Clip
 from zs2_lib.core.noise import MODELS, SOLVERS, ClipNoise
 from zs2_lib.media.formats import FORMATS
@@ -78,9 +78,8 @@ class Settings:
         8,
         WholeNumber(1, MAX_FRAMES),
         "Frames",
-        "How many frames the clip has. More frames take more time, not more memory. 1 gives the plain image. With "
-        "a source video 0 takes all of its frames.",
-        slider=(0, MAX_FRAMES, 1),
+        "How many frames the clip has. More frames take more time, not more memory: a long clip is sampled in segments "
+        "that join without a seam. 1 gives the plain image. With a source video 0 takes all of its frames.",
         kind_with_source=WholeNumber(1, MAX_FRAMES, or_zero=True),
     )
     fps: float = setting(
@@ -317,8 +316,13 @@ class Settings:
         """What a user should know about these settings together."""
         return together.notes(self)
 
-    def clip(self, seed: int) -> Clip:
-        """The clip with this seed, for a host to sample."""
+    @property
+    def segment(self) -> int | None:
+        """The most frames to sample at once; None: all of them."""
+        return None if self.loop else SEGMENT
+
+    def clip(self, seed: int, segment: int | None = None) -> Clip:
+        """The clip with this seed, for a host to sample in segments of `segment` frames; None: at once."""
         noise = ClipNoise(
             seed,
             self.motion.values(self.frames),
@@ -336,7 +340,7 @@ class Settings:
             anchor_depth=self.anchor_depth,
             anchor_start=self.anchor_start,
             frames_per_pass=self.frames_per_pass,
-            segment=None if self.loop else SEGMENT,
+            segment=segment,
         )
 
 

@@ -64,7 +64,6 @@ def _show_source(controls: Mapping, strip: gr.Image, about: gr.HTML, preview: Ca
     for control in files:
         left = control.change(leave_to_source, files, [controls["frames"], controls["fps"]], show_progress=False)
         left.then(show, inputs, [strip, about], show_progress=False)
-    for name in selection[:2]:
-        controls[name].release(show, inputs, [strip, about], show_progress=False)
-    for name in selection[2:]:
-        controls[name].change(show, inputs, [strip, about], show_progress=False)
+    for control in (controls[name] for name in selection):
+        changed = getattr(control, "release", control.change)  # of a slider, which says so at each place on its way
+        changed(show, inputs, [strip, about], show_progress=False)

@@ -160,7 +160,7 @@ class ClipSampling:
     def __init__(self, pipe, settings: Settings, seed: int, progress: Callable[[Progress], None] | None = None):
         self.pipe = pipe
         self.progress = progress
-        self.clip = settings.clip(seed)
+        self.clip = settings.clip(seed, settings.segment)
         self.prompts = settings.prompts
         self.calls = 0
         self._undo = ExitStack()

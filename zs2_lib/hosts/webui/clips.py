@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,55 +17,107 @@ from modules.shared import opts
 from PIL import Image
 
 from zs2_lib.media.formats import FORMATS, clip_path
+from zs2_lib.media.on_disk import OnDisk
 from zs2_lib.media.write import clip_bytes, write_clip
 from zs2_lib.settings.table import Settings
 
-from .answer import Clip, Request
+from .answer import PARALLEL, Clip, Request
 from .edit import SourceVideo
 from .files import temporary_folder
 from .names import ClipName
+from .segments import AT_ONCE, Segments
 
 log = logging.getLogger(__name__)
 
 PREVIEWS = "zs2-previews"
 """Folder, in the host's for temporary files, of what the page's gallery plays and is not saved."""
+MOST_IN_PAGE = 256
+"""Frames of a clip of several segments that the page shows one by one."""
 MOST_PREVIEWS, OLDEST_PREVIEW = 50, 24 * 60 * 60
 """How many are kept, and for how many seconds, when the next request begins."""
 
 
 class Clips:
-    """The clips of the job `p`, which is one of `request`.
+    """The clips of the job `p`, which is one of `request`, sampled in `segments`.
 
     They are saved where the host saves the frames. `note(text)` tells the user something.
     """
 
     def __init__(
-        self, p, settings: Settings, source: SourceVideo | None, request: Request, note: Callable[[str], None]
+        self,
+        p,
+        settings: Settings,
+        segments: Segments,
+        source: SourceVideo | None,
+        request: Request,
+        note: Callable[[str], None],
     ):
-        self.p, self.settings, self.source, self.request, self.note = p, settings, source, request, note
+        self.p, self.settings, self.segments = p, settings, segments
+        self.source, self.request, self.note = source, request, note
         self.written: list[Clip] = []
         self.stopped = False
         """Whether the sampling of the clip that comes next was stopped."""
-        self._frames: list[Image.Image] = []
+        self._frames: list[Image.Image] | OnDisk = []
+        self._disk = ExitStack()
+        self._last: Image.Image | None = None
+        self._number = 0
         self._saved = False
 
     def add_frame(self, image: Image.Image) -> None:
-        """Takes a finished frame; writes the clip when it was the last."""
+        """Takes a finished frame; writes the clip when it was the last.
+
+        Frames of a clip of several segments wait on the disk, and those that no page would show are made empty when the
+        next one comes: the host, which has saved them, holds all to the end.
+        """
         if not self._frames:
             self._saved = self.p.save_samples()  # the host decides it once for all of them
+            self._number = self.segments.number
+            if self.segments.of_clip > 1:
+                self._frames = OnDisk(temporary_folder(self._disk))
         self._frames.append(image)
+        self._empty_last()
+        self._last = image if len(self._frames) > self.most_pictures else None
         if len(self._frames) == self.settings.frames:
             self.write()
+
+    @property
+    def most_pictures(self) -> int:
+        """How many frames of a clip are among the pictures of the result."""
+        return AT_ONCE if self.request.is_api or self.segments.of_clip == 1 else MOST_IN_PAGE
+
+    def _empty_last(self) -> None:
+        if self._last is not None:
+            self._last.im, self._last._size = Image.new(self._last.mode, (1, 1)).im, (1, 1)
+            self._last.zs2_emptied = True
+        self._last = None
 
     def write(self) -> None:
         """Writes the clip of the frames taken so far in every format; what fails is noted, the frames are kept."""
         frames, self._frames = self._frames, []
-        if not frames:
+        with self._disk:
+            if frames:
+                self._write_all(frames)
+        self._empty_last()
+
+    def leave_out(self, processed) -> None:
+        """Leaves out of the host's result the pictures of long clips that are empty, and the entries beside them."""
+        if self.segments.of_clip == 1:
             return
+        frames, most = self.settings.frames, self.most_pictures
+        for name in PARALLEL:
+            values = self.segments.once_a_frame(getattr(processed, name))
+            setattr(processed, name, [value for place, value in enumerate(values) if place % frames < most])
+        empty = [hasattr(image, "zs2_emptied") for image in processed.images]
+        for name in ("images", "infotexts"):
+            setattr(processed, name, [each for each, none in zip(getattr(processed, name), empty) if not none])
+        if any(empty):
+            self.note(f"The pictures are the first {most} of the {frames} frames of each clip; its files have all.")
+
+    def _write_all(self, frames: Sequence[Image.Image]) -> None:
         clip = self._clip(frames)
         self.written.append(clip)
         self.request.clips.append(clip)
-        name = ClipName(self.p, clip.first_frame, clip.stopped)
+        name = ClipName(self.p, self._number, self.segments.clips, clip.first_frame, clip.stopped)
         alone = name.alone(len(self.request.clips) - 1)
         with ExitStack() as temporary:
             files = {}
@@ -85,7 +137,7 @@ class Clips:
         if files and self._saved and not self.request.is_api:
             self.p.comment("ZS²: saved " + ", ".join(map(str, files.values())))
 
-    def _clip(self, frames: list[Image.Image]) -> Clip:
+    def _clip(self, frames: Sequence[Image.Image]) -> Clip:
         p = self.p
         infotext = processing.create_infotext(
             p, p.prompts, p.seeds, p.subseeds, index=0, all_negative_prompts=p.negative_prompts
@@ -100,7 +152,7 @@ class Clips:
             self._note_failure("The clip", error)
             return None
 
-    def _write(self, clip: Clip, frames: list[Image.Image], target: Path | None, format: str) -> Path | None:
+    def _write(self, clip: Clip, frames: Sequence[Image.Image], target: Path | None, format: str) -> Path | None:
         if target is None:
             return None
         text = clip.infotext if opts.enable_pnginfo else None
@@ -123,13 +175,13 @@ class Clips:
 
     # --- what is shown of them ---------------------------------------------------------------------------------------
 
-    def _show(self, clip: Clip, frames: list[Image.Image], files: dict[str, Path], temporary: ExitStack) -> None:
+    def _show(self, clip: Clip, frames: Sequence[Image.Image], files: dict[str, Path], temporary: ExitStack) -> None:
         """Makes what the answer has of the clip among its pictures."""
         is_api, returns = self.request.is_api, self.settings.returns
         if is_api and self.request.script:
-            for frame in frames if opts.enable_pnginfo else ():
+            clip.pictures = list(frames[: self.most_pictures])
+            for frame in clip.pictures if opts.enable_pnginfo else ():
                 frame.info["parameters"] = clip.infotext
-            clip.pictures = list(frames)
         if is_api and returns != "both":
             return
         file = next((file for format, file in files.items() if FORMATS[format].plays_in_gallery), None)

@@ -30,9 +30,11 @@ def share_first_image(p, undo: ExitStack) -> None:
 def brownian(clip: Clip, create_noise_sampler: Callable, x: torch.Tensor, sigmas: torch.Tensor, p) -> Callable:
     """The host's noise sampler for SDE samplers with each frame's own Brownian motion, correlated."""
     seeds = list(clip.noise.seeds)
-    brownian = create_noise_sampler(x, sigmas, SimpleNamespace(all_seeds=seeds, iteration=0, batch_size=clip.frames))
+    batch = SimpleNamespace(all_seeds=seeds, iteration=0, batch_size=len(seeds))
+    brownian = create_noise_sampler(x, sigmas, batch)
     if brownian is None:  # the option "Do not make DPM++ SDE deterministic": k-diffusion draws the still's seed
-        seeds[0] = torch.randint(0, 2**63 - 1, []).item()
+        still = torch.randint(0, 2**63 - 1, []).item()
+        seeds[:1] = seeds[:1] if clip.first else [still]
         lowest, highest = sigmas[sigmas > 0].min(), sigmas.max()
         brownian = k_diffusion.sampling.BrownianTreeNoiseSampler(x, lowest, highest, seed=seeds)
     return lambda sigma, sigma_next: clip.noise.mix(brownian(sigma, sigma_next))

@@ -13,6 +13,7 @@ from modules import masking, shared
 from PIL import Image, ImageChops
 
 from zs2_lib.hosts.undo import override, wrap
+from zs2_lib.media.on_disk import OnDisk
 from zs2_lib.media.sound import add_audio
 from zs2_lib.media.source import Selection, Source
 from zs2_lib.settings.kinds import SettingsError
@@ -139,27 +140,6 @@ class Frames(Sequence):
         number = self.video.picks[range(len(self))[index]]
         with in_words("source"):
             return next(self.video.source.read(np.array([number])))[1]
-
-
-class OnDisk(Sequence):
-    """Pictures in a folder, of which only those that are looked at are in memory."""
-
-    def __init__(self, folder: str):
-        self.folder, self.count = Path(folder), 0
-
-    def append(self, picture: Image.Image) -> None:
-        picture.save(self.folder / f"{self.count}.png", compress_level=1)
-        self.count += 1
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        with Image.open(self.folder / f"{range(len(self))[index]}.png") as picture:
-            picture.load()
-        return picture
 
 
 # --- the frames as init images ---------------------------------------------------------------------------

@@ -128,7 +128,7 @@ class Forge(Adapter):
 
     def ask_for_memory(self, clip: Clip, undo: ExitStack) -> None:
         """The host plans for all frames at once, and moves models out of the way for them."""
-        owner, frames = self.model().owner, clip.frames
+        owner, frames = self.model().owner, len(clip.frames_now)
         if owner is self._planned:
             return
         self._planned = owner
@@ -151,7 +151,7 @@ class Forge(Adapter):
 
     @property
     def frames(self) -> int:
-        return self.p.batch_size
+        return len(self.p.seeds)
 
     @property
     def _patcher(self):

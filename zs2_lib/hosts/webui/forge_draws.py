@@ -83,13 +83,13 @@ class ClipTorch:
         return getattr(self._host, name)
 
     def randn_like(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        if self._host is not torch or len(x) != self._clip.frames:
+        if self._host is not torch or len(x) != len(self._clip.frames_now):
             return self._host.randn_like(x, *args, **kwargs)
         return self._clip.noise.draw(torch.randn_like(x[:1], *args, **kwargs))
 
     def randn(self, *size, **kwargs) -> torch.Tensor:
         shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
-        if len(shape) != 4 or shape[0] != self._clip.frames:
+        if len(shape) != 4 or shape[0] != len(self._clip.frames_now):
             return torch.randn(*size, **kwargs)
         return self._clip.noise.draw(torch.randn(1, *shape[1:], **kwargs))
 
@@ -99,5 +99,6 @@ def _brownian_tree(clip: Clip, tree: Callable, x: torch.Tensor, *args, seed=None
     if isinstance(seed, (list, tuple)):  # the host's, for each frame its own: see `brownian`
         return tree(x, *args, seed=seed, **kwargs)
     first = torch.randint(0, 2**63 - 1, []).item() if seed is None else seed
-    own = tree(x, *args, seed=[first, *clip.noise.seeds[1:]], **kwargs)
+    seeds = clip.noise.seeds if clip.first else [first, *clip.noise.seeds[1:]]
+    own = tree(x, *args, seed=seeds, **kwargs)
     return lambda sigma, sigma_next: clip.noise.mix(own(sigma, sigma_next))

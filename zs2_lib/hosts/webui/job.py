@@ -24,6 +24,7 @@ from .limits import check_frames
 from .names import fitting, frame_name
 from .prompts import PromptTravel
 from .seam import ControlUnits
+from .segments import Segments
 
 LORA_NOTE = (
     "LoRA weights change over the frames: each UNet pass held one frame, for which they were merged anew; "
@@ -84,6 +85,7 @@ class Job:
         self.request = selected.of(p)
         self.source: SourceVideo | None = None
         self.control: ControlUnits | None = None
+        self.clips: Clips | None = None
         self.travel: PromptTravel | None = None
         self.sampling: sampling.ClipSampling | None = None
         self._undo = ExitStack()
@@ -119,8 +121,9 @@ class Job:
         else:
             self._check_init_images()
         check_frames(self.settings.frames, "give fewer frames")
-        self.clips = Clips(p, self.settings, self.source, self.request, self.note)
         self._take_control_units()
+        self.segments = Segments(p, self.settings.frames, self._needs_all_frames())
+        self.clips = Clips(p, self.settings, self.segments, self.source, self.request, self.note)
 
         frames = self.settings.frames
         for note in self.settings.notes:
@@ -136,10 +139,22 @@ class Job:
             prompts = getattr(p, name)
             if isinstance(prompts, list):  # of a script, such as Prompt matrix: a clip for each
                 override(self._undo, p, "n_iter", len(prompts))
-                override(self._undo, p, name, _repeat(prompts, frames))
-        override(self._undo, p, "batch_size", frames)
+                override(self._undo, p, name, self.segments.repeated(prompts))
+        override(self._undo, p, "batch_size", self.segments.size)
+        override(self._undo, p, "n_iter", p.n_iter * self.segments.of_clip)
         override(self._undo, p, "do_not_save_grid", True)
         wrap(self._undo, images.FilenameGenerator, "apply", partial(fitting, p.outpath_samples))
+
+    def _needs_all_frames(self) -> str | None:
+        """What needs all frames of the clip in one batch, if anything does."""
+        if self.settings.loop:
+            return "the noise of a loop is drawn as a whole"
+        if self.control:
+            return "ControlNet units are given the images of all frames"
+        for sampler in (self.p.sampler_name, getattr(self.p, "hr_sampler_name", None)):
+            if sampler and "adaptive" in sampler.lower():
+                return f"the sampler {sampler} chooses its steps by the first frame"
+        return None
 
     def _check_init_images(self) -> None:
         p, frames = self.p, self.settings.frames
@@ -194,8 +209,9 @@ class Job:
         p, settings, self.adapter = self.p, self.settings, host.adapter_of(self.p)
         if settings.frames > 1:
             sampling.check_model(self.adapter)
-        p.all_seeds = _repeat(p.all_seeds[: p.n_iter], settings.frames)
-        p.all_subseeds = _repeat(p.all_subseeds[: p.n_iter], settings.frames)
+        clips = self.segments.clips
+        p.all_seeds = self.segments.repeated(p.all_seeds[:clips])
+        p.all_subseeds = self.segments.repeated(p.all_subseeds[:clips])
         p.extra_generation_params.update(recipe.texts(settings))
         if settings.prompts:
             self.travel = PromptTravel(p, settings.prompts, self.adapter.lora_refusal, self.adapter.weight_refusal)
@@ -206,24 +222,27 @@ class Job:
             wrap(self._undo, p, "sample", self._sample)
 
     def before_process_batch(self) -> None:
-        """All frames of a clip have one prompt, also where another extension made it up for each image."""
-        p, frames = self.p, self.settings.frames
-        self.clips.write()  # what a batch before this one left unfinished
-        p.extra_generation_params.pop(STOPPED, None)
-        clip = slice(p.iteration * frames, (p.iteration + 1) * frames)
-        for name in ("all_prompts", "all_negative_prompts", "all_hr_prompts", "all_hr_negative_prompts"):
-            prompts = getattr(p, name, None)
-            if prompts:
-                prompts[clip] = [prompts[clip.start]] * frames
-        p.prompts, p.negative_prompts = p.all_prompts[clip], p.all_negative_prompts[clip]
+        """A batch is a clip, or a segment of it."""
+        if not self.segments.now.start:
+            self.clips.write()  # what a batch before this one left unfinished
+            self.p.extra_generation_params.pop(STOPPED, None)
+            self.clips.stopped = False
+        elif self.clips.stopped:
+            self.p.prompts = []  # the host ends the job
+            return
+        self.segments.begin_batch()
+        if self.travel:
+            self.travel.first = self.segments.now.start
 
     # --- sampling ----------------------------------------------------------------------------------------------------
 
     def _sample(self, sample: Callable, *args, **kwargs):
-        """The host's `p.sample` for one clip."""
+        """The host's `p.sample` for one clip, or the next segment of it."""
         settings = self._as_the_job_allows(self.settings)
+        clip = self.segments.begin_clip(settings, self._undo)
+        how = settings.control_momentum, self.travel, self.control
         try:
-            with sampling.ClipSampling(self.p, self.adapter, settings, self.travel, self.control) as self.sampling:
+            with sampling.ClipSampling(self.p, self.adapter, clip, *how) as self.sampling:
                 samples = sample(*args, **kwargs)
                 self.sampling.check()
             self.clips.stopped = shared.state.interrupted or shared.state.skipped
@@ -272,12 +291,12 @@ class Job:
         """
         masks = vars(self.p).get("zs2_masks")
         if masks and overlay.mask_for_overlay is self.p.mask_for_overlay:
-            overlay.mask_for_overlay = masks[overlay.index]
+            overlay.mask_for_overlay = masks[self.segments.now.start + overlay.index]
 
     def name_frame(self, saved) -> None:
         """Gives a picture of a frame, which the host saves next as `saved.filename`, a name of its own."""
         if self in _open_jobs and self.settings.frames > 1:
-            saved.filename = frame_name(saved.filename, self.p.batch_index + 1)
+            saved.filename = frame_name(saved.filename, self.segments.now.start + self.p.batch_index + 1)
 
     def add_frame(self, image: Image.Image) -> None:
         """Takes a finished frame."""
@@ -286,12 +305,19 @@ class Job:
     def postprocess(self, processed) -> None:
         """Puts the clips into the result, and leaves `p` as it was."""
         self.clips.write()
+        self.clips.leave_out(processed)
         self.end()
         self.request.put_into(processed, self.clips.written)
         processed.comments = "".join(f"{comment}\n" for comment in self.p.comments)
 
     def end(self) -> None:
-        """Undoes what this job changed on `p`, for scripts that use it again, and on other extensions."""
+        """Undoes what this job changed on `p`, for scripts that use it again, and on other extensions; the segments
+        that are finished of a clip whose next one failed become a clip.
+        """
+        if self.clips and self.segments.of_clip > 1:
+            self.clips.stopped = True
+            self.p.extra_generation_params[STOPPED] = "before the end"
+            self.clips.write()
         self._undo.close()
 
     def _end_and_close(self, close: Callable[[], None]) -> None:
@@ -305,7 +331,3 @@ class Job:
         if text not in self.request.notes:
             self.request.notes.append(text)
             self.p.comment("ZS²: " + text)
-
-
-def _repeat(values: list, times: int) -> list:
-    return [value for value in values for _ in range(times)]

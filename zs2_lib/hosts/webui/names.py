@@ -24,11 +24,13 @@ NUMBERS = ("[batch_number]", "[generation_number]", "[image_hash")
 
 
 class ClipName:
-    """The name of the clip of `p` whose first frame is `image`, as the host names images; numbers in it count clips."""
+    """The name of the clip `number`, counted from 0, of the `count` of `p`, whose first frame is `image`: as the host
+    names images; numbers in it count clips.
+    """
 
-    def __init__(self, p, image: Image.Image, stopped: bool):
+    def __init__(self, p, number: int, count: int, image: Image.Image, stopped: bool):
         view = copy.copy(p)
-        view.batch_size, view.batch_index, view.iteration = p.n_iter, p.iteration, 0
+        view.batch_size, view.batch_index, view.iteration = count, number, 0
         name = images.FilenameGenerator(view, p.seeds[0], p.prompts[0], image)
         self.outputs = p.outpath_samples
         self.subfolders = ""

@@ -50,6 +50,8 @@ class PromptTravel:
     def __init__(self, p, prompts: PromptKeyframes, lora_refusal: str | None, weight_refusal: str | None):
         self.p = p
         self.prompts = prompts
+        self.first = 0
+        """The frame of the clip that is the first of the host's batch."""
         self.lora_refusal = lora_refusal
         """Why LoRA weights cannot change in this host, with a remedy; None if they can."""
         self.weight_refusal = weight_refusal
@@ -231,7 +233,7 @@ class PromptTravel:
             before, after = (_lengthened(encoded(common, text), tokens) for text in blend[:2])
             return _blended(before, after, blend.weight) if blend.weight else before
 
-        frames = [(common, self.prompts.at(frame)) for frame, common in enumerate(required_prompts)]
+        frames = [(common, self.prompts.at(frame)) for frame, common in enumerate(required_prompts, self.first)]
         tokens = math.lcm(*(_tokens(encoded(common, text)) for common, blend in frames for text in blend[:2]))
         batch = [blended(common, blend) for common, blend in frames]
         if positive:

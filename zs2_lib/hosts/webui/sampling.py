@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from modules import sd_samplers_common, shared
 
+from zs2_lib.core.clip import Clip
 from zs2_lib.core.hooks import Pass, another_extension
 from zs2_lib.hosts.undo import restore_afterwards, wrap
 from zs2_lib.settings.kinds import SettingsError
-from zs2_lib.settings.table import Settings
 
 from . import errors, foreign
 from .prompts import PromptTravel
@@ -30,7 +30,8 @@ def check_model(adapter: Adapter) -> None:
 
 
 class ClipSampling:
-    """Scope around the host's `p.sample` in which its batch is sampled as the frames of one clip.
+    """Scope around the host's `p.sample` in which its batch is sampled as the frames of one clip, or of the segment of
+    it that `clip` has begun.
 
     Inside it every UNet call passes through `unet_call`, the UNet's self-attention has temporal momentum, and all noise
     the host draws is correlated over the frames. Errors in the host's callbacks are raised at the next UNet call.
@@ -40,16 +41,17 @@ class ClipSampling:
         self,
         p,
         adapter: Adapter,
-        settings: Settings,
+        clip: Clip,
+        control_momentum: bool = False,
         travel: PromptTravel | None = None,
         control: ControlUnits | None = None,
     ):
         self.p = p
         self.adapter = adapter
         self.control = control
-        self.control_momentum = settings.control_momentum
+        self.control_momentum = control_momentum
         self.travel = travel if travel and travel.weights_change else None
-        self.clip = settings.clip(int(p.seeds[0]))
+        self.clip = clip
         self.seen = True
         """Whether a UNet call of the step came by."""
         self.others: Path | None = None
@@ -62,7 +64,7 @@ class ClipSampling:
 
     def __enter__(self) -> ClipSampling:
         with ExitStack() as undo:
-            undo.enter_context(self.clip)
+            undo.callback(self.clip.detach)
             undo.callback(self._undo_model.close)
             undo.callback(self._undo_step.close)
             if self.control:
@@ -189,14 +191,16 @@ class ClipSampling:
         """Correlates `noise` (frames, channels, height, width), which the host samples next, in place, and what it will
         draw while it samples.
 
-        The first row is the noise of the still and stays. Called before the first pass and before that of hires.fix.
+        The clip's first row is the noise of the still and stays. Called before the first pass and before that of
+        hires.fix.
         """
         if noise is self._correlated:  # Forge says so twice before the second pass of hires.fix
             return
         p, clip, self._correlated = self.p, self.clip, noise
         scale = getattr(p, "initial_noise_multiplier", 1.0)  # img2img has scaled the noise already
         if scale:
-            noise[1:] = clip.noise.draw(noise[:1] / scale)[1:] * scale
+            stays = 0 if clip.first else 1
+            noise[stays:] = clip.noise.draw(noise[:1] / scale)[stays:] * scale
         still = copy.copy(p.rng)  # the host's own draws for frame 1
         still.generators = p.rng.generators[:1]
         p.rng = copy.copy(p.rng)

@@ -261,6 +261,13 @@ def app_started(_, app: FastAPI) -> None:
     def arm_route(fault: Annotated[dict, Body()]):
         arm(**fault)
 
+    @app.post("/zs2-probe/segment")
+    def segment_route(most: Annotated[dict, Body()]) -> int:
+        """So many frames are sampled at once from here on; says how many were before."""
+        segments = sys.modules["zs2_lib.hosts.webui.segments"]
+        before, segments.SEGMENT = segments.SEGMENT, most["frames"]
+        return before
+
     @app.post("/zs2-probe/disarm")
     def disarm_route() -> list:
         return disarm()
