@@ -40,6 +40,8 @@ class Kind:
     schedulers: tuple[str, ...] = ()
     attention: tuple[str, ...] = ()
     """Implementations of attention to choose from in its settings."""
+    clip_skip: int = 2
+    """Another than it has by default."""
     lacks: Mapping[str, str] = field(default_factory=dict)
     """Parts of A1111 that tests use, by a name of the tests, each with the reason why there is none."""
 
@@ -149,6 +151,7 @@ KINDS = (
         hires=MODULES,
         upscaler="None",
         refiner_at=5.0,
+        clip_skip=1,
         half=("--bf16-unet", "--bf16-text-enc"),
         allows_root=False,
         outputs="output",

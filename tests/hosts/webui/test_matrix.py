@@ -234,7 +234,7 @@ GROUPS = {
         Case("NGMS, AND", {**NGMS, "prompt": AND}, override=NGMS, part="NGMS"),
         Case("skip early CFG", override={"skip_early_cond": 0.4}, alters=True, part="skip early CFG"),
         Case("CFG 1", {"cfg_scale": 1}, alters=True),
-        Case("clip skip 3", override={"CLIP_stop_at_last_layers": 3}, alters=True),
+        Case("clip skip", override={"CLIP_stop_at_last_layers": KIND.clip_skip}, alters=True),
         Case("prompt editing", {"prompt": EDITED}, alters=True),
     ],
     "Seeds and pictures": [

@@ -98,7 +98,7 @@ class Forge(Adapter):
         options = kwargs.pop("transformer_options", {})
 
         def of_pass(*args, control: dict | None = None, **others):
-            part = clip.momentum.now.rows
+            part = clip.momentum.now.rows.shifted(-clip.first)
             now = _options(options, part, rows, self.frames)
             control = answered(self._patcher, control, now, part, len(part) < rows)
             return original(*args, control=control, transformer_options=now, **others)
