@@ -119,7 +119,6 @@ REFORGE_LACKS = {
         ("ODE (Bosh3)", "ODE (Fehlberg2)", "ODE (Adaptive Heun)", "ODE (Dopri5)", "ODE Custom"),
         "refused in words: the sampler samples one picture of a batch after the other",
     ),
-    "DPM++ 2S Ancestral Comfy RF": "the host's own still is black: the sampler is for flow models",
     "pix2pix": "the host's own still fails: its UNet is not given the image",
     "HyperTile": "the host has an extension for it: see built-in extensions",
 }
