@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from zs2_lib import cli
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.media.write import write_clip
 from zs2_lib.settings.table import Settings
@@ -22,7 +23,10 @@ STEPS = 2
 LENGTHS, HELD_LENGTHS = (8, 16, 32, 64, 128, 256), (8, 128)
 QUICK_LENGTHS, QUICK_HELD_LENGTHS = (8, 64), (8, 16)
 SHORT, LONG = 8, 64
-TIME_BAR, MEMORY_BAR = 8.2, 1.05
+ONE_SEGMENT, MANY_SEGMENTS = 64, 2000
+"""Frames of a clip that is sampled at once, and of a chain of segments."""
+CHAIN_STEPS, CHAIN_SIDE = 4, 64
+TIME_BAR, MEMORY_BAR, CHAIN_BAR = 8.2, 1.05, 1.10
 
 
 def measure(run) -> dict:
@@ -37,7 +41,11 @@ def measure(run) -> dict:
         {"frames": frames, "peak": in_own_process(sampled_peak, model, config, frames, environment=RETURNING)}
         for frames in run.pick(HELD_LENGTHS, QUICK_HELD_LENGTHS)
     ]
-    return {"per pass": PER_PASS, "steps": STEPS, "guidance": GUIDANCE, "clips": clips, "held": held}
+    chain = [
+        {"frames": frames, "peak": in_own_process(command_line_peak, model, config, frames, environment=RETURNING)}
+        for frames in run.pick((ONE_SEGMENT, MANY_SEGMENTS), (ONE_SEGMENT, 300))
+    ]
+    return {"per pass": PER_PASS, "steps": STEPS, "guidance": GUIDANCE, "clips": clips, "held": held, "chain": chain}
 
 
 def one_clip(model: str | None, config: str | None, frames: int, repeats: int) -> dict:
@@ -64,6 +72,18 @@ def sampled_peak(model: str | None, config: str | None, frames: int) -> int:
     return peak_memory()
 
 
+def command_line_peak(model: str | None, config: str | None, frames: int) -> int:
+    """The peak memory of the command line with a clip of `frames`."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [PROMPT, "-o", str(Path(folder) / "clip.mp4"), "--frames", str(frames), "--seed", "1"]
+        arguments += ["--steps", str(CHAIN_STEPS), "--size", str(CHAIN_SIDE)]
+        arguments += ["--model", model] if model else []
+        arguments += ["--config", config] if config else []
+        if cli.main(arguments):
+            raise RuntimeError(f"the command line failed with {frames} frames")
+    return peak_memory()
+
+
 def _loaded(model: str | None, config: str | None):
     """The checkpoint, after its first pictures: what is loaded once, is loaded."""
     pipe = load(model, config)
@@ -73,14 +93,18 @@ def _loaded(model: str | None, config: str | None):
 
 def targets(data: dict) -> list[Target]:
     by_length = {clip["frames"]: clip for clip in data["clips"]}
+    one, many = data["chain"]
+    chain = f"peak memory of the command line, {many['frames']} frames / {one['frames']} frames"
+    chain = at_most("chain-memory", chain, many["peak"] / one["peak"], CHAIN_BAR)
     if not {SHORT, LONG} <= by_length.keys():
-        return []
+        return [chain]
     short, long = by_length[SHORT], by_length[LONG]
     time, memory = metrics.median(long["seconds"]) / metrics.median(short["seconds"]), long["peak"] / short["peak"]
     what = f"{LONG} frames / {SHORT} frames, {data['per pass']} per pass"
     return [
         at_most("length-time", f"time, {what}", time, TIME_BAR, digits=2),
         at_most("length-memory", f"peak memory, {what}", memory, MEMORY_BAR),
+        chain,
     ]
 
 
@@ -108,6 +132,9 @@ def report(data: dict, figures: Figures) -> str:
         + f"\nSlope of the peak: {slope / 2**10:.0f} KiB per frame; of what is held: "
         f"{metrics.slope(list(held), list(held.values())) / 2**10:.0f} KiB per frame; of the time: "
         f"{metrics.slope(frames, times):.3f} s per frame.\n\n"
+        + f"A chain of segments, {CHAIN_STEPS} steps at {CHAIN_SIDE}×{CHAIN_SIDE} pixels from the command line: "
+        + ", ".join(f"{each['frames']} frames {megabytes(each['peak'])}" for each in data["chain"])
+        + ".\n\n"
         + figures.link("memory", "Peak memory by clip length")
         + "\n"
         + figures.link("time", "Time by clip length")
