@@ -101,6 +101,7 @@ NEO_SCHEDULERS = (
 MODULES = {"hr_additional_modules": ["Use same choices"]}
 OWN_MEMORY = "the host manages its memory by itself, and has no such flag"
 ONE_BATCH = "the host has no such setting: prompt and negative prompt are one call"
+API_OF_INFOTEXTS = "the host's API fails at an infotext (TypeError: a parameterized generic)"
 NO_LATENT = "the host has no latent upscalers"
 FAMILY_LACKS = {
     "batch_cond_uncond": ONE_BATCH,
@@ -163,7 +164,7 @@ KINDS = (
             "refiner in hires.fix": "the host takes no refiner in hires.fix",
             "pix2pix": "the host takes the checkpoint for one of inpainting, and its own still fails",
             "HyperTile": "the host has no HyperTile",
-            "infotext in a request": "the host's API fails at an infotext (TypeError: a parameterized generic)",
+            "infotext in a request": API_OF_INFOTEXTS,
             "padding": ONE_BATCH,
             "not deterministic SDE": "the host's SDE samplers are deterministic always",
         },
@@ -182,6 +183,7 @@ KINDS = (
         lacks={
             **FAMILY_LACKS,
             "pix2pix": "the host has no class for Instruct-Pix2Pix: its own still fails",
+            "infotext in a request": API_OF_INFOTEXTS,
             "tiling": "the host's tiling is under maintenance, as its log says, and does nothing",
             "HyperTile": "the host has no HyperTile",
         },
