@@ -100,7 +100,9 @@ def test_return_frames_and_video(host, both):
     settings = {"formats": list(FORMATS), "frames": 5, "fps": 8}
     frames, video = (host.clip({"return": returns, **settings}) for returns in ("frames", "video"))
     assert frames.files == video.files == both.files[1:]
-    assert video.clips[:4] == both.clips[:4]  # the others tell the time, or a number of their own
+    assert video.clips[1:4] == both.clips[1:4]  # the others tell the time, or a number of their own
+    movies = [clipfiles.frames(result.clips[0]) for result in (video, both)]  # whose bytes differ with x264's threads
+    assert np.abs(movies[0] - movies[1]).mean() < 1
     assert [{**clip, "data": None} for clip in video.info["zs2_clips"]] == [
         {**clip, "data": None} for clip in frames.info["zs2_clips"]
     ]
