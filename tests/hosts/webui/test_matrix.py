@@ -370,6 +370,15 @@ def compare(host, case: Case, payload: dict, row) -> None:
         assert f"Model: {case.checkpoint}," in result.infotext + ",", f"{case.checkpoint} is not what was sampled with"
         return result.frames
 
+    def own_still() -> np.ndarray:
+        try:
+            return still()
+        except HostError as error:
+            if error.status != 500:
+                raise
+            row.cannot = f"the host's own still fails: {error.message.splitlines()[-1]}"
+            pytest.skip(row.cannot)
+
     def clip(**settings) -> tuple[np.ndarray, int, str]:
         host.arm()
         try:
@@ -384,14 +393,8 @@ def compare(host, case: Case, payload: dict, row) -> None:
     if case.alters:
         same = {key: payload[key] for key in ("width", "height", "sampler_name") if key in payload}
         plain = host.generate(**same).frames
-        assert difference(still(), plain) > BAR, "the combination has no effect on the still: it is not at work"
-    try:
-        before, clean = still(), host.state()
-    except HostError as error:
-        if error.status != 500:
-            raise
-        row.cannot = f"the host's own still fails: {error.message.splitlines()[-1]}"
-        pytest.skip(row.cannot)
+        assert difference(own_still(), plain) > BAR, "the combination has no effect on the still: it is not at work"
+    before, clean = own_still(), host.state()
     if before.min() == before.max():
         row.cannot = f"the host's own still is of one colour: {before.min()} of 255 everywhere"
         pytest.skip(row.cannot)
