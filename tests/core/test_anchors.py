@@ -561,9 +561,11 @@ def test_anchor_without_its_predecessor(unet):
 # --- out of memory ------------------------------------------------------------------------------------------
 
 
-def run_with_memory_for(unet, frames: int, stride: int) -> tuple[torch.Tensor, list[int]]:
+def run_with_memory_for(
+    unet, frames: int, stride: int, first: Rows = LAYOUTS["blocks"]
+) -> tuple[torch.Tensor, list[int]]:
     """A second step in which memory runs out, after the deep blocks, in passes of more than so many frames; and the
-    sizes of passes.
+    sizes of passes. The step before has the rows `first`.
     """
     rows, sizes = Rows.blocks(FRAMES, 2), []
 
@@ -577,7 +579,7 @@ def run_with_memory_for(unet, frames: int, stride: int) -> tuple[torch.Tensor, l
     with Clip(MOMENTUM, anchor_stride=stride, frames_per_pass=FRAMES) as clip:
         clip.attach(unet)
         clip.begin_step(0)
-        clip.call(functools.partial(call, unet), rows, *inputs(rows))
+        clip.call(functools.partial(call, unet), first, *inputs(first))
         clip.begin_step(1)
         return clip.call(forward, rows, *inputs(rows, seed=1)), sizes
 
@@ -595,6 +597,14 @@ def test_out_of_memory_goes_down_to_one_gap_with_the_same_result(unet, memory, s
     result, sizes = run_with_memory_for(unet, memory, stride)
     assert sizes == expected
     torch.testing.assert_close(result, sample(unet, Rows.blocks(FRAMES, 2), stride), rtol=0, atol=2e-5)
+
+
+def test_out_of_memory_where_a_group_was_not_there_at_the_step_before(unet):
+    alone = Rows.blocks(FRAMES, 1)
+    result, sizes = run_with_memory_for(unet, 6, 4, first=alone)
+    whole, _ = run_with_memory_for(unet, FRAMES, 4, first=alone)
+    assert sizes == [10, 4, 6]
+    torch.testing.assert_close(result, whole, rtol=0, atol=2e-5)
 
 
 def test_memory_too_small_for_one_gap_names_the_remedy(unet):

@@ -264,6 +264,21 @@ def test_keys_and_values_of_other_inputs(scans):
         torch.testing.assert_close(torch.cat(parts), expected, rtol=0, atol=1e-6)
 
 
+def test_inside_autocast(scans):
+    """As AUTOMATIC1111's WebUI on an NVIDIA card: the norm before a projection gives float32, the matrices are half."""
+    block, rows = Block(), Rows.blocks(FRAMES, 2)
+    x = normals(len(rows), 5, 8)
+    seen = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), TemporalMomentum(KEYFRAMES) as attention:
+        attention.attach(block)
+        block.attn1.to_k.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        for index in ([0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]):
+            attention.begin(Pass(rows.take(index)))
+            assert block(x[index])["attn1.to_k"].dtype == torch.bfloat16
+    expected = equation_2(x, rows, KEYFRAMES).float()[[0, 1, 2, 6, 7, 8, 3, 4, 5, 9, 10, 11]]
+    torch.testing.assert_close(torch.cat(seen), expected, rtol=0, atol=1e-6)
+
+
 def test_state_lives_from_call_to_call_until_restart():
     block, rows = Block(), Rows.blocks(FRAMES, 2)
     x = normals(len(rows), 5, 8)

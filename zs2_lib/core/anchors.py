@@ -27,7 +27,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .blocks import deep_control_modules, deep_modules
 from .carried import Last, together
-from .constants import Constants
+from .constants import Constants, product
 from .hooks import SWITCH_OFF, Hooks, Pass, another_extension
 from .kept import Kept
 from .rows import Rows, cut
@@ -283,17 +283,17 @@ class Anchors(Hooks):
             ends, ends_then = (torch.cat([together(of), to]) for of, to in zip(carried, (ends, ends_then)))
 
         lines = constants.on(anchors.lines(before, given.dtype), given.device)
-        made = _product(lines, ends)
+        made = product(lines, ends)
         if unknown != set(anchors.rows.groups):
             gaps = constants.on(anchors.gaps(before, given.dtype), given.device)
             apart, apart_then = (
-                torch.linalg.vector_norm(_product(gaps, of).flatten(1), dim=1, dtype=torch.float32).clamp(min=1e-6)
+                torch.linalg.vector_norm(product(gaps, of).flatten(1), dim=1, dtype=torch.float32).clamp(min=1e-6)
                 for of in (ends, ends_then)
             )
             growth = (apart / apart_then).clamp(*GROWTH)  # (anchors)
-            growth = constants.on(self._growing(unknown), given.device) @ growth  # (rows)
+            growth = product(constants.on(self._growing(unknown), given.device), growth)  # (rows)
             growth = growth.to(given.dtype).view(-1, *[1] * (given.ndim - 1))
-            made.addcmul_(growth, own - _product(lines, ends_then))
+            made.addcmul_(growth, own - product(lines, ends_then))
 
         last = {group: place for place, group in enumerate(anchors.rows.groups)}
         index = constants.index([len(before) + place for place in last.values()], given.device)
@@ -320,8 +320,3 @@ class Anchors(Hooks):
                     + another_extension("reorders the UNet's batch")
                 )
             last[group] = frame
-
-
-def _product(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """weights (rows, n) times x (n, …): (rows, …)."""
-    return (weights @ x.flatten(1)).unflatten(1, x.shape[1:])

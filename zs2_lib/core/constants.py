@@ -55,3 +55,13 @@ class Constants:
 def is_range(numbers: Sequence[int]) -> bool:
     """Whether each number is one more than the one before."""
     return all(number == numbers[0] + place for place, number in enumerate(numbers))
+
+
+def product(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """weights (rows, n) times x (n, …): (rows, …), in the precision that both have.
+
+    With a place for its result, as inside `torch.autocast`, which a host may be in, a product would have half of it.
+    """
+    flat = x.reshape(len(x), -1)
+    result = torch.mm(weights, flat, out=flat.new_empty(len(weights), flat.shape[1]))
+    return result.view(len(weights), *x.shape[1:])

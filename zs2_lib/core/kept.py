@@ -42,9 +42,8 @@ class Kept:
         for group, (index, frames) in places.items():
             if group not in self._groups:
                 self._groups[group] = self._room(values, len(places))
-                self.known[group] = 0
             self._constants.put(self._groups[group], frames, self._constants.take(values, index))
-            self.known[group] = max(self.known[group], frames[-1] + 1)
+            self.known[group] = max(self.known.get(group, 0), frames[-1] + 1)
 
     def get(self, rows: Rows, like: torch.Tensor) -> tuple[torch.Tensor, set]:
         """A copy of what is kept of each row, as a tensor (rows, …) where `like` is, which is shaped so, and the groups

@@ -22,7 +22,7 @@ from einops import rearrange
 from torch.utils.hooks import RemovableHandle
 
 from .carried import Last, together
-from .constants import Constants
+from .constants import Constants, product
 from .hooks import Hooks, Pass, another_extension
 from .rows import Rows
 
@@ -107,11 +107,9 @@ def momentum_product(x: torch.Tensor, weights: Weights, carried: dict) -> tuple[
     """The same as `momentum_scan` in two or three operations, whatever the number of rows: on a GPU each costs its
     launch. The averages that are carried have the precision of `x`; after the clip's last frame none are.
     """
-    flat = x.reshape(len(weights.own), -1)
-    result = weights.own @ flat
+    result = product(weights.own, x)
     if weights.before is not None:
-        result.addmm_(weights.before, together([carried[group] for group in weights.known]).flatten(1))
-    result = result.view_as(x)
+        result.flatten(1).addmm_(weights.before, together([carried[group] for group in weights.known]).flatten(1))
     if weights.ends is None:
         return result, carried
     block = result.index_select(0, weights.ends)  # (groups, …)

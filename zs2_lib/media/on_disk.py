@@ -16,7 +16,12 @@ class OnDisk(Sequence):
         self.folder, self.count = Path(folder), 0
 
     def append(self, picture: Image.Image) -> None:
-        picture.save(self._path(self.count), compress_level=1)
+        path = self._path(self.count)
+        try:
+            picture.save(path, compress_level=1)
+        except BaseException:  # such as a full disk
+            path.unlink(missing_ok=True)
+            raise
         self.count += 1
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ import contextlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clipfiles import frames as stored
 from host import BAR, EULER_A, HIRES, KIND, SDE, STILL, change, difference
@@ -24,6 +25,15 @@ def segments_of(host, frames: int):
         yield
     finally:
         host.client.post("/zs2-probe/segment", {"frames": before})
+
+
+@contextlib.contextmanager
+def pictures_of(host, most: int):
+    before = host.client.post("/zs2-probe/pictures", {"most": most})
+    try:
+        yield
+    finally:
+        host.client.post("/zs2-probe/pictures", {"most": before})
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +70,7 @@ def test_segments_are_the_whole_clip(host, payload, segment):
     assert difference(whole[:1], host.generate(**payload).frames) <= BAR
     assert change(whole) > 0.1
     assert len(result.info["infotexts"]) == len(result.info["all_seeds"]) == FRAMES
+    assert "ZS2 stopped" not in result.info["extra_generation_params"]
 
 
 def test_segments_of_anchors(host):
@@ -105,6 +116,26 @@ def test_an_error_keeps_the_finished_segments(host):
             host.clip({**LONG_CLIP, "formats": ["mp4"]}, save_images=True)
     (file,) = set(host.outputs.rglob("*.mp4")) - before
     assert file.stem.endswith("-stopped") and len(stored(file.read_bytes())) == 6
+
+
+def test_a_job_that_ends_between_two_segments(host):
+    """As an interrupt while a segment is decoded does, or one that waits until the picture is finished."""
+    with segments_of(host, 3):
+        host.arm("interrupt", at=1, site="vae")
+        result = host.clip({**LONG_CLIP, "formats": ["gif"], "return": "both"})
+    (clip,) = result.info["zs2_clips"]
+    assert clip["stopped"] and clip["frames"] == 3 and clip["path"].endswith("-stopped.gif")
+    assert "ZS2 stopped: before the end" in host.client.infotext(result.clips[0])
+
+
+def test_frames_that_no_page_shows_are_saved(host):
+    """Pictures that are left out of the result are made empty, but not before the host has saved them."""
+    before = set(host.outputs.rglob("*.png"))
+    with segments_of(host, 3), pictures_of(host, 4):
+        result = host.clip(LONG_CLIP, save_images=True)
+    saved = sorted(set(host.outputs.rglob("*.png")) - before)
+    assert len(result.frames) == len(result.info["infotexts"]) == 4
+    assert [Image.open(path).size for path in saved] == [(STILL["width"], STILL["height"])] * FRAMES
 
 
 def host_calls_of_a_segment(host) -> int:

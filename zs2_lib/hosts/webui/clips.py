@@ -78,7 +78,12 @@ class Clips:
         self._empty_last()
         self._last = image if len(self._frames) > self.most_pictures else None
         if len(self._frames) == self.settings.frames:
-            self.write()
+            self._write_taken()  # the last one is not saved yet by the host
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether frames were taken of a clip that lacks others."""
+        return bool(self._frames)
 
     @property
     def most_pictures(self) -> int:
@@ -93,11 +98,14 @@ class Clips:
 
     def write(self) -> None:
         """Writes the clip of the frames taken so far in every format; what fails is noted, the frames are kept."""
+        self._write_taken()
+        self._empty_last()
+
+    def _write_taken(self) -> None:
         frames, self._frames = self._frames, []
         with self._disk:
             if frames:
                 self._write_all(frames)
-        self._empty_last()
 
     def leave_out(self, processed) -> None:
         """Leaves out of the host's result the pictures of long clips that are empty, and the entries beside them."""

@@ -304,7 +304,7 @@ class Job:
 
     def postprocess(self, processed) -> None:
         """Puts the clips into the result, and leaves `p` as it was."""
-        self.clips.write()
+        self._write_unfinished()
         self.clips.leave_out(processed)
         self.end()
         self.request.put_into(processed, self.clips.written)
@@ -315,10 +315,15 @@ class Job:
         that are finished of a clip whose next one failed become a clip.
         """
         if self.clips and self.segments.of_clip > 1:
+            self._write_unfinished()
+        self._undo.close()
+
+    def _write_unfinished(self) -> None:
+        """Writes what there is of a clip; of one of several segments the host may have ended the job between two."""
+        if self.clips.unfinished and self.segments.of_clip > 1:
             self.clips.stopped = True
             self.p.extra_generation_params[STOPPED] = "before the end"
-            self.clips.write()
-        self._undo.close()
+        self.clips.write()
 
     def _end_and_close(self, close: Callable[[], None]) -> None:
         if self.p in nesting.being_processed():  # the host closes it afterwards: another extension closes a copy

@@ -268,6 +268,13 @@ def app_started(_, app: FastAPI) -> None:
         before, segments.SEGMENT = segments.SEGMENT, most["frames"]
         return before
 
+    @app.post("/zs2-probe/pictures")
+    def pictures_route(most: Annotated[dict, Body()]) -> int:
+        """The API's result has so many pictures of a clip from here on; says how many before."""
+        clips = sys.modules["zs2_lib.hosts.webui.clips"]
+        before, clips.AT_ONCE = clips.AT_ONCE, most["most"]
+        return before
+
     @app.post("/zs2-probe/disarm")
     def disarm_route() -> list:
         return disarm()
