@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -140,16 +141,17 @@ def _plain(data: dict, row: dict) -> dict:
 
 
 def targets(data: dict) -> list[Target]:
-    """The worst of all UNets and lengths."""
+    """The worst of all lengths, for each UNet."""
     found = []
-    for name, bars in BARS.items():
-        rows = [row for row in data["steps"] if row["variant"].startswith(name)]
+    for unet, (name, bars) in itertools.product(SIDES, BARS.items()):
+        rows = [row for row in data["steps"] if row["variant"].startswith(name) and row["unet"] == unet]
+        where = f"on a GPU, {name}, {unets.NAMES[unet]}"
         for key, bar in bars.items():
             worst = max(ratio(data, row, key) for row in rows)
-            found.append(at_most(f"gpu-{name}-{key}", f"on a GPU, {name}: {key} / plain batch, worst case", worst, bar))
+            found.append(at_most(f"gpu-{unet}-{name}-{key}", f"{where}: {key} / plain batch, worst case", worst, bar))
         waits = max(row["waits"] for row in rows)
-        what = f"on a GPU, {name}: copies of a UNet step that the CPU waits for, worst case"
-        found.append(Target(f"gpu-{name}-waits", what, "0", str(waits), waits == 0))
+        what = f"{where}: copies of a UNet step that the CPU waits for, worst case"
+        found.append(Target(f"gpu-{unet}-{name}-waits", what, "0", str(waits), waits == 0))
     return found
 
 

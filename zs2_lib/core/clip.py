@@ -15,7 +15,7 @@ from .noise import ClipNoise, SegmentNoise
 from .passes import Passes
 from .rows import Rows
 
-SEGMENT = 128
+SEGMENT = 256
 """The most frames that are sampled at once: a longer clip is a chain of segments."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -145,11 +145,11 @@ class Frames(Sequence):
 # --- the frames as init images ---------------------------------------------------------------------------
 
 
-def edit(p, video: SourceVideo, undo: ExitStack) -> None:
+def edit(p, video: SourceVideo, undo: ExitStack, device: Callable[[], torch.device]) -> None:
     """Makes the frames of `video` the init images of `p`, an img2img job with a frame for each row of its batch.
 
     The host's own `p.init` runs once per frame, so that each is what it would be for a still, and what it leaves for
-    the sampler is put together on the CPU. What a mask keeps of each frame (`p.overlay_images`), and the masks to lay
+    the sampler is put together on `device()`. What a mask keeps of each frame (`p.overlay_images`), and the masks to lay
     it over the result with (`p.zs2_masks`), wait on the disk.
     """
     override(undo, p, "init_images", Frames(video))
@@ -164,7 +164,7 @@ def edit(p, video: SourceVideo, undo: ExitStack) -> None:
             )
         if rows is None:
             return
-        _put_together(p, rows)
+        _put_together(p, rows, device())
         p.overlay_images, p.zs2_masks = overlays or None, overlay_masks
         p.mask_for_overlay = overlay_masks[0] if overlay_masks else None
 
@@ -214,15 +214,15 @@ def _rows_of_frames(
     return rows
 
 
-def _put_together(p, rows: dict[str, list]) -> None:
+def _put_together(p, rows: dict[str, list], device: torch.device) -> None:
     for name in INIT_RESULTS:
         first = rows[name][0]
         if first is None:
             setattr(p, name, None)
         elif first.ndim == 3:  # masks, (channels, height, width) each; Forge Neo has them like the others
-            setattr(p, name, torch.stack(rows[name]).to(shared.device))
+            setattr(p, name, torch.stack(rows[name]).to(device))
         else:  # (1, channels, height, width) each
-            setattr(p, name, torch.cat(rows[name]).to(shared.device))
+            setattr(p, name, torch.cat(rows[name]).to(device))
     p.color_corrections = rows["color_corrections"] or None
 
 

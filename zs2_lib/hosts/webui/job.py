@@ -178,7 +178,7 @@ class Job:
             self.note(note)
         p.extra_generation_params["ZS2 source"] = self.source.name
         if isinstance(p, processing.StableDiffusionProcessingImg2Img):
-            edit(p, self.source, self._undo)
+            edit(p, self.source, self._undo, lambda: self.segments.device_of_all)
 
     def _take_control_units(self) -> None:
         """Gives each frame its own control images. In txt2img only they can use a source."""

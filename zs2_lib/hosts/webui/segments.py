@@ -45,6 +45,11 @@ class Segments:
         self._whole: dict = {}
 
     @property
+    def device_of_all(self) -> torch.device:
+        """Where what the host makes of all init images is kept."""
+        return torch.device("cpu") if self.of_clip > 1 else shared.device
+
+    @property
     def now(self) -> range:
         """The frames of the host's batch, counted from 0."""
         first = self.p.iteration % self.of_clip * self.size
