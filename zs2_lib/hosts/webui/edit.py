@@ -149,8 +149,8 @@ def edit(p, video: SourceVideo, undo: ExitStack, device: Callable[[], torch.devi
     """Makes the frames of `video` the init images of `p`, an img2img job with a frame for each row of its batch.
 
     The host's own `p.init` runs once per frame, so that each is what it would be for a still, and what it leaves for
-    the sampler is put together on `device()`. What a mask keeps of each frame (`p.overlay_images`), and the masks to lay
-    it over the result with (`p.zs2_masks`), wait on the disk.
+    the sampler is put together on `device()`. What a mask keeps of each frame (`p.overlay_images`), and the masks to
+    lay it over the result with (`p.zs2_masks`), wait on the disk.
     """
     override(undo, p, "init_images", Frames(video))
     if video.masks:
