@@ -128,7 +128,7 @@ def cost(
     """
 
     def share(stride: int, phase: int) -> float:  # of the frames that are anchors
-        return len(AnchorRows.of(Rows.blocks(frames, 1), stride, phase, frames - 1).index) / frames
+        return len(AnchorRows.of(Rows.blocks(frames, 1), stride, phase, clip_end=frames - 1).index) / frames
 
     row = next(row for row in counted if (row["model"], row["frames"], row["depth"]) == (model, frames, depth))
     deep = (1 - row["ratio"]) / (1 - share(row["stride"], phase_of(1, row["stride"])))

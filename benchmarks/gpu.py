@@ -143,7 +143,7 @@ def _plain(data: dict, row: dict) -> dict:
 def targets(data: dict) -> list[Target]:
     """The worst of all lengths, for each UNet."""
     found = []
-    for unet, (name, bars) in itertools.product(SIDES, BARS.items()):
+    for unet, (name, bars) in itertools.product(dict.fromkeys(row["unet"] for row in data["steps"]), BARS.items()):
         rows = [row for row in data["steps"] if row["variant"].startswith(name) and row["unet"] == unet]
         where = f"on a GPU, {name}, {unets.NAMES[unet]}"
         for key, bar in bars.items():

@@ -71,7 +71,8 @@ TILED = {
     for batch in (1, 4)
 }
 """Tiles: the method and the batch of a request."""
-SOFT_INPAINTING = script("Soft Inpainting", 1, 0.5, 4, 0, 0.5, 2)
+SOFT_INPAINTING = script("Soft Inpainting", 1, 0.5, 4, 0, 0, 2)
+"""Without its threshold of differences: pictures of few steps and random weights would be all original."""
 SIZES = {"HyperTile, tile sizes at random": {"width": 128, "height": 128}}
 """Pictures large enough for the extension to have a choice."""
 BY_HOST = {"forge": FORGE, "reforge": REFORGE}
