@@ -67,8 +67,8 @@ class Clip:
         return self
 
     def __exit__(self, *exception) -> None:
-        self.detach()
         self._before, self._after, self._carried = [], [], None
+        self.detach()
 
     @property
     def segments(self) -> Iterator[range]:
@@ -87,7 +87,7 @@ class Clip:
 
     @property
     def first(self) -> int:
-        """The first of them."""
+        """The first frame of the segment."""
         return self.frames_now.start
 
     def attach(

@@ -112,13 +112,16 @@ class Clips:
         if self.segments.of_clip == 1:
             return
         frames, most = self.settings.frames, self.most_pictures
+
+        def first_of_clips(values: list) -> list:
+            return [value for place, value in enumerate(values) if place % frames < most]
+
         for name in PARALLEL:
-            values = self.segments.once_a_frame(getattr(processed, name))
-            setattr(processed, name, [value for place, value in enumerate(values) if place % frames < most])
-        empty = [hasattr(image, "zs2_emptied") for image in processed.images]
-        for name in ("images", "infotexts"):
-            setattr(processed, name, [each for each, none in zip(getattr(processed, name), empty) if not none])
-        if any(empty):
+            setattr(processed, name, first_of_clips(self.segments.once_a_frame(getattr(processed, name))))
+        processed.infotexts = first_of_clips(processed.infotexts)  # the host's masks among the pictures have none
+        pictures = [image for image in processed.images if not hasattr(image, "zs2_emptied")]
+        left_out, processed.images = len(processed.images) - len(pictures), pictures
+        if left_out:
             self.note(f"The pictures are the first {most} of the {frames} frames of each clip; its files have all.")
 
     def _write_all(self, frames: Sequence[Image.Image]) -> None:

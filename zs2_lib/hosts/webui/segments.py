@@ -14,15 +14,10 @@ from zs2_lib.settings.table import Settings
 
 AT_ONCE = 1024
 """The most frames of a clip that cannot be cut into segments."""
-BY_PICTURE = ("all_prompts", "all_negative_prompts", "all_seeds", "all_subseeds", "all_hr_prompts")
-BY_PICTURE += ("all_hr_negative_prompts",)
+BY_PICTURE = ("all_prompts", "all_negative_prompts", "all_seeds", "all_subseeds")
+BY_PICTURE += ("all_hr_prompts", "all_hr_negative_prompts")
 """Lists of the host's job with an entry for each picture, of which it takes a part for each batch."""
-OF_BATCH = {
-    "prompts": "all_prompts",
-    "negative_prompts": "all_negative_prompts",
-    "seeds": "all_seeds",
-    "subseeds": "all_subseeds",
-}
+OF_BATCH = {name.removeprefix("all_"): name for name in BY_PICTURE[:4]}
 """What the host has taken for a batch when it says that it begins, and of which lists."""
 BY_FRAME = ("init_latent", "image_conditioning", "mask", "nmask", "color_corrections", "overlay_images")
 """What the host's img2img makes of the init images before its first batch, with a row or an entry for each of them."""
@@ -67,7 +62,12 @@ class Segments:
 
     def repeated(self, of_clips: list) -> list:
         """What each clip has as an entry for each picture."""
-        return OfBatches([value for value in of_clips for _ in range(self.of_clip * self.size)], self)
+        return self._of_batches([value for value in of_clips for _ in range(self.of_clip * self.size)])
+
+    def _of_batches(self, values: list) -> list:
+        if self.of_clip == 1 or isinstance(values, OfBatches):
+            return values
+        return OfBatches(values, self.frames, self.of_clip, self.size)
 
     def once_a_frame(self, values: list) -> list:
         """A list with an entry for each picture of all batches, without those that the last batch of a clip lacks."""
@@ -76,27 +76,25 @@ class Segments:
 
     def begin_batch(self) -> None:
         """All frames of a clip have one prompt, also where another extension made it up for each image; what the host
-        has taken for the batch is that of its frames.
+        has taken for a segment is that of its frames.
         """
         p, each = self.p, self.of_clip * self.size
         clip = slice(self.number * each, (self.number + 1) * each)
         for name in BY_PICTURE:
-            values = getattr(p, name, None)
-            if values and not isinstance(values, OfBatches):
-                values = OfBatches(values, self)
+            if values := getattr(p, name, None):
+                values = self._of_batches(values)
                 setattr(p, name, values)
-            if values and "prompt" in name:
-                values[clip] = [values[clip.start]] * each
+                if "prompt" in name:
+                    values[clip] = [values[clip.start]] * each
         start = p.iteration * p.batch_size
         for name, of in OF_BATCH.items():
             setattr(p, name, getattr(p, of)[start : start + p.batch_size])
-        for name in ("seeds", "subseeds", "generators"):
-            setattr(p.rng, name, getattr(p.rng, name)[: len(self.now)])
-        self._take_init_images()
+        if self.of_clip > 1:
+            for name in ("seeds", "subseeds", "generators"):
+                setattr(p.rng, name, getattr(p.rng, name)[: len(self.now)])
+            self._take_init_images()
 
     def _take_init_images(self) -> None:
-        if self.of_clip == 1:
-            return
         p, now = self.p, self.now
         if not self._whole:
             self._whole = {name: getattr(p, name) for name in BY_FRAME if getattr(p, name, None) is not None}
@@ -123,15 +121,15 @@ class OfBatches(list):
     a batch has those.
     """
 
-    def __init__(self, values: list, segments: Segments):
+    def __init__(self, values: list, frames: int, of_clip: int, size: int):
         super().__init__(values)
-        self._segments = segments
+        self._frames, self._of_clip, self._size = frames, of_clip, size
 
     def __getitem__(self, key):
-        values, segments = super().__getitem__(key), self._segments
+        values = super().__getitem__(key)
         if not isinstance(key, slice):
             return values
-        number, rest = divmod(key.start or 0, segments.size)
-        if rest or key.stop != (key.start or 0) + segments.size:
+        number, rest = divmod(key.start or 0, self._size)
+        if rest or key.stop != (key.start or 0) + self._size:
             return values
-        return values[: segments.frames - number % segments.of_clip * segments.size]
+        return values[: self._frames - number % self._of_clip * self._size]
