@@ -19,21 +19,19 @@ LONG_CLIP = {"frames": FRAMES, "frames_per_pass": 2}
 
 
 @contextlib.contextmanager
+def limit(host, module: str, name: str, value: int):
+    def set_to(value: int) -> int:
+        return host.client.post("/zs2-probe/limit", {"module": module, "name": name, "value": value})
+
+    before = set_to(value)
+    try:
+        yield
+    finally:
+        set_to(before)
+
+
 def segments_of(host, frames: int):
-    before = host.client.post("/zs2-probe/segment", {"frames": frames})
-    try:
-        yield
-    finally:
-        host.client.post("/zs2-probe/segment", {"frames": before})
-
-
-@contextlib.contextmanager
-def pictures_of(host, most: int):
-    before = host.client.post("/zs2-probe/pictures", {"most": most})
-    try:
-        yield
-    finally:
-        host.client.post("/zs2-probe/pictures", {"most": before})
+    return limit(host, "segments", "SEGMENT", frames)
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +129,7 @@ def test_a_job_that_ends_between_two_segments(host):
 def test_frames_that_no_page_shows_are_saved(host):
     """Pictures that are left out of the result are made empty, but not before the host has saved them."""
     before = set(host.outputs.rglob("*.png"))
-    with segments_of(host, 3), pictures_of(host, 4):
+    with segments_of(host, 3), limit(host, "clips", "AT_ONCE", 4):
         result = host.clip(LONG_CLIP, save_images=True)
     saved = sorted(set(host.outputs.rglob("*.png")) - before)
     assert len(result.frames) == len(result.info["infotexts"]) == 4

@@ -261,18 +261,12 @@ def app_started(_, app: FastAPI) -> None:
     def arm_route(fault: Annotated[dict, Body()]):
         arm(**fault)
 
-    @app.post("/zs2-probe/segment")
-    def segment_route(most: Annotated[dict, Body()]) -> int:
-        """So many frames are sampled at once from here on; says how many were before."""
-        segments = sys.modules["zs2_lib.hosts.webui.segments"]
-        before, segments.SEGMENT = segments.SEGMENT, most["frames"]
-        return before
-
-    @app.post("/zs2-probe/pictures")
-    def pictures_route(most: Annotated[dict, Body()]) -> int:
-        """The API's result has so many pictures of a clip from here on; says how many before."""
-        clips = sys.modules["zs2_lib.hosts.webui.clips"]
-        before, clips.AT_ONCE = clips.AT_ONCE, most["most"]
+    @app.post("/zs2-probe/limit")
+    def limit_route(limit: Annotated[dict, Body()]) -> int:
+        """The number of this `name` in a `module` of ZS² is another from here on; says what it was."""
+        module = sys.modules[f"zs2_lib.hosts.webui.{limit['module']}"]
+        before = getattr(module, limit["name"])
+        setattr(module, limit["name"], limit["value"])
         return before
 
     @app.post("/zs2-probe/disarm")
