@@ -17,10 +17,12 @@ from torch import nn
 import unet_classes
 import zs2_lib
 from unet_classes import call, diffusers_unet, hooked, ldm_unet, normals, random_weights
-from zs2_lib.core.anchors import GROWTH, AnchorRows, Anchors, phase_of
+from zs2_lib.core.anchors import AnchorRows, Anchors, phase_of
 from zs2_lib.core.blocks import DEPTHS, deep_control_modules, deep_modules
 from zs2_lib.core.clip import Clip
+from zs2_lib.core.constants import Constants
 from zs2_lib.core.hooks import Pass
+from zs2_lib.core.matching import ALIKE, SIDE, TEMPERATURE, Grid, spread
 from zs2_lib.core.momentum import PROJECTIONS
 from zs2_lib.core.rows import Rows
 
@@ -150,12 +152,26 @@ def blocks_by_hand(unet: nn.Module) -> tuple[list, callable, list, callable, cal
     )
 
 
+def changed(own: torch.Tensor, features: dict, weights: dict, changes: dict) -> torch.Tensor:
+    """What a row takes of the `changes` (channels, height, width) of the anchors around it, of which it has `weights`:
+    each place by its features (channels, places) and theirs.
+    """
+    result = torch.empty_like(next(iter(changes.values())).flatten(1))
+    for place in range(own.shape[1]):
+        on_line = sum(weight * features[end][:, place] for end, weight in weights.items())
+        elsewhere = 1 - math.exp(-((own[:, place] - on_line) ** 2).sum() / 2 / ALIKE)
+        like = torch.cat([weights[end] * ((own[:, place] @ features[end]) / TEMPERATURE).exp() for end in weights])
+        there = torch.cat([changes[end].flatten(1) for end in weights], 1) @ (like / like.sum())
+        here = sum(weight * changes[end].flatten(1)[:, place] for end, weight in weights.items())
+        result[:, place] = elsewhere * there + (1 - elsewhere) * here
+    return result.view_as(next(iter(changes.values())))
+
+
 def reference(
     unet, rows, stride, depth, momentum, monkeypatch, seed=0, kept=None, phase=0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The step in float64, and the deep output: shallow blocks on all rows, deep ones on anchors, straight lines
-    between, shallow blocks. With the deep output `kept` of all rows, a row is as far off the line as then, times how
-    much further apart its anchors are.
+    """The step in float64, and the deep output: shallow blocks on all rows, deep ones on anchors, `changed` for the
+    rows between, shallow blocks. `kept` is the deep output of all rows at the step before, else 0.
     """
     unet = in_float64(unet, monkeypatch)
     x, t, text = (value.double() for value in inputs(rows, seed=seed))
@@ -180,6 +196,8 @@ def reference(
     for block in down[:cut]:
         x = block(x, emb, text)
         skips.append(x)
+    features = x.flatten(2) - x.flatten(2).mean(2, keepdim=True)
+    features = features / features.norm(dim=1, keepdim=True)
     keys = sorted(row for sequence in groups for row in sequence)
     now.update(
         sequences=[[keys.index(row) for row in sequence] for sequence in groups],
@@ -199,12 +217,12 @@ def reference(
         (after, b) = next((pair for pair in line if pair[0] >= frame), line[-1])
         (before, a) = next(pair for pair in reversed(line) if pair[0] <= frame)
         share = (frame - before) / (after - before) if after > before else 0
-        x[row] = h[a] + share * (h[b] - h[a])
-        if kept is not None and row not in keys:
-            then_a, then_b = kept[keys[a]], kept[keys[b]]
-            c = a if after > before else line[-2][1]  # a frame after the last anchor follows the line before it
-            growth = ((h[b] - h[c]).norm() / (then_b - kept[keys[c]]).norm()).clamp(*GROWTH)
-            x[row] += growth * (kept[row] - then_a - share * (then_b - then_a))
+        x[row] = h[a]
+        if row not in keys:
+            ends = {a: 1 - share, b: share} if share else {a: 1.0}
+            changes = {end: h[end] - (0 if kept is None else kept[keys[end]]) for end in ends}
+            x[row] = changed(features[row], {end: features[keys[end]] for end in ends}, ends, changes)
+            x[row] += 0 if kept is None else kept[row]
     deep = x
     for block in up[len(up) - cut :]:
         x = block(torch.cat([x, skips.pop()], 1), emb, text)
@@ -369,7 +387,7 @@ def two_steps(unet, rows, depth="medium", frames_per_pass=FRAMES, start=0.0, gro
 @layouts
 @depths
 @pytest.mark.parametrize("frames_per_pass", [2, FRAMES])
-def test_frames_keep_their_distance_from_the_line(unet, rows, depth, frames_per_pass, monkeypatch):
+def test_frames_change_as_their_anchors_do(unet, rows, depth, frames_per_pass, monkeypatch):
     full, deep = reference(unet, rows, 1, depth, MOMENTUM, monkeypatch)
     expected, _ = reference(unet, rows, 4, depth, MOMENTUM, monkeypatch, seed=1, kept=deep, phase=phase_of(1, 4))
     first, second = two_steps(unet, rows, depth, frames_per_pass)
@@ -388,13 +406,13 @@ def test_steps_up_to_the_start_are_exact(unet, start, in_full):
 
 
 def test_group_that_was_not_there_at_the_step_before(unet, monkeypatch):
-    """Guidance that is skipped at some steps: nothing is kept of it, and its deep output itself is interpolated."""
+    """Guidance that is skipped at some steps: nothing is kept of it, its anchors are taken from themselves."""
     rows = LAYOUTS["blocks"]
     _, with_both = two_steps(unet, rows)
     _, with_first = two_steps(unet, rows, groups=(0,))
-    lines, _ = reference(unet, rows, 4, "medium", MOMENTUM, monkeypatch, seed=1, phase=phase_of(1, 4))
+    alone, _ = reference(unet, rows, 4, "medium", MOMENTUM, monkeypatch, seed=1, phase=phase_of(1, 4))
     torch.testing.assert_close(with_first[:FRAMES], with_both[:FRAMES], rtol=0, atol=2e-5)
-    torch.testing.assert_close(with_first[FRAMES:].double(), lines[FRAMES:], rtol=0, atol=4e-5)
+    torch.testing.assert_close(with_first[FRAMES:].double(), alone[FRAMES:], rtol=0, atol=4e-5)
 
 
 @layouts
@@ -435,7 +453,7 @@ def test_longer_clip_has_the_same_beginning(unet):
 
 
 def test_frames_that_are_alike_are_exact(unet):
-    """Where nothing moves there is nothing to interpolate."""
+    """Where nothing moves, all frames are as their anchors."""
     rows = Rows.blocks(FRAMES, 1)
     x, t, text = (value[:1].expand(FRAMES, *value.shape[1:]).clone() for value in inputs(rows))
     with Clip(MOMENTUM, anchor_stride=4, anchor_depth="strong", frames_per_pass=FRAMES) as clip:
@@ -453,6 +471,41 @@ def test_half_precision(dtype, tolerance):
     assert result.dtype == dtype
     assert (result.float() - expected).abs().max() < tolerance
     torch.testing.assert_close(sample(half, rows, 4, dtype=dtype, frames_per_pass=3), result, rtol=0, atol=tolerance)
+
+
+# --- where a frame's places are found ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 16), (20, 36), (33, 17), (5, 64)])
+def test_grid(size):
+    x = normals(3, 6, *size)
+    grid = Grid.of(x)
+    assert max(grid.places) <= SIDE and all(places * grid.side >= length for places, length in zip(grid.places, size))
+    assert torch.equal(grid.joined(grid.split(x)), x)
+    features = grid.features(x).unflatten(1, grid.places)
+    for i, j in [(0, 0), (grid.places[0] - 1, grid.places[1] - 1)]:
+        means = torch.stack([square.mean((1, 2)) for square in squares(x[1], grid)])
+        there = squares(x[1], grid)[i * grid.places[1] + j].mean((1, 2)) - means.mean(0)
+        torch.testing.assert_close(features[1, i, j], there / there.norm(), rtol=0, atol=1e-6)
+
+
+def squares(x: torch.Tensor, grid: Grid) -> list[torch.Tensor]:
+    return [square for row in x.split(grid.side, 1) for square in row.split(grid.side, 2)]
+
+
+def test_what_has_moved_takes_of_where_it_is():
+    """A picture moved by whole places: its change is that of the anchor, moved likewise."""
+    x, grid = normals(1, 64, 16, 16), Grid(16, 16, 2)
+    x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :16, :16]  # of whole squares
+    change, moved = normals(1, 5, 16, 16, seed=1), (4, -6)
+    found = spread(
+        grid.split(change),
+        grid.features(x.roll(moved, (2, 3))) * 3,  # as if at a temperature at which nothing is blurred
+        grid.features(x) * 3,
+        torch.ones(1, 1),
+        Constants(),
+    )
+    torch.testing.assert_close(grid.joined(found), change.roll(moved, (2, 3)), rtol=0, atol=0.02)
 
 
 # --- the hooks ----------------------------------------------------------------------------------------------

@@ -1,15 +1,16 @@
-"""Anchor passes: the deep blocks of the UNet see a few frames of the clip, the others get what lies between.
+"""Anchor passes: the deep blocks of the UNet see a few frames of the clip, the others change as these do.
 
 The noises of neighbouring frames are nearly the same, and the deep blocks compute nearly the same of them again and
-again. So in each UNet call only the anchors, the first frame and every s-th, go through the deep blocks; for the others
-the output of the last block is made from that of the anchors around them. The shallow blocks run for all frames.
+again. So in each UNet call only the anchors, the first frame and every s-th, go through the deep blocks; the others
+keep what the last block gave for them at the step before, and it changes as that of the anchors around them does. What
+has moved between the anchors is found there by the input of the first deep block, which all frames have (`matching`).
+The shallow blocks run for all frames.
 
-What moves is decided while there is nearly nothing but noise: the first steps compute all frames in full. Lines between
-the same anchors at every step would smooth away what moves between them, so each later step has other anchors, and
-every frame has its turn once in s steps. What the deep blocks gave, or was made in their place, is kept: at the next
-step a frame in between keeps its distance from the line between its anchors, and that distance grows as they grow
-apart: the picture takes shape, and so do its changes. Frames after the last anchor follow it.
-(DeepCache, Ma et al. 2023, keeps deep features over steps without looking at any frame in between.)
+What moves is decided while there is nearly nothing but noise: the first steps compute all frames in full. What was
+taken from the same anchors at every step would lose the detail of a frame's own, so each later step has other anchors,
+and every frame has its turn once in s steps. Frames after the last anchor follow it.
+(DeepCache, Ma et al. 2023, keeps deep features over steps without looking at any frame in between; TokenFlow, Geyer et
+al. 2023, takes what attention gives for a frame from where its features are found in others.)
 
 Hooks on the deep blocks are the whole patch: each gets the anchors' rows of its arguments, and its output is brought
 back to one row per row of the call. What a host or an extension does between the blocks (skip connections, residuals of
@@ -27,14 +28,11 @@ from torch.utils.hooks import RemovableHandle
 
 from .blocks import deep_control_modules, deep_modules
 from .carried import Last, together
-from .constants import Constants, product
+from .constants import Constants
 from .hooks import SWITCH_OFF, Hooks, Pass, another_extension
 from .kept import Kept
+from .matching import Grid, spread
 from .rows import Rows, cut
-
-GROWTH = (0.8, 1.25)
-"""Bounds of how a frame's distance from the line between its anchors grows in a step: they may be alike by chance."""
-
 
 # --- which rows are anchors ------------------------------------------------------------------------------
 
@@ -82,34 +80,30 @@ class AnchorRows:
                 weight[row] = (end - frame) / (end - anchors.previous[next_one])
         return cls(index, anchors, tuple(after), tuple(weight))
 
-    def starts(self, before: list) -> list[int | None]:
-        """Of each anchor the one that came before it in its group, or None: those carried of the groups `before` the
-        call are counted from 0, those of the call after them.
+    def gaps(self, before: list) -> list[tuple[tuple[int, ...], tuple[int, ...], torch.Tensor]]:
+        """The rows between the same anchors, these anchors (one or two), and how much each row takes of each of them,
+        (rows, anchors).
+
+        Anchors are counted by their places in the call, after one for each of the groups `before` it, which an earlier
+        call has left.
         """
-        last, result = {group: place for place, group in enumerate(before)}, []
+        last, start = {group: place for place, group in enumerate(before)}, []
         for place, group in enumerate(self.rows.groups, len(before)):
-            result.append(last.get(group))
+            start.append(last.get(group))
             last[group] = place
-        return result
-
-    def lines(self, before: list, dtype: torch.dtype) -> torch.Tensor:
-        """What each row takes of each anchor, counted like that, (rows, anchors): 1 in all, also once it is rounded."""
-        starts = self.starts(before)
-        weights = torch.zeros(len(self.after), len(before) + len(starts), dtype=dtype)
+        found: dict[tuple[int, ...], list[int]] = {}
         for row, (after, weight) in enumerate(zip(self.after, self.weight)):
-            if weight:
-                weights[row, starts[after]] = weight
-            weights[row, len(before) + after] = 1 - weights[row].double().sum()
-        return weights
-
-    def gaps(self, before: list, dtype: torch.dtype) -> torch.Tensor:
-        """Each anchor less the one before it, as weights of the anchors, counted like that, (anchors, anchors)."""
-        starts = self.starts(before)
-        weights = torch.zeros(len(starts), len(before) + len(starts), dtype=dtype)
-        for place, start in enumerate(starts):
-            if start is not None:
-                weights[place, len(before) + place], weights[place, start] = 1, -1
-        return weights
+            if row not in self.index:
+                ends = (start[after], len(before) + after) if weight else (len(before) + after,)
+                found.setdefault(ends, []).append(row)
+        return [
+            (
+                tuple(rows),
+                ends,
+                torch.tensor([(self.weight[row], 1 - self.weight[row]) for row in rows])[:, -len(ends) :],
+            )
+            for ends, rows in found.items()
+        ]
 
 
 def is_anchor(frame: int, stride: int, phase: int, segment: int | None = None) -> bool:
@@ -157,7 +151,9 @@ class Anchors(Hooks):
         self.start = start
         self._constants = Constants()
         self.carried: dict = {}
-        """Of each guidance group the last anchor before this call: its deep output, and that at the step before."""
+        """Of each guidance group the last anchor before this call: how its deep output has changed since the step
+        before, and its features.
+        """
         self.kept = Kept(frames, self._constants)
         """The deep output of each frame and guidance group at the step before."""
         self.suspended = False
@@ -182,6 +178,7 @@ class Anchors(Hooks):
         if self.is_identity:
             return
         *deep, last = deep_modules(unet, self.depth)
+        self._first = deep[0]
         for control in controls:
             deep += deep_control_modules(control, self.depth)
         for module in (*deep, last):
@@ -199,6 +196,7 @@ class Anchors(Hooks):
     def begin(self, now: Pass | None) -> None:
         super().begin(now)
         self._selected: dict = {}
+        self._shallow: torch.Tensor | None = None
         if now is not None and not self.is_identity:
             self._rows = AnchorRows.of(now.rows, *self._rule, clip_end=self.frames - 1)
             self._acted, self._replaced = False, None
@@ -240,6 +238,8 @@ class Anchors(Hooks):
         if self._in_full:
             return None
         self.now.seen = self._rows.rows
+        if module is self._first:
+            self._shallow = x
 
         def select(tensor: torch.Tensor) -> torch.Tensor:
             if tensor is x:  # of this block alone
@@ -258,9 +258,7 @@ class Anchors(Hooks):
         return cut(output, len(self._rows.index), lambda each: self._constants.take(each, self._rows.after))
 
     def _interpolate(self, module: torch.nn.Module, args: tuple, output):
-        """After the last deep block: each row lies between the anchors around it, and off their line as at the step
-        before.
-        """
+        """After the last deep block: each row changes as the anchors around it do."""
         if not self.act:
             return None
         self.now.seen = self.now.rows
@@ -271,45 +269,38 @@ class Anchors(Hooks):
         return (made,) if isinstance(output, tuple) else made
 
     def _between(self, given: torch.Tensor) -> torch.Tensor:
-        """The deep output of all rows (rows, …), from that of the anchors, `given` (anchors, …)."""
+        """The deep output of all rows (rows, channels, height, width), from that of the anchors, `given`."""
         self._check_order()
-        anchors, constants = self._rows, self._constants
-        own, unknown = self.kept.get(self.now.rows, given)  # (rows, …)
+        anchors, constants, shallow = self._rows, self._constants, self._shallow
+        if shallow is None:
+            raise RuntimeError(
+                "anchors: the last of the UNet's deep blocks was called without the first; "
+                + another_extension("calls the UNet's blocks itself", f"{SWITCH_OFF}, or set the anchor stride to 1")
+            )
+        own = self.kept.get(self.now.rows, given)
         self._replaced = self.now.rows, own, dict(self.kept.known)
-        ends, ends_then = given, constants.take(own, anchors.index)
-        before = [group for group in dict.fromkeys(anchors.rows.groups) if group in self.carried]
+        grid = Grid.of(given)
+        features, change = grid.features(shallow), grid.split(given - constants.take(own, anchors.index))
+        of_ends, before = (
+            constants.take(features, anchors.index),
+            [group for group in dict.fromkeys(anchors.rows.groups) if group in self.carried],
+        )
         if before:
             carried = zip(*(self.carried[group] for group in before))
-            ends, ends_then = (torch.cat([together(of), to]) for of, to in zip(carried, (ends, ends_then)))
+            change, of_ends = (torch.cat([together(of), to]) for of, to in zip(carried, (change, of_ends)))
 
-        lines = constants.on(anchors.lines(before, given.dtype), given.device)
-        made = product(lines, ends)
-        if unknown != set(anchors.rows.groups):
-            gaps = constants.on(anchors.gaps(before, given.dtype), given.device)
-            apart, apart_then = (
-                torch.linalg.vector_norm(product(gaps, of).flatten(1), dim=1, dtype=torch.float32).clamp(min=1e-6)
-                for of in (ends, ends_then)
-            )
-            growth = (apart / apart_then).clamp(*GROWTH)  # (anchors)
-            growth = product(constants.on(self._growing(unknown), given.device), growth)  # (rows)
-            growth = growth.to(given.dtype).view(-1, *[1] * (given.ndim - 1))
-            made.addcmul_(growth, own - product(lines, ends_then))
+        made = own.clone()
+        for rows, ends, weights in anchors.gaps(before):
+            of = constants.take(change, ends), constants.take(features, rows), constants.take(of_ends, ends)
+            constants.add(made, rows, grid.joined(spread(*of, weights, constants)))
+        constants.put(made, anchors.index, given)
 
         last = {group: place for place, group in enumerate(anchors.rows.groups)}
         index = constants.index([len(before) + place for place in last.values()], given.device)
-        blocks = ends.index_select(0, index), ends_then.index_select(0, index)  # (groups, …)
+        blocks = change.index_select(0, index), of_ends.index_select(0, index)  # (groups, …)
         for place, (group, anchor) in enumerate(last.items()):
             self.carried[group] = tuple(Last(anchors.rows.frames[anchor], block, place) for block in blocks)
         return made
-
-    def _growing(self, unknown: set) -> torch.Tensor:
-        """Which anchor's gap each row grows with (rows, anchors): none for an anchor, or where nothing is kept."""
-        anchors, groups = self._rows, self.now.rows.groups
-        growing = torch.zeros(len(groups), len(anchors.index))
-        for row, (group, after) in enumerate(zip(groups, anchors.after)):
-            growing[row, after] = group not in unknown
-        growing[list(anchors.index)] = 0
-        return growing
 
     def _check_order(self) -> None:
         last = {group: end.frame for group, (end, _) in self.carried.items()}

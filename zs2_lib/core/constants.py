@@ -45,6 +45,13 @@ class Constants:
         else:
             values.index_copy_(0, self.index(index, values.device), part.to(values.device))
 
+    def add(self, values: torch.Tensor, index: Sequence[int], part: torch.Tensor) -> None:
+        """values[index] += part, where no number comes twice."""
+        if is_range(index):
+            values[index[0] : index[-1] + 1].add_(part)
+        else:
+            values.index_add_(0, self.index(index, values.device), part.to(values.dtype))
+
     def _bring(self, key: tuple, values: torch.Tensor, device: torch.device) -> torch.Tensor:
         if len(self._known) >= MOST:
             self._known.clear()

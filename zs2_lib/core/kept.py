@@ -45,21 +45,20 @@ class Kept:
             self._constants.put(self._groups[group], frames, self._constants.take(values, index))
             self.known[group] = max(self.known.get(group, 0), frames[-1] + 1)
 
-    def get(self, rows: Rows, like: torch.Tensor) -> tuple[torch.Tensor, set]:
-        """A copy of what is kept of each row, as a tensor (rows, …) where `like` is, which is shaped so, and the groups
-        of which nothing is: zeros there.
+    def get(self, rows: Rows, like: torch.Tensor) -> torch.Tensor:
+        """A copy of what is kept of each row, as a tensor (rows, …) where `like` is, which is shaped so; zeros where
+        nothing is.
         """
-        places, unknown = self._places(rows), set()
+        places = self._places(rows)
         parts: list[torch.Tensor] = []
         for group, (index, frames) in places.items():
             if frames[-1] < self.known.get(group, 0):
                 part = self._constants.take(self._groups[group], frames).to(like.device, non_blocking=True)
             else:
                 part = like.new_zeros((len(index), *like.shape[1:]))
-                unknown.add(group)
             parts.append(part)
         order = [row for index, _ in places.values() for row in index]
-        return self._constants.take(torch.cat(parts), sorted(range(len(order)), key=order.__getitem__)), unknown
+        return self._constants.take(torch.cat(parts), sorted(range(len(order)), key=order.__getitem__))
 
     def _room(self, like: torch.Tensor, groups: int) -> torch.Tensor:
         """Room for a group of `groups`, tensors as `like` (rows, …) has."""
