@@ -126,9 +126,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers",
         type=int,
-        default=2,
         metavar="N",
-        help="processes that sample the clips of the quality sections; default 2",
+        help="processes that sample the clips of the quality sections; default 2, on a GPU 1",
     )
     group = parser.add_argument_group("clip-score")
     group.add_argument("--clip", metavar="FOLDER", help="a CLIP model in the format of transformers, on this machine")

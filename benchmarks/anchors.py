@@ -1,193 +1,154 @@
-"""Anchor passes: what they cost and what they do to a clip, by stride and depth.
-
-    python -m benchmarks.anchors operations     counted at the real shapes of SD 1.5 and SDXL
-    python -m benchmarks.anchors times          pairs of steps of a UNet of real width on this machine
-
-Costs are ratios to the plain batch, the same frames with guidance in one UNet call. The command writes a line of JSON
-for each row, for other sizes than those of the section; `measure` is the section of `python -m benchmarks`.
-"""
+"""Quality against cost: what anchors save and change, and what fewer steps, another sampler and the peers do."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import functools
-import json
-import os
-import sys
+import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from zs2_lib.core.anchors import AnchorRows, phase_of
 from zs2_lib.core.blocks import DEPTHS, deep_modules
-from zs2_lib.core.clip import Clip
-from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.table import Settings
 
-from . import metrics, timing, unets
+from . import anchor_costs, clips, metrics, unets
 from .clips import GUIDANCE, decode
 from .document import OTHER, PEER, PLAIN, ZS2, Figures, Target, label, percent, table
 
 TITLE = "Anchor passes: quality against cost"
-STRIDES = (2, 4, 8)
-START = PRESETS["balanced"][2]
-EXACT = (1, "medium", START, 1)
-"""(stride, depth, start, steps that the deep output serves)."""
-BY_PRESET = tuple((*preset, 1) for preset in PRESETS.values())
-BY_DEPTH = tuple((stride, depth, START, 1) for depth in DEPTHS for stride in STRIDES)
-BY_START = tuple((8, "medium", start, 1) for start in (0.0, 0.1, 0.3))
-CACHED = ((1, "medium", 0.0, 2), (1, "medium", 0.0, 3), (8, "medium", START, 2))
-VARIANTS = tuple(dict.fromkeys((*BY_PRESET, *BY_DEPTH, *BY_START, *CACHED)))
-STEPS = 20
-SHAPES = (("sd1", 64, 8), ("sd1", 64, 16), ("sdxl", 128, 8))
-"""UNet, latent side and frames of the operations counted."""
-TIMED = (
-    # UNet, latent side, rounds, (stride, depth)
-    ("sd1", 32, 1, ((8, "medium"), (16, "medium"), (8, "gentle"), (8, "strong"))),
+FRAMES, STEPS = 8, 20
+BAR = {"cost": 0.60, "motion": 0.15, "flicker": 1.15}
+DDIM, DPM = anchor_costs.SAMPLERS
+TEXT2VIDEO_ZERO = "Text2Video-Zero"
+
+
+class Variant(NamedTuple):
+    """How a clip is sampled: the deep output serves for `every` steps, the step-wise caching of DeepCache."""
+
+    sampler: str = DDIM
+    steps: int = STEPS
+    stride: int = 1
+    depth: str = "medium"
+    start: float = 0.0
+    every: int = 1
+    method: str = "ZS²"
+
+
+EXACT, LIMIT = Variant(), Variant(steps=80)
+BY_PRESET = {name: Variant(DDIM, preset.steps or STEPS, *preset.settings.values()) for name, preset in PRESETS.items()}
+BY_PRESET["exact"] = EXACT
+FEWER = tuple(Variant(DDIM, steps) for steps in (8, 9, 10, 11, 12, 13, 14, 16)) + tuple(
+    Variant(DPM, steps) for steps in (8, 10, 12, 14, 16, 20)
 )
-QUICK_TIMED = (("sd1", 8, 1, ((8, "medium"),)),)
-MOMENTUM = 0.98
-BAR = {"cost": 0.60, "motion": 0.15}
+ANCHORS = tuple(
+    Variant(DDIM, STEPS, stride, depth, start)
+    for depth in DEPTHS
+    for stride in (4, 8, 16)
+    for start in ((0.12, 0.18, 0.3) if depth != "gentle" else (0.18,))
+)
+ANCHORS_FEWER = tuple(
+    Variant(sampler, steps, 8, depth, start)
+    for sampler, some in ((DDIM, (12, 14, 16)), (DPM, (10, 12, 14, 16, 20)))
+    for steps in some
+    for depth in ("medium", "strong")
+    for start in (0.18, 0.3)
+)
+CACHED = tuple(Variant(every=every, depth=depth) for depth in ("medium", "strong") for every in (2, 3))
+BOTH = (Variant(DDIM, STEPS, 8, "medium", 0.18, 2), Variant(DDIM, STEPS, 8, "strong", 0.18, 2))
+PEERS = tuple(Variant(steps=steps, method=TEXT2VIDEO_ZERO) for steps in (STEPS, 12))
+KINDS = {
+    "DDIM, fewer steps": tuple(each for each in FEWER if each.sampler == DDIM),
+    "DPM++ 2M Karras, fewer steps": tuple(each for each in FEWER if each.sampler == DPM),
+    "anchors, gentle": tuple(each for each in ANCHORS if each.depth == "gentle"),
+    "anchors, medium": tuple(each for each in ANCHORS if each.depth == "medium"),
+    "anchors, strong": tuple(each for each in ANCHORS if each.depth == "strong"),
+    "anchors and fewer steps, DDIM": tuple(each for each in ANCHORS_FEWER if each.sampler == DDIM),
+    "anchors and fewer steps, DPM++ 2M Karras": tuple(each for each in ANCHORS_FEWER if each.sampler == DPM),
+    "step-wise caching": CACHED,
+    "anchors and caching": BOTH,
+    TEXT2VIDEO_ZERO: PEERS,
+}
+VARIANTS = tuple(
+    dict.fromkeys((EXACT, LIMIT, *BY_PRESET.values(), *(each for kind in KINDS.values() for each in kind)))
+)
+MEASURES = {"motion": metrics.change, "drift": metrics.drift, "flicker": metrics.flicker}
 
 
-# --- costs --------------------------------------------------------------------------------------------------
-
-
-def operations(model: str, side: int, frames: int) -> list[dict]:
-    """Multiplications and additions of a UNet call with guidance after the steps in full; `ratio`: to the plain batch.
-
-    Nothing is computed: torch's fake tensors have shapes alone.
-    """
-    with FakeTensorMode():
-        unet = unets.unet(model)
-        arguments = unets.inputs(unet, 2 * frames, side)
-        plain = _count(unet, arguments, frames, 1, "medium")
-        variants = [(stride, depth) for depth in DEPTHS for stride in STRIDES]
-        counted = [(_variant(model, side, frames, *each), _count(unet, arguments, frames, *each)) for each in variants]
-    return [{**row, "operations": count, "ratio": count / plain} for row, count in counted]
-
-
-def _variant(model: str, side: int, frames: int, stride: int, depth: str) -> dict:
-    return {"model": model, "pixels": 8 * side, "frames": frames, "stride": stride, "depth": depth}
-
-
-def _count(unet, arguments, frames: int, stride: int, depth: str) -> int:
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the CPU's own kernel is not counted
-        step(unet, arguments, frames, stride, depth)
-    return counter.get_total_flops()
-
-
-def times(model: str, side: int, rounds: int, variants: Sequence[tuple[int, str]], frames: int = 8) -> list[dict]:
-    """The time of a UNet step with anchors over that of the plain batch, in turns; `ratio` is the median."""
-    unet = unets.unet(model)
-    arguments = unets.inputs(unet, 2 * frames, side)
-    runs = {each: functools.partial(step, unet, arguments, frames, *each) for each in ((1, "medium"), *variants)}
-    step(unet, arguments, frames, 8, "strong")  # what is done once
-    taken = timing.in_turns(runs, rounds)
-    plain = taken.pop((1, "medium"))
-    shared = {"rounds": rounds, "plain": metrics.median(plain)}
-    return [
-        {**_variant(model, side, frames, *each), **shared, "ratio": metrics.median_ratio(seconds, plain)}
-        for each, seconds in taken.items()
-    ]
-
-
-@torch.no_grad()
-def step(unet, arguments: tuple[tuple, dict], frames: int, stride: int, depth: str) -> torch.Tensor:
-    """One UNet call of a clip, with guidance; with stride 1, the plain batch without momentum."""
-    args, kwargs = arguments
-    rows = Rows.blocks(frames, 2)
-    momentum = [MOMENTUM if stride > 1 else 0.0] * frames
-    with Clip(momentum, anchor_stride=stride, anchor_depth=depth, frames_per_pass=frames) as clip:
-        clip.attach(unet)
-        clip.anchors.kept.known[None] = 0  # a step after the first, which computes all frames
-        clip.begin_step(1)
-        return clip.call(lambda *args, **kwargs: unet(*args, **kwargs).sample, rows, *args, **kwargs)
-
-
-def cost(
-    counted: Sequence[dict],
-    stride: int,
-    depth: str,
-    start: float = 0.0,
-    every: int = 1,
-    model: str = "sd1",
-    frames: int = 8,
-    steps: int = STEPS,
-) -> float:
-    """The ratio to the plain batch of a sampling (DDIM) with a variant, from the rows of `operations`; its deep output
-    serves for `every` steps.
-    """
-
-    def share(stride: int, phase: int) -> float:  # of the frames that are anchors
-        return len(AnchorRows.of(Rows.blocks(frames, 1), stride, phase, clip_end=frames - 1).index) / frames
-
-    row = next(row for row in counted if (row["model"], row["frames"], row["depth"]) == (model, frames, depth))
-    deep = (1 - row["ratio"]) / (1 - share(row["stride"], phase_of(1, row["stride"])))
-    full = steps_in_full(start, steps) if stride > 1 else 0
-    total = float(full)
-    for number in range(full, steps):
-        computed = share(stride, phase_of(number, stride)) if stride > 1 else 1.0
-        total += 1 - deep + deep * computed * (number % every == 0)
-    return total / steps
-
-
-def steps_in_full(start: float, steps: int = STEPS) -> int:
-    """How many of DDIM's steps, as Stable Diffusion spaces them, compute all frames in full."""
-    scheduler = DDIMScheduler(steps_offset=1)
-    scheduler.set_timesteps(steps)
-    return sum(step == 0 or 1 - float(t) / 1000 < start for step, t in enumerate(scheduler.timesteps))
-
-
-# --- quality ------------------------------------------------------------------------------------------------
+# --- the clips ----------------------------------------------------------------------------------------------
 
 
 def quality(pipe, judge, task: dict) -> list[dict]:
-    """What each of the task's variants makes of a prompt: clips of the same noise, compared with the exact one.
+    """What each of the task's variants, the first of them exact, makes of a prompt: clips of the same noise.
 
-    `right` is the part of the frames whose shape, colour and background are as asked, `difference` the mean absolute
-    difference to the exact clip, of 255; `motion` (change), `drift` and `flicker` are those of `metrics`.
+    `right` is the part of the frames whose shape, colour and background are as asked; `difference` the mean absolute
+    difference to the exact clip, of 255, and `from_limit` that to the one of many steps, where there is one; `motion`
+    (change), `drift` and `flicker` are those of `metrics`; `rows` how many rows the UNet's calls had.
     """
-    results, exact = [], None
-    for variant in (EXACT, *(variant for variant in task["variants"] if variant != EXACT)):
-        clip = decode(pipe, sample(pipe, task["prompt"], task["seed"], variant, task["frames"], task["steps"]))
-        exact = clip if exact is None else exact
+    results, shown = [], {}
+    for variant in map(Variant._make, task["variants"]):
+        with _rows_counted(pipe.unet) as rows:
+            clip = decode(pipe, sample(pipe, task["prompt"], task["seed"], variant, task["frames"])).astype(np.float32)
+        shown.setdefault("exact", clip)
+        if variant == LIMIT:
+            shown["limit"] = clip
+        away = {name: float(np.abs(clip - other).mean()) for name, other in shown.items()}
+        pictures = clip.astype(np.uint8)
         results.append(
             {
                 "variant": variant,
-                "right": float(metrics.right(judge.attributes(clip), task["attributes"]).mean()),
-                **{name: float(np.mean(measure(clip))) for name, measure in MEASURES.items()},
-                "difference": float(np.abs(clip.astype(np.float32) - exact).mean()),
+                "right": float(metrics.right(judge.attributes(pictures), task["attributes"]).mean()),
+                **{name: float(np.mean(measure(pictures))) for name, measure in MEASURES.items()},
+                "difference": away["exact"],
+                "from_limit": away.get("limit", 0.0),
+                "rows": sum(rows),
             }
         )
     return results
 
 
-MEASURES = {"motion": metrics.change, "drift": metrics.drift, "flicker": metrics.flicker}
-
-
-def sample(pipe, prompt: str, seed: int, variant: tuple, frames: int, steps: int) -> torch.Tensor:
+def sample(pipe, prompt: str, seed: int, variant: Variant, frames: int) -> torch.Tensor:
     """The latents of one clip, in one pass a step."""
-    stride, depth, start, every = variant
-    anchors = {"anchor_stride": stride, "anchor_depth": depth, "anchor_start": start}
+    if variant.method == TEXT2VIDEO_ZERO:
+        return clips.sample(pipe, clips.Job("text2video-zero", prompt, seed, frames, variant.steps))
+    anchors = {"anchor_stride": variant.stride, "anchor_depth": variant.depth, "anchor_start": variant.start}
     settings = Settings(frames=frames, frames_per_pass=frames, **anchors)
-    with host.ClipSampling(pipe, settings, seed), deep_output_kept(pipe.unet, depth, every):
+    with (
+        _sampler(pipe, variant.sampler),
+        host.ClipSampling(pipe, settings, seed),
+        deep_output_kept(pipe.unet, variant.depth, variant.every),
+    ):
         return pipe(
             prompt,
             num_images_per_prompt=frames,
-            num_inference_steps=steps,
+            num_inference_steps=variant.steps,
             guidance_scale=GUIDANCE,
             generator=torch.Generator().manual_seed(seed),
             output_type="latent",
         ).images
+
+
+@contextlib.contextmanager
+def _sampler(pipe, sampler: str) -> Iterator[None]:
+    before = pipe.scheduler
+    pipe.scheduler = anchor_costs.scheduler(sampler, before.config)
+    try:
+        yield
+    finally:
+        pipe.scheduler = before
+
+
+@contextlib.contextmanager
+def _rows_counted(unet) -> Iterator[list[int]]:
+    rows: list[int] = []
+    handle = unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    try:
+        yield rows
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager
@@ -219,204 +180,206 @@ def deep_output_kept(unet, depth: str, every: int) -> Iterator[None]:
 
 
 def measure(run) -> dict:
-    timed = []
-    run.sampler.rest()
-    for each in run.pick(TIMED, QUICK_TIMED):
-        timed += timing.in_own_process(times, *each, environment=timing.KEEPING, threads=os.cpu_count() or 1)
-        print(f"  {timed[-1]['model']}, {timed[-1]['pixels']} pixels: {timed[-1]['ratio']:.2f}", flush=True)
-    counted = run.sampler.map(_operations, run.pick(SHAPES, SHAPES[:1]), "shapes counted")
-    clips, compared = run.pick((24, 2), (1, 1))
-    steps = run.pick(STEPS, 10)
-    shared, tasks = {"frames": 8, "steps": steps}, []
-    for seed, each in enumerate(run.prompts(clips) if run.options.model is None else ()):
-        variants = run.pick(VARIANTS, BY_PRESET) if seed < compared else BY_PRESET
-        tasks.append({**each, "seed": seed, **shared, "variants": variants})
+    counted = run.sampler.map(_operations, run.pick(tuple(unets.NAMES), ("sd1",)), "UNets counted")
+    variants = run.pick(VARIANTS, (EXACT, *BY_PRESET.values()))
+    tasks = [
+        {**each, "seed": seed, "frames": FRAMES, "variants": tuple(dict.fromkeys(variants))}
+        for seed, each in enumerate(run.prompts(run.pick(24, 1)) if run.options.model is None else ())
+    ]
     return {
-        "presets": {name: [*preset, 1] for name, preset in PRESETS.items()},
-        **shared,
+        "presets": {name: list(variant) for name, variant in BY_PRESET.items()},
+        "frames": FRAMES,
         "operations": [row for rows in counted for row in rows],
-        "times": timed,
         "clips": run.sampler.map(quality, tasks, "prompts"),
     }
 
 
-def _operations(pipe, judge, shape: tuple) -> list[dict]:
-    return operations(*shape)
+def _operations(pipe, judge, model: str) -> list[dict]:
+    return anchor_costs.operations(model)
 
 
-def summary(data: dict, of: Sequence, count: int | None = None) -> list[dict]:
-    """A row for each variant `of` those measured: cost at SD 1.5's shape, means over the first `count` clips."""
-    names = {tuple(preset): name for name, preset in data["presets"].items()}
-    rows = []
-    for variant in map(tuple, of):
-        clips = [one for prompt in data["clips"][:count] for one in prompt if tuple(one["variant"]) == variant]
-        right, low, high = metrics.interval([clip["right"] for clip in clips])
-        rows.append(
-            {
-                "variant": variant,
-                "preset": names.get(variant, ""),
-                "cost": cost(data["operations"], *variant),
-                "clips": len(clips),
-                "right": right,
-                "low": low,
-                "high": high,
-                **{name: float(np.mean([clip[name] for clip in clips])) for name in (*MEASURES, "difference")},
-            }
-        )
+def summary(data: dict) -> dict[Variant, dict]:
+    """Of each variant measured: its cost, of `STEPS` steps of the plain batch, by UNet, and means over the clips."""
+    rows = {}
+    for variant in (Variant._make(one["variant"]) for one in data["clips"][0]):
+        found = [one for prompt in data["clips"] for one in prompt if Variant._make(one["variant"]) == variant]
+        right, low, high = metrics.interval([one["right"] for one in found])
+        means = {name: float(np.mean([one[name] for one in found])) for name in (*MEASURES, *DIFFERENCES)}
+        cost = {model: _cost(data, variant, found[0], model) for model in dict.fromkeys(_models(data))}
+        rows[variant] = {"cost": cost, "right": right, "low": low, "high": high, **means}
     return rows
+
+
+DIFFERENCES = ("difference", "from_limit")
+
+
+def _models(data: dict) -> list[str]:
+    return [row["model"] for row in data["operations"]]
+
+
+def _cost(data: dict, variant: Variant, measured: dict, model: str) -> float:
+    if variant.method == TEXT2VIDEO_ZERO:
+        return measured["rows"] / (2 * data["frames"] * STEPS)
+    shape = variant.steps, variant.stride, variant.depth, variant.start, variant.every, variant.sampler, model
+    return anchor_costs.cost(data["operations"], *shape, data["frames"]) / STEPS
+
+
+def same_cost(rows: dict[Variant, dict], cost: float, model: str) -> tuple[Variant, dict] | None:
+    """The variant without anchors, caching or a peer's method that comes nearest to the exact clip for no more than
+    `cost` (and a hundredth).
+    """
+    plain = [(each, row) for each, row in rows.items() if each in (EXACT, *FEWER) and row["cost"][model] <= cost + 0.01]
+    return min(plain, key=lambda pair: pair[1]["difference"], default=None)
 
 
 def targets(data: dict) -> list[Target]:
     if not data["clips"]:
         return []
-    exact, balanced = summary(data, [data["presets"][name] for name in ("exact", "balanced")])
-    moved = balanced["motion"] / exact["motion"] - 1
-    of = f"{balanced['clips']} clips of {data['frames']} frames, {data['steps']} steps"
-    return [
-        Target(
-            "anchors-cost",
-            f"“balanced”: operations at SD 1.5, 512×512, 8 frames, {STEPS} steps of DDIM, of the plain batch's",
-            f"≤ {BAR['cost']:.2f}×",
-            f"{balanced['cost']:.3f}×",
-            balanced["cost"] <= BAR["cost"],
-        ),
-        Target(
-            "anchors-fidelity",
-            f"“balanced”: frames that show what is asked for, {of}",
-            f"≥ {percent(exact['low'])}, where the exact method's interval begins",
-            f"{percent(balanced['right'])} (exact: {percent(exact['right'])})",
-            balanced["right"] >= exact["low"],
-        ),
-        Target(
-            "anchors-motion",
-            f"“balanced”: motion against the exact method's, {of}",
-            f"within {BAR['motion']:.0%}",
-            f"{moved:+.1%}",
-            abs(moved) <= BAR["motion"],
-        ),
-    ]
-
-
-VARIED = ("depth", "stride", "model", "pixels", "frames")
+    rows, found = summary(data), []
+    exact = rows[EXACT]
+    for name, values in data["presets"].items():
+        variant = Variant._make(values)
+        if variant.stride == 1:
+            continue
+        row, of = rows[variant], f"“{name}”, {len(data['clips'])} clips of {data['frames']} frames"
+        moved, flicker = row["motion"] / exact["motion"] - 1, row["flicker"] / exact["flicker"]
+        found += [
+            Target(
+                f"anchors-{name}-fidelity",
+                f"{of}: frames that show what is asked for",
+                f"≥ {percent(exact['low'])}, where the exact method's interval begins",
+                f"{percent(row['right'])} (exact: {percent(exact['right'])})",
+                row["right"] >= exact["low"],
+            ),
+            Target(
+                f"anchors-{name}-motion",
+                f"{of}: motion against the exact method's",
+                f"within {BAR['motion']:.0%}",
+                f"{moved:+.1%}",
+                abs(moved) <= BAR["motion"],
+            ),
+            Target(
+                f"anchors-{name}-flicker",
+                f"{of}: flicker over the exact method's",
+                f"≤ {BAR['flicker']:.2f}×",
+                f"{flicker:.2f}×",
+                flicker <= BAR["flicker"],
+            ),
+        ]
+        for model, cost in row["cost"].items():
+            _, other = same_cost(rows, cost, model) or (None, {"difference": math.inf})
+            found.append(
+                Target(
+                    f"anchors-{name}-{model}",
+                    f"{of}: difference to the exact clip, against fewer steps of the same cost, {unets.NAMES[model]}",
+                    f"≤ {other['difference']:.2f}",
+                    f"{row['difference']:.2f} at a cost of {cost:.2f}",
+                    row["difference"] <= other["difference"],
+                )
+            )
+    return found
 
 
 def report(data: dict, figures: Figures) -> str:
     text = (
-        "Of every s frames (*stride* s) one goes through the deep blocks, the others get what lies between; at the "
-        "first steps (up to the part *start* of the way from noise to picture) all do. All ratios are to the plain "
-        "batch of the same frames.\n\n"
+        "Of every s frames (*stride* s) one goes through the deep blocks, the others change as these do; at the first "
+        "steps (up to the part *start* of the way from noise to picture) all go.\n\n"
     )
     if data["clips"]:
         text += _quality(data, figures)
     kinds = list(dict.fromkeys((row["model"], row["pixels"], row["frames"]) for row in data["operations"]))
-    ratios = {tuple(row[key] for key in VARIED): row["ratio"] for row in data["operations"]}
-    variants = dict.fromkeys(key[:2] for key in ratios)
+    varied = ("depth", "stride", "model", "pixels", "frames")
+    ratios = {tuple(row[key] for key in varied): row["ratio"] for row in data["operations"]}
     head = [f"{unets.NAMES[model]}, {pixels}×{pixels}, {frames} frames" for model, pixels, frames in kinds]
-    text += "\n### Operations of a step with anchors\n\n" + table(
-        ("depth", "stride", *head),
-        [(*variant, *(f"{ratios[(*variant, *kind)]:.2f}" for kind in kinds)) for variant in variants],
-    )
-    full = steps_in_full(START)
-    timed = []
-    for row in data["times"]:
-        ratios = f"{row['ratio']:.2f}", f"{(full + (STEPS - full) * row['ratio']) / STEPS:.2f}"
-        unet = unets.NAMES[row["model"]], f"{row['pixels']}×{row['pixels']}"
-        timed.append((*unet, row["depth"], row["stride"], row["rounds"], row["plain"], *ratios))
-    head = ("UNet", "pixels", "depth", "stride", "rounds", "plain batch, s", "ratio", "whole")
     return text + (
-        "\n### Time of a step with anchors\n\n"
-        f"UNets of real widths with random weights, with guidance, {data['frames']} frames, on all cores, in turns: "
-        f"median of the ratios of a round. *Whole*: the same of {STEPS} steps of DDIM, {full} of them in full.\n\n"
-        + table(head, timed)
+        "\n### Operations of a step with anchors\n\nOf the plain batch's; what a step takes on a GPU is "
+        "[above](#on-a-gpu-kernels-memory-traffic-copies).\n\n"
+        + table(
+            ("depth", "stride", *head),
+            [
+                (*each, *(f"{ratios[(*each, *kind)]:.2f}" for kind in kinds))
+                for each in dict.fromkeys(k[:2] for k in ratios)
+            ],
+        )
     )
 
 
 def _quality(data: dict, figures: Figures) -> str:
-    presets, measured = summary(data, data["presets"].values()), {tuple(one["variant"]) for one in data["clips"][0]}
-    count = sum(len(prompt) == len(measured) for prompt in data["clips"])
-    rows = summary(data, (variant for variant in VARIANTS if variant in measured), count)
-    _plot(figures, rows)
+    rows, names = summary(data), {Variant._make(values): name for name, values in data["presets"].items()}
+    models = list(dict.fromkeys(_models(data)))
+    head = ("all right", *MEASURES, "difference", "from the limit")
+    costs = [f"cost, {unets.NAMES[model]}" for model in models]
 
-    def lines(rows: list[dict]) -> list[tuple]:
-        cells = []
-        for row in rows:
-            stride, depth, start, every = row["variant"]
-            depth, start = depth if row["preset"] != "exact" else None, f"{start:g}" if stride > 1 else None
-            right = f"{percent(row['right'])} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-            means = (f"{row[name]:.2f}" for name in (*MEASURES, "difference"))
-            cells.append((row["preset"], stride, depth, start, every, f"{row['cost']:.2f}", right, *means))
-        return cells
+    def cells(row: dict) -> tuple:
+        right = f"{percent(row['right'])} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        return right, *(f"{row[name]:.2f}" for name in (*MEASURES, *DIFFERENCES))
 
-    head = ("preset", "stride", "depth", "start", "cached", "cost", "all right", *MEASURES, "difference")
+    presets = []
+    for variant, name in names.items():
+        row = rows[variant]
+        presets.append((name, told(variant), *(f"{row['cost'][model]:.2f}" for model in models), *cells(row)))
+        for model in models if variant.stride > 1 else ():
+            other = same_cost(rows, row["cost"][model], model)
+            if other:
+                what = f"at {unets.NAMES[model]}'s cost without anchors", told(other[0])
+                presets.append((*what, *(f"{other[1]['cost'][each]:.2f}" for each in models), *cells(other[1])))
+    text = (
+        f"### The presets\n\n{len(data['clips'])} clips of {data['frames']} frames of the tiny checkpoint at CFG "
+        f"{GUIDANCE:g}, the same noise for each. *Cost*: operations of the whole sampling at the shapes of SD 1.5 "
+        f"(512×512) and SDXL (1024×1024), of {STEPS} steps in full. *All right*: frames with the shape, colour and "
+        "background asked for, with the 95 % bootstrap interval. *Difference*: to the exact clip "
+        f"({told(EXACT)}), of 255; *from the limit*: to that of {LIMIT.steps} steps.\n\n"
+        + table(("preset", "sampling", *costs, *head), presets)
+    )
+    if len(rows) <= len(names) + 1:
+        return text
+    _plot(figures, rows, names, models)
+    lines = [
+        (kind, told(each), *(f"{rows[each]['cost'][model]:.2f}" for model in models), *cells(rows[each]))
+        for kind, group in {"exact": (EXACT, LIMIT), **KINDS}.items()
+        for each in group
+        if each in rows
+    ]
     return (
-        f"### The presets\n\n{presets[0]['clips']} clips of {data['frames']} frames of the tiny checkpoint, DDIM with "
-        f"{data['steps']} steps at CFG {GUIDANCE:g}, the same seeds for each. *Cost*: operations of {STEPS} steps of "
-        "DDIM with SD 1.5 at 512×512, 8 frames. *All right*: frames that show the shape, the colour and the background "
-        "asked for, with the 95 % bootstrap interval. *Difference*: to the exact clip, of 255.\n\n"
-        + table(head, lines(presets))
-        + "\n### By stride, depth and start\n\n"
-        f"The first {count} of these prompts. *Cached*: for how many steps the deep output serves, the step-wise "
-        "caching of DeepCache; measured as a second axis, it is not offered.\n\n"
-        + table(head, lines(rows))
-        + "\n"
-        + figures.link("by_cost", "Difference to the exact clip by cost")
-        + "\n"
+        text
+        + "\n### By steps, sampler, stride, depth and start\n\n"
+        + figures.link("by_cost", "Difference to the exact clip and flicker by cost")
+        + "\n*Step-wise caching*: the deep output serves for several steps, as in DeepCache; it is not offered. "
+        f"*{TEXT2VIDEO_ZERO}*: that of `diffusers`, with DDIM; another clip, whose difference says little.\n\n"
+        + table(("", "sampling", *costs, *head), lines)
     )
 
 
-def _plot(figures: Figures, rows: list[dict]) -> None:
-    groups = {
-        f"{depth}, start {START:g}": [row for row in rows if row["variant"] in BY_DEPTH and row["variant"][1] == depth]
-        for depth in DEPTHS
-    }
-    started = {*BY_START, *BY_PRESET} - {*BY_DEPTH, EXACT}
-    groups["stride 8 or 16, medium, another start"] = [row for row in rows if row["variant"] in started]
-    groups["deep output kept for more steps"] = [row for row in rows if row["variant"] in CACHED]
-    x, y = "operations, of the plain batch's (SD 1.5, 512×512)", "difference to the exact clip, of 255"
-    with figures("by_cost", "What anchors save and what they change", x, y) as axes:
-        for (name, group), colour in zip(groups.items(), (OTHER, ZS2, "#7c3aed", PEER, PLAIN)):
-            if not group:
-                continue
-            joined = sorted(group, key=lambda row: row["cost"])
-            points = [row["cost"] for row in joined], [row["difference"] for row in joined]
-            line = "-" if name.startswith(DEPTHS) and "another" not in name else ""
-            axes.plot(*points, color=colour, marker="o", markersize=4, label=name, linestyle=line)
-            for row in joined:
-                label(axes, row["cost"], row["difference"], row["preset"] or _named(row["variant"]), colour)
-        axes.set_ylim(0)
-        axes.margins(x=0.12)
-        axes.legend(frameon=False, fontsize=8)
+def told(variant: Variant) -> str:
+    """A variant in words."""
+    words = [f"{variant.sampler}, {variant.steps} steps"]
+    if variant.stride > 1:
+        words.append(f"stride {variant.stride}, {variant.depth}, start {variant.start:g}")
+    if variant.every > 1:
+        words.append(f"{variant.depth}, each deep output for {variant.every} steps")
+    return "; ".join(words)
 
 
-def _named(variant: tuple) -> str:
-    """What a variant differs by from the others of its colour in the plot."""
-    stride, _, start, every = variant
-    if every > 1:
-        return f"{every} steps" + (f", stride {stride}" if stride > 1 else "")
-    return f"stride {stride}" if start == START else f"start {start:g}"
+COLOURS = ("#0f172a", PLAIN, "#c4b5fd", "#7c3aed", ZS2, "#a16207", "#be185d", PEER, "#0891b2", OTHER)
 
 
-# --- the command --------------------------------------------------------------------------------------------
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("operations", "times"))
-    parser.add_argument("--variants", nargs="+", metavar="STRIDE,DEPTH", help="of the steps timed; default: all")
-    parser.add_argument("--model", default="sd1", choices=tuple(unets.NAMES), help="default sd1")
-    parser.add_argument("--side", type=int, default=16, help="latent height and width; default 16")
-    parser.add_argument("--frames", type=int, default=8, help="default 8")
-    parser.add_argument("--rounds", type=int, default=3, help="steps timed of each kind; default 3")
-    options = parser.parse_args()
-    variants = [(int(stride), depth) for stride, depth in (text.split(",") for text in options.variants or ())]
-    if options.what == "operations":
-        rows = operations(options.model, options.side, options.frames)
-    else:
-        variants = variants or [variant[:2] for variant in BY_DEPTH]
-        rows = times(options.model, options.side, options.rounds, variants, options.frames)
-    for row in rows:
-        print(json.dumps(metrics.rounded(row, 5)), flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _plot(figures: Figures, rows: dict[Variant, dict], names: dict[Variant, str], models: Sequence[str]) -> None:
+    marks = {"difference": "difference to the exact clip, of 255", "flicker": "flicker, of 255"}
+    x = [f"operations, of {STEPS} steps in full ({unets.NAMES[model]})" for model in models]
+    with figures.grid("by_cost", "What is saved and what it changes", x, list(marks.values())) as grid:
+        for axes_row, mark in zip(grid, marks):
+            for axes, model in zip(axes_row, models):
+                for (kind, group), colour in zip(KINDS.items(), COLOURS):
+                    joined = sorted(
+                        (each for each in group if each in rows), key=lambda each: rows[each]["cost"][model]
+                    )
+                    points = [[rows[each]["cost"][model] for each in joined], [rows[each][mark] for each in joined]]
+                    line = "-" if "fewer steps" in kind and "anchors" not in kind else ""
+                    axes.plot(*points, color=colour, marker="o", markersize=3.5, label=kind, linestyle=line)
+                for variant, name in names.items():
+                    row = rows[variant]
+                    axes.plot(row["cost"][model], row[mark], "o", color=ZS2, markersize=9, fillstyle="none")
+                    label(axes, row["cost"][model], row[mark], name, ZS2, xytext=(0, -12), ha="center")
+                axes.set_xlim(0.2, 1.1)
+                axes.set_ylim(0, 3 * rows[EXACT]["flicker"] if mark == "flicker" else 8)
+        axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)

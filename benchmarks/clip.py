@@ -13,7 +13,7 @@ from .timing import KEEPING, averages_watched, in_own_process, in_turns, seconds
 
 TITLE = "A whole clip against its peers"
 PROMPT = "a red circle on a blue background"
-BALANCED = tuple(zip(("anchor_stride", "anchor_depth", "anchor_start"), PRESETS["balanced"]))
+BALANCED = tuple(PRESETS["balanced"].settings.items())
 METHODS = {
     # name: method, settings, colour
     "ZS²": ("zs2", (), ZS2),

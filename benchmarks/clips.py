@@ -161,12 +161,12 @@ def describe(frames: np.ndarray, judge=None) -> dict:
 class Sampler:
     """Samples clips and describes them, in worker processes of one thread each; each clip is sampled once.
 
-    On a GPU there is one worker. Use it as a scope; it starts the workers when they are needed.
+    Unless told how many, there are two, or one on a GPU. Use it as a scope; it starts the workers when they are needed.
     """
 
-    def __init__(self, model: str | None = None, config: str | None = None, workers: int = 2):
+    def __init__(self, model: str | None = None, config: str | None = None, workers: int | None = None):
         self.model, self.config = model, config
-        self.workers = 1 if torch.cuda.is_available() else workers
+        self.workers = workers or (1 if torch.cuda.is_available() else 2)
         self.done: dict[Job, dict] = {}
         self._pool: ProcessPoolExecutor | None = None
 

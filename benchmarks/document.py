@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -189,20 +190,31 @@ class Figures:
 
     @contextlib.contextmanager
     def __call__(self, name: str, title: str, x: str, y: str, width: float = 7.2, height: float = 4.2) -> Iterator:
+        with self.grid(name, title, [x], [y], width, height) as ((axes,),):
+            yield axes
+
+    @contextlib.contextmanager
+    def grid(
+        self, name: str, title: str, x: Sequence[str], y: Sequence[str], width: float = 7.2, height: float = 4.2
+    ) -> Iterator:
+        """Rows of axes, with a label for each row and column, each of that width and height."""
         import matplotlib
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
 
-        figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
+        size = width * len(x), height * len(y)
+        figure, grid = pyplot.subplots(len(y), len(x), figsize=size, layout="constrained", squeeze=False)
         try:
-            axes.set_title(title, loc="left", fontsize=11)
-            axes.set_xlabel(x)
-            axes.set_ylabel(y)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(axis="y", color="#e5e7eb")
-            axes.set_axisbelow(True)
-            yield axes
+            grid[0][0].set_title(title, loc="left", fontsize=11)
+            for i, j in itertools.product(range(len(y)), range(len(x))):
+                axes = grid[i][j]
+                axes.set_xlabel(x[j])
+                axes.set_ylabel(y[i])
+                axes.spines[["top", "right"]].set_visible(False)
+                axes.grid(axis="y", color="#e5e7eb")
+                axes.set_axisbelow(True)
+            yield grid
             self.folder.mkdir(parents=True, exist_ok=True)
             figure.savefig(self.folder / self._file(name), dpi=110, metadata={"Software": None})
         finally:

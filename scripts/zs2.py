@@ -11,6 +11,7 @@ from modules.ui_components import InputAccordion
 
 from zs2_lib.hosts.webui import edit, errors, host, job, selected
 from zs2_lib.ui import panel
+from zs2_lib.ui.controls import Later
 
 log = logging.getLogger("zs2")
 
@@ -22,13 +23,20 @@ class Script(scripts.Script):
         return "ZS2"
 
     def show(self, is_img2img):
+        self.steps = Later()
+        if hasattr(self, "on_after_component"):  # an old host has none
+            tab = "img2img" if is_img2img else "txt2img"
+            self.on_after_component(lambda made: self.steps.made(made.component), elem_id=f"{tab}_steps")
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
         try:
             with InputAccordion(False, label=panel.TITLE, elem_id=self.elem_id("enabled")) as enabled:
                 units = host.control_unit_count()
-                controls = {"enabled": enabled, **panel.build(self.elem_id, is_img2img, edit.preview, units)}
+                controls = {
+                    "enabled": enabled,
+                    **panel.build(self.elem_id, is_img2img, edit.preview, units, self.steps),
+                }
         except Exception as error:  # the host would print it and leave a panel whose controls do nothing
             log.exception("the panel of ZS² could not be built; the extension is off")
             gr.HTML(

@@ -16,7 +16,7 @@ pytest.importorskip("cv2")
 pytest.importorskip("matplotlib")
 
 from benchmarks import __main__ as command
-from benchmarks import anchors, clip_score, counting, document, gpu, ladders, metrics, noise, timing
+from benchmarks import anchor_costs, anchors, clip_score, counting, document, gpu, ladders, metrics, noise, timing
 from benchmarks import clip as whole_clip
 from benchmarks.clips import Job, decode, describe, load, sample, text2video_zero_times
 from benchmarks.judge import BACKGROUNDS, COLOURS, SHAPES, example_prompts, load_judge
@@ -238,9 +238,9 @@ def test_copies_between_main_memory_and_gpu():
 def test_counts_and_times_on_a_gpu_become_a_page(tmp_path):
     """Both as a machine without a GPU and one with it writes them."""
     steps = gpu.counts("sd1", [2], per_pass=2)
-    plain, momentum, full, balanced = (row["kernels"] for row in steps)
-    assert 500 < plain < 1000 and plain < momentum <= full < 2000 and plain < balanced
-    assert steps[3]["bytes"] < steps[0]["bytes"]  # of the deep blocks one frame of two is left
+    plain, momentum, full, fine, balanced = (row["kernels"] for row in steps)
+    assert 500 < plain < 1000 and plain < momentum <= full < 2000 and plain < fine
+    assert steps[4]["bytes"] < steps[3]["bytes"] < steps[0]["bytes"]  # of the deep blocks one frame of two is left
     for name, cell in ((None, "| no GPU |"), ("a GPU", "| 2 | 0.500 (0.500 to 0.500) |")):
         steps = [{**row, "ms": name and [4.0 if row["variant"] == gpu.PLAIN else 2.0] * 3} for row in steps]
         save(tmp_path, "gpu", {"per pass": 2, "gpu": name, "steps": steps})
@@ -261,7 +261,13 @@ def test_each_step_on_a_gpu_is_timed_in_turns(pipe, monkeypatch):
     monkeypatch.setattr(gpu, "milliseconds", milliseconds)
     times = gpu.times(pipe.unet, 8, frames=4, rounds=2, per_pass=2)
     handle.remove()
-    assert list(times.values()) == [[5, 9], [6, 10], [7, 11], [8, 12]]  # the first of three rounds is not counted
+    assert list(times.values()) == [
+        [6, 11],
+        [7, 12],
+        [8, 13],
+        [9, 14],
+        [10, 15],
+    ]  # the first of three rounds is not counted
     assert rows[0] == rows[1] == [4, 4]  # no step before is in it; with guidance: as many calls of as many rows
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipe.unet.modules())
 
@@ -465,17 +471,23 @@ def counted(deep: float) -> list[dict]:
 
 
 def test_cost_of_anchors():
-    assert anchors.cost(counted(0.6), 1, "medium") == pytest.approx(1)
-    assert anchors.cost(counted(0.6), 1, "medium", every=2) == pytest.approx(0.7)
-    assert anchors.cost(counted(0.6), 4, "medium", 1.0) == pytest.approx(1)
+    """In steps of the plain batch."""
+    assert anchor_costs.cost(counted(0.6), 20, 1, "medium") == pytest.approx(20)
+    assert anchor_costs.cost(counted(0.6), 20, 1, "medium", every=2) == pytest.approx(14)
+    assert anchor_costs.cost(counted(0.6), 20, 4, "medium", 1.0) == pytest.approx(20)
     # stride 2: at even steps frames 0, 2, 4, 6 are anchors, at odd ones 0, 1, 3, 5, 7
     computed = 0.4 + 0.6 * (4 + 5) / 16
-    assert anchors.cost(counted(0.6), 2, "medium", 0.6, steps=4) == pytest.approx(0.5 + 0.5 * computed)
+    assert anchor_costs.cost(counted(0.6), 4, 2, "medium", 0.6) == pytest.approx(2 + 2 * computed)
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("DDIM", 3), ("DPM++ 2M Karras", 5)])
+def test_karras_has_more_of_its_steps_near_the_noise(sampler, steps):
+    assert anchor_costs.steps_in_full(0.18, 20, sampler) == steps
 
 
 def test_the_part_that_is_deep_follows_from_the_operations_of_any_stride():
     """Counted at SD 1.5's widths, in a small picture and 4 frames: at the second step of strides 2 and 4 three are."""
-    ratios = {(row["depth"], row["stride"]): row["ratio"] for row in anchors.operations("sd1", 8, 4)}
+    ratios = {(row["depth"], row["stride"]): row["ratio"] for row in anchor_costs.operations("sd1", 8, 4)}
     assert 0.2 < ratios["strong", 2] < ratios["medium", 2] < ratios["gentle", 2] < 1
     for depth in ("gentle", "medium", "strong"):
         deep = set()
@@ -487,22 +499,20 @@ def test_the_part_that_is_deep_follows_from_the_operations_of_any_stride():
 
 def test_anchors_become_a_page(pipe, tmp_path):
     """From clips of a few steps, the exact one first."""
-    task = {"prompt": PROMPT, "attributes": (0, 0, 0), "seed": 3, "frames": 3, "steps": 3}
-    task["variants"] = anchors.BY_PRESET
+    some = (*anchors.BY_PRESET.values(), anchors.FEWER[0], anchors.CACHED[0], anchors.PEERS[0])
+    short = [each._replace(steps=3, depth="medium") for each in some]
+    task = {"prompt": PROMPT, "attributes": (0, 0, 0), "seed": 3, "frames": 3, "variants": short}
     clip = anchors.quality(pipe, load_judge(), task)
-    assert [one["variant"] for one in clip] == [*anchors.BY_PRESET]
-    assert clip[0]["difference"] == 0 < clip[1]["difference"]
-    step = {"model": "sd1", "pixels": 64, "frames": 3, "stride": 8, "depth": "medium"}
+    assert [one["variant"] for one in clip] == short and clip[0]["rows"] == 3 * 2 * 3
+    assert clip[0]["difference"] == 0 < clip[1]["difference"] < clip[-1]["difference"]
     data = {
-        "presets": {name: [*preset, 1] for name, preset in PRESETS.items()},
-        "steps": 3,
-        "frames": 3,
-        "operations": counted(0.6),
-        "clips": [clip],
-        "times": [{**step, "rounds": 1, "plain": 2.0, "ratio": 0.5}],
+        "presets": {name: list(variant) for name, variant in anchors.BY_PRESET.items()},
+        "frames": 8,
+        "operations": [row | {"depth": depth} for row in counted(0.6) for depth in ("gentle", "medium")],
+        "clips": [[{**one, "variant": list(variant)} for variant, one in zip(some, clip)]],
     }
     save(tmp_path, "anchors", data)
     text = document.render(tmp_path, ["anchors"], command.section).read_text(encoding="utf-8")
-    assert all(f'<a id="anchors-{bar}"></a>' in text for bar in ("cost", "fidelity", "motion"))
+    assert all(f'<a id="anchors-fast-{bar}"></a>' in text for bar in ("fidelity", "motion", "flicker", "sd1"))
     assert all(f"| {preset} | " in text for preset in PRESETS) and "nan" not in text.lower()
     assert (tmp_path / "benchmarks" / "anchors_by_cost.png").stat().st_size > 5000

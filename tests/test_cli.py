@@ -113,13 +113,17 @@ def test_the_clip_is_that_of_the_library(pipe, tmp_path):
     [
         ([], PRESETS["exact"]),
         (["--speed", "fast"], PRESETS["fast"]),
-        (["--speed", "fast", "--anchor-stride", "3"], PRESETS["fast"]._replace(anchor_stride=3)),
+        (
+            ["--speed", "fast", "--anchor-stride", "3", "--steps", "6"],
+            PRESETS["fast"]._replace(anchor_stride=3, steps=6),
+        ),
         (["--anchor-depth", "gentle", "--speed", "balanced"], PRESETS["balanced"]._replace(anchor_depth="gentle")),
     ],
 )
 def test_speed_sets_what_is_not_given(arguments, expected):
-    settings = cli.read_settings(cli.parser().parse_args([PROMPT, "-o", "clip.mp4", *arguments]), ("mp4",))
-    assert (settings.anchor_stride, settings.anchor_depth, settings.anchor_start) == expected
+    job = cli.read_job(cli.parser().parse_args([PROMPT, "-o", "clip.png", *arguments]))
+    assert {name: getattr(job.settings, name) for name in expected.settings} == expected.settings
+    assert job.steps == expected.steps or (expected.steps is None and job.steps == 20)
 
 
 @pytest.mark.parametrize("as_file", [False, True], ids=["text", "file"])
@@ -261,7 +265,11 @@ def test_the_frames_of_finished_segments_stay(pipe, tmp_path, short_segments, mo
         ("--frames-per-pass", "-1", "-1 is not allowed; give a whole number from 0 to 1024"),
         ("--anchor-stride", "17", "17 is not allowed; give a whole number from 1 to 16"),
         ("--anchor-depth", "strongest", '\'strongest\' is not allowed; give one of "gentle", "medium", "strong"'),
-        ("--speed", "Fast", '\'Fast\' is not allowed; give one of "exact", "balanced", "fast"; did you mean "fast"?'),
+        (
+            "--speed",
+            "Fast",
+            '\'Fast\' is not allowed; give one of "exact", "fine", "balanced", "fast"; did you mean "fast"?',
+        ),
         ("--prompts", "0: a\n0: b", "'0: a\\n0: b' is not allowed: frame 0 has two prompts; give each frame once"),
         ("--prompts", "no-such-file", "'no-such-file' is not allowed: it is no line 'frame: prompt', and no text file"),
         ("--steps", "0", "0 is not allowed; give a whole number from 1 to 999"),

@@ -26,10 +26,11 @@ from zs2_lib.media.on_disk import OnDisk
 from zs2_lib.media.write import check_replaceable, write_clip
 from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import Choice, Kind, Number, Prompts, SettingsError, WholeNumber, YesNo
-from zs2_lib.settings.presets import PRESETS
+from zs2_lib.settings.presets import PRESETS, Preset
 from zs2_lib.settings.table import Row, Settings
 
 PROGRAM = "python -m zs2_lib"
+STEPS = 20
 
 
 class Refused(Exception):
@@ -225,7 +226,7 @@ def parser() -> Parser:
     )
     parser.add_argument("--negative", default="", metavar="TEXT", help="what not to show")
     parser.add_argument("--seed", metavar="N", help="the same seed gives the same clip; default: a new one each time")
-    parser.add_argument("--steps", default="20", metavar="N", help="sampling steps; default 20")
+    parser.add_argument("--steps", metavar="N", help=f"sampling steps; default {STEPS}, or those of --speed")
     parser.add_argument(
         "--cfg",
         default="5",
@@ -248,11 +249,13 @@ def _add_clip_options(group) -> None:
         if "action" not in form:
             help += f" Default {row.kind.print(row.default) or 'none'}."
         group.add_argument(flag(row), help=help, **form)
-    presets = "; ".join(f"{name}: {', '.join(map(str, preset))}" for name, preset in PRESETS.items())
+    presets = "; ".join(
+        f"{name}: {', '.join(str(value) for value in preset if value is not None)}" for name, preset in PRESETS.items()
+    )
     group.add_argument(
         "--speed",
         metavar="|".join(PRESETS),
-        help=f"Sets those of the anchor stride, depth and start that are not given. {presets}.",
+        help=f"Sets those of the anchor stride, depth and start, and the steps, that are not given. {presets}.",
     )
 
 
@@ -284,12 +287,15 @@ def read_job(options: argparse.Namespace) -> Job:
     """The job that the options describe; refuses one that cannot be done, before anything is loaded or sampled."""
     try:
         targets = [split_clip_name(name) for name in options.output]
-        settings = read_settings(options, tuple(format for _, format in targets))
+        preset = PRESETS[Choice(tuple(PRESETS)).read("--speed", options.speed)] if options.speed is not None else None
+        settings = read_settings(options, tuple(format for _, format in targets), preset)
         size = read_size(options.size)
         seed = (
             random.randrange(2**32) if options.seed is None else WholeNumber(0, 2**63 - 1).read("--seed", options.seed)
         )
-        steps, cfg = WholeNumber(1, 999).read("--steps", options.steps), Number(0, 100).read("--cfg", options.cfg)
+        steps = preset.steps if preset and preset.steps else STEPS
+        steps = steps if options.steps is None else WholeNumber(1, 999).read("--steps", options.steps)
+        cfg = Number(0, 100).read("--cfg", options.cfg)
     except SettingsError as error:
         raise Refused(error) from None
     except ValueError as error:
@@ -302,11 +308,9 @@ def read_job(options: argparse.Namespace) -> Job:
     return Job(*prompts, options.model, options.config, settings, targets, size, seed, steps, cfg)
 
 
-def read_settings(options: argparse.Namespace, formats: tuple[str, ...]) -> Settings:
+def read_settings(options: argparse.Namespace, formats: tuple[str, ...], preset: Preset | None) -> Settings:
     """The clip's settings. Raises SettingsError for a value that is not allowed."""
-    values = {}
-    if options.speed is not None:
-        values = PRESETS[Choice(tuple(PRESETS)).read("--speed", options.speed)]._asdict()
+    values = preset.settings if preset else {}
     for row in clip_options():
         text = getattr(options, row.name)
         if text is not None:

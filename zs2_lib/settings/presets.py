@@ -1,19 +1,31 @@
-"""How fast a clip is made, in one word for the three settings that decide it."""
+"""How fast a clip is made, in one word for the settings that decide it.
+
+Each is a point on the frontier of what a clip costs and how far it is from the exact one: see docs/benchmarks.md.
+"""
 
 from typing import NamedTuple
 
 
 class Preset(NamedTuple):
-    """A speed; its fields are the names of the settings that it sets."""
+    """A speed: the settings that it sets, by their names, and the host's sampling steps, None where they stay."""
 
     anchor_stride: int
     anchor_depth: str
     anchor_start: float
+    steps: int | None = None
+
+    @property
+    def settings(self) -> dict:
+        """Those of ZS²."""
+        values = self._asdict()
+        del values["steps"]
+        return values
 
 
 PRESETS = {
     "exact": Preset(1, "medium", 0.18),
-    "balanced": Preset(8, "medium", 0.18),
-    "fast": Preset(16, "medium", 0.12),
+    "fine": Preset(8, "gentle", 0.18),
+    "balanced": Preset(8, "medium", 0.3),
+    "fast": Preset(8, "medium", 0.3, steps=14),
 }
 """By name, slowest first."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import gradio as gr
@@ -24,6 +24,33 @@ ElemId = Callable[[str], str]
 """Makes the id of a control in its tab from the control's name."""
 Controls = dict[str, gr.components.Component]
 """Controls by name."""
+
+
+class Later:
+    """A control that the host makes before or after those of ZS²."""
+
+    def __init__(self):
+        self._control: gr.components.Component | None = None
+        self._waiting: list[Callable[[gr.components.Component], None]] = []
+
+    def made(self, control: gr.components.Component) -> None:
+        """It is there."""
+        self._control, waiting, self._waiting = control, self._waiting, []
+        for function in waiting:
+            function(control)
+
+    def then(self, function: Callable[[gr.components.Component], None]) -> None:
+        """Calls `function(control)` as soon as it is there."""
+        if self._control is None:
+            self._waiting.append(function)
+        else:
+            function(self._control)
+
+
+def sets(button: gr.Button, values: Mapping) -> None:
+    """A click on the `button` gives each control its value."""
+    new = tuple(values.values())
+    button.click(lambda: new if len(new) > 1 else new[0], [], list(values), show_progress=False)
 
 
 def control(name: str, elem_id: ElemId) -> gr.components.Component:

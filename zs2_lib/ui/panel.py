@@ -9,7 +9,7 @@ import gradio as gr
 
 from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import NumberSchedule, SettingsError
-from zs2_lib.settings.presets import PRESETS, Preset
+from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.table import ROWS, Settings
 
 from . import control_part, source_part
@@ -18,9 +18,11 @@ from .controls import (
     KEYFRAMES,
     Controls,
     ElemId,
+    Later,
     keyframes_control,
     path_of,
     rows_of_controls,
+    sets,
     shown,
     shown_as_keyframes,
 )
@@ -47,18 +49,18 @@ ARGUMENTS = (
 ControlNet unit follow."""
 
 
-def build(elem_id: ElemId, is_img2img: bool, preview: Callable, units: int) -> Controls:
+def build(elem_id: ElemId, is_img2img: bool, preview: Callable, units: int, steps: Later) -> Controls:
     """Makes the controls, inside the accordion in which it is called. Returns them by name, in the order `read` takes.
 
     `elem_id` makes their ids from their names. `preview(path, selection, fps)` gives a strip of the frames of the
     source and a line about them, or raises SettingsError. `units` is the number of ControlNet units, 0 if the extension
-    is not installed.
+    is not installed. `steps` is the host's control of the sampling steps.
     """
     controls = rows_of_controls(MAIN_ROWS, elem_id)
     with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced")):
         controls.update(rows_of_controls(ADVANCED_ROWS, elem_id))
         with gr.Row():
-            _speed_buttons(controls, elem_id)
+            _speed_buttons(controls, elem_id, steps)
         with gr.Row():
             controls.update({name + KEYFRAMES: keyframes_control(name, elem_id) for name in SCHEDULES})
     controls.update(source_part.build(elem_id, is_img2img, preview, controls["frames"], controls["fps"]))
@@ -67,12 +69,14 @@ def build(elem_id: ElemId, is_img2img: bool, preview: Callable, units: int) -> C
     return {name: controls[name] for name in ARGUMENTS + of_units}
 
 
-def _speed_buttons(controls: Controls, elem_id: ElemId) -> None:
+def _speed_buttons(controls: Controls, elem_id: ElemId, steps: Later) -> None:
     """A button for each preset, which sets the controls of its settings."""
     for name, preset in PRESETS.items():
-        button = gr.Button(f"Speed: {name}", elem_id=elem_id(f"speed_{name}"))
-        outputs = [controls[setting] for setting in Preset._fields]
-        button.click(lambda preset=preset: tuple(preset), [], outputs, show_progress=False)
+        label = f"Speed: {name}" + (f", {preset.steps} steps" if preset.steps else "")
+        button = gr.Button(label, elem_id=elem_id(f"speed_{name}"))
+        sets(button, {controls[setting]: value for setting, value in preset.settings.items()})
+        if preset.steps:
+            steps.then(lambda control, button=button, preset=preset: sets(button, {control: preset.steps}))
 
 
 def read(args: tuple) -> Settings:
