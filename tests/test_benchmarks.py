@@ -238,7 +238,7 @@ def test_copies_between_main_memory_and_gpu():
 def test_counts_and_times_on_a_gpu_become_a_page(tmp_path):
     """Both as a machine without a GPU and one with it writes them."""
     steps = gpu.counts("sd1", [2], per_pass=2)
-    plain, momentum, full, fine, balanced = (row["kernels"] for row in steps)
+    plain, momentum, full, fine, _ = (row["kernels"] for row in steps)
     assert 500 < plain < 1000 and plain < momentum <= full < 2000 and plain < fine
     assert steps[4]["bytes"] < steps[3]["bytes"] < steps[0]["bytes"]  # of the deep blocks one frame of two is left
     for name, cell in ((None, "| no GPU |"), ("a GPU", "| 2 | 0.500 (0.500 to 0.500) |")):
