@@ -187,7 +187,6 @@ def measure(run) -> dict:
         for seed, each in enumerate(run.prompts(run.pick(24, 1)) if run.options.model is None else ())
     ]
     return {
-        "presets": {name: list(variant) for name, variant in BY_PRESET.items()},
         "frames": FRAMES,
         "operations": [row for rows in counted for row in rows],
         "clips": run.sampler.map(quality, tasks, "prompts"),
@@ -237,9 +236,8 @@ def targets(data: dict) -> list[Target]:
         return []
     rows, found = summary(data), []
     exact = rows[EXACT]
-    for name, values in data["presets"].items():
-        variant = Variant._make(values)
-        if variant.stride == 1:
+    for name, variant in BY_PRESET.items():
+        if variant == EXACT or variant not in rows:
             continue
         row, of = rows[variant], f"“{name}”, {len(data['clips'])} clips of {data['frames']} frames"
         moved, flicker = row["motion"] / exact["motion"] - 1, row["flicker"] / exact["flicker"]
@@ -305,7 +303,8 @@ def report(data: dict, figures: Figures) -> str:
 
 
 def _quality(data: dict, figures: Figures) -> str:
-    rows, names = summary(data), {Variant._make(values): name for name, values in data["presets"].items()}
+    rows = summary(data)
+    names = {variant: name for name, variant in BY_PRESET.items() if variant in rows}
     models = list(dict.fromkeys(_models(data)))
     head = ("all right", *MEASURES, "difference", "from the limit")
     costs = [f"cost, {unets.NAMES[model]}" for model in models]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,7 +14,7 @@ from zs2_lib.core.rows import Rows
 from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.table import Settings
 
-from . import metrics, unets
+from . import document, metrics, unets
 from .counting import counted
 from .document import Figures, Target, at_most, ratio_cells, table
 from .timing import in_own_process, milliseconds
@@ -34,17 +35,34 @@ VARIANTS = {
     "balanced": ("balanced", 1.0),
 }
 """Of each step the preset, and where on the way from noise (0) to the picture (1) it is."""
-# “fast” has the steps of “balanced”, and fewer of them
 BARS = {"momentum": {"kernels": 1.06, "bytes": 1.04}, "balanced": {"kernels": 1.25}}
 
 
 def measure(run) -> dict:
-    frames, gpu = run.pick(FRAMES, QUICK_FRAMES), torch.cuda.is_available()
+    """Counts, and times on a GPU: without one, those that a machine with one has left in the output stay."""
+    frames = run.pick(FRAMES, QUICK_FRAMES)
     rows = [row for kind in SIDES for row in counts(kind, frames)]
-    times = in_own_process(all_times, frames, run.quick) if gpu else {}
-    for row in rows:
-        row["ms"] = times.get((row["unet"], row["frames"]), {}).get(row["variant"])
-    return {"per pass": PER_PASS, "gpu": torch.cuda.get_device_name() if gpu else None, "steps": rows}
+    return {"per pass": PER_PASS, "steps": rows, "times": timed(rows, frames, run)}
+
+
+def timed(rows: Sequence[dict], frames: Sequence[int], run) -> dict | None:
+    if not torch.cuda.is_available():
+        before = document.read(run.output, "gpu")
+        return before["data"]["times"] if before else None
+    times = in_own_process(all_times, frames, run.quick)
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+        "steps": [
+            {**_step(row), "kernels": row["kernels"], "ms": times[row["unet"], row["frames"]].get(row["variant"])}
+            for row in rows
+        ],
+    }
+
+
+def _step(row: dict) -> dict:
+    return {key: row[key] for key in ("unet", "frames", "variant")}
 
 
 @contextlib.contextmanager
@@ -158,23 +176,26 @@ def targets(data: dict) -> list[Target]:
 
 
 def report(data: dict, figures: Figures) -> str:
-    rows = []
+    rows, changed = [], False
     for row in data["steps"]:
         shape = unets.NAMES[row["unet"]], f"{row['pixels']}×{row['pixels']}", row["frames"], row["variant"]
         cells = row["kernels"], *(f"{ratio(data, row, key):.3f}" for key in ("kernels", "bytes"))
-        rows.append((*shape, *cells, row["copies"], row["waits"], *_times(data, row)))
+        ms, relative, same = _times(data, row)
+        changed |= not same
+        rows.append((*shape, *cells, row["copies"], row["waits"], ms, relative + ("" if same else " *")))
     header = ("UNet", "pixels", "frames", "step", "kernels", "kernels / plain", "bytes / plain", "copies", "that wait")
-    gpu = "No GPU was there when this was measured, so it has no times."
-    if data["gpu"]:
+    gpu, times = "No GPU was there when this was measured, so it has no times.", data["times"]
+    if times:
         gpu = (
-            f"*ms*: by the clock of the GPU, {data['gpu']}, median of steps in turns, with random weights; */ plain*: "
-            "median and quartiles of the pairs."
-        )
+            f"*ms*: by the clock of the GPU, {times['gpu']} ({times['date']}, torch {times['torch']}), median of steps "
+            "in turns, with random weights; */ plain*: median and quartiles of the pairs."
+        ) + (" An asterisk: the step had other kernels then than it has now." if changed else "")
     return (
         "One UNet step with guidance (twice as many rows as frames) in float16, at the shapes of SD 1.5 and SDXL, in "
         f"passes of {data['per pass']} frames (with anchors the last one may hold a few more). *plain batch*: the UNet "
-        f"alone, on as many frames in batches of {data['per pass']}; all ratios are to it. Each step is its "
-        "clip's second: what all steps share is on the GPU by then.\n\n"
+        f"alone, on as many frames in batches of {data['per pass']}; all ratios are to it. *fine* and *balanced* are "
+        "[presets](#anchors), past their start; the steps of *fast* are those of *balanced*. Each step is its clip's "
+        "second: what all steps share is on the GPU by then.\n\n"
         "All but the times is counted on torch's `meta` tensors, which need no GPU. *kernels*: operations that write "
         "to the GPU's memory; views and allocations are none, attention is one, and an operation is one even where a "
         "library launches several kernels for it. *bytes*: what kernels read and write, without caches. *copies*: "
@@ -183,8 +204,14 @@ def report(data: dict, figures: Figures) -> str:
     )
 
 
-def _times(data: dict, row: dict) -> tuple:
-    if not row["ms"]:
-        return ("out of memory" if data["gpu"] else "no GPU",) * 2
-    middle, quartiles = ratio_cells(row["ms"], _plain(data, row)["ms"])
-    return metrics.median(row["ms"]), f"{middle} ({quartiles})"
+def _times(data: dict, row: dict) -> tuple[object, str, bool]:
+    """Of a step: the milliseconds, their ratio to the plain batch, and whether it had today's kernels."""
+    found = {tuple(_step(each).values()): each for each in (data["times"] or {"steps": ()})["steps"]}
+    here, plain = (found.get(tuple(_step(each).values())) for each in (row, _plain(data, row)))
+    if not here:
+        return ("–", "–", True) if data["times"] else ("no GPU", "no GPU", True)
+    same = here["kernels"] == row["kernels"]
+    if not here["ms"]:
+        return "out of memory", "out of memory", same
+    middle, quartiles = ratio_cells(here["ms"], plain["ms"])
+    return metrics.median(here["ms"]), f"{middle} ({quartiles})", same

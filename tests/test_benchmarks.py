@@ -235,17 +235,23 @@ def test_copies_between_main_memory_and_gpu():
     assert (counts.copies, counts.waits, counts.kernels) == (3, 2, 2)
 
 
-def test_counts_and_times_on_a_gpu_become_a_page(tmp_path):
+def test_counts_and_times_on_a_gpu_become_a_page(tmp_path, monkeypatch):
     """Both as a machine without a GPU and one with it writes them."""
     steps = gpu.counts("sd1", [2], per_pass=2)
     plain, momentum, full, fine, _ = (row["kernels"] for row in steps)
     assert 500 < plain < 1000 and plain < momentum <= full < 2000 and plain < fine
     assert steps[4]["bytes"] < steps[3]["bytes"] < steps[0]["bytes"]  # of the deep blocks one frame of two is left
-    for name, cell in ((None, "| no GPU |"), ("a GPU", "| 2 | 0.500 (0.500 to 0.500) |")):
-        steps = [{**row, "ms": name and [4.0 if row["variant"] == gpu.PLAIN else 2.0] * 3} for row in steps]
-        save(tmp_path, "gpu", {"per pass": 2, "gpu": name, "steps": steps})
+    ms = [{**row, "ms": [4.0 if row["variant"] == gpu.PLAIN else 2.0] * 3} for row in steps]
+    ms[-1]["kernels"] += 1
+    times = {"gpu": "a GPU", "date": "2026-11-26", "torch": "2", "steps": ms}
+    for found, cell in ((None, "| no GPU |"), (times, "| 2 | 0.500 (0.500 to 0.500) |")):
+        save(tmp_path, "gpu", {"per pass": 2, "steps": steps, "times": found})
         text = document.render(tmp_path, ["gpu"], command.section).read_text(encoding="utf-8")
         assert text.count(cell) >= 3 and "nan" not in text.lower()
+    assert text.count("0.500 (0.500 to 0.500) * |") == 1 and "An asterisk" in text
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = command.Run(argparse.Namespace(quick=True), tmp_path)
+    assert gpu.timed(steps, [2], run) == times  # which stay where no GPU is
 
 
 def test_each_step_on_a_gpu_is_timed_in_turns(pipe, monkeypatch):
@@ -506,7 +512,6 @@ def test_anchors_become_a_page(pipe, tmp_path):
     assert [one["variant"] for one in clip] == short and clip[0]["rows"] == 3 * 2 * 3
     assert clip[0]["difference"] == 0 < clip[1]["difference"] < clip[-1]["difference"]
     data = {
-        "presets": {name: list(variant) for name, variant in anchors.BY_PRESET.items()},
         "frames": 8,
         "operations": [row | {"depth": depth} for row in counted(0.6) for depth in ("gentle", "medium")],
         "clips": [[{**one, "variant": list(variant)} for variant, one in zip(some, clip)]],
