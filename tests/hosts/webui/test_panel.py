@@ -18,6 +18,7 @@ import pytest
 import clipfiles
 from host import STILL
 from test_source_video import video
+from zs2_lib.settings.presets import PRESETS
 
 try:
     from selenium import webdriver
@@ -199,6 +200,29 @@ def test_panel_has_all_controls_with_tooltips(page, tab):
     assert not [control for control in CONTROLS if control not in texts], texts
     silent = [label["text"] for label in labels if len(label["tooltip"]) < 20]
     assert not silent, f"controls without a tooltip: {silent}"
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_speed_buttons_set_what_decides_it(page, tab):
+    """The steps too, which are the host's."""
+    page.show_tab(tab)
+    page.enable(tab)
+    page.open_part(tab, "Advanced")
+    for name in ("fast", "fine", "exact"):
+        preset = PRESETS[name]
+        page.run(
+            "[...zs2.panel(arguments[0]).querySelectorAll('button')]"
+            ".find(e => e.textContent.startsWith(`Speed: ${arguments[1]}`)).click()",
+            tab,
+            name,
+        )
+        page.wait(
+            "return zs2.input(arguments[0], 'Anchor stride').value === arguments[1]", 20, tab, str(preset.anchor_stride)
+        )
+        assert float(page.value(tab, "Anchor start")) == preset.anchor_start
+        assert page.run(f"return document.querySelector('#{tab}_steps input[type=number]').value") == "14"
+    page.set_field(f"#{tab}_steps input[type=number]", 20)
+    page.enable(tab, False)
 
 
 def test_img2img_without_a_picture(page):
