@@ -212,7 +212,7 @@ def test_speed_buttons_set_what_decides_it(page, tab):
         preset = PRESETS[name]
         page.run(
             "[...zs2.panel(arguments[0]).querySelectorAll('button')]"
-            ".find(e => e.textContent.startsWith(`Speed: ${arguments[1]}`)).click()",
+            ".find(e => e.textContent.trim().startsWith(`Speed: ${arguments[1]}`)).click()",
             tab,
             name,
         )
