@@ -9,6 +9,7 @@ from pathlib import Path
 
 from . import metrics
 from .document import PLAIN, ZS2, Figures, Target, at_most, megabytes, ratio_cells, table, time_bars
+from .length import CHAIN_BAR, CHAIN_SIDE, CHAIN_STEPS, MANY_SEGMENTS, ONE_SEGMENT
 
 TITLE = "In the WebUI"
 HOST_TESTS = Path(__file__).resolve().parent.parent / "tests" / "hosts" / "webui"
@@ -29,9 +30,12 @@ def measure(run) -> dict:
     steps, pairs, repeats = run.pick(20, 4), run.pick(7, 2), run.pick(3, 1)
     with tempfile.TemporaryDirectory() as folder:
         made = models.make(Path(folder) / "models")
-        data = Path(folder) / "data"
-        data.mkdir()
-        with host.started(installation, made, data) as webui:
+        with host.started(installation, made, _folder(folder, "long")) as webui:
+            chain = [
+                {"frames": frames, "peak": _chain_peak(webui, host.zs2, frames)}
+                for frames in run.pick((ONE_SEGMENT, MANY_SEGMENTS), (ONE_SEGMENT, 300))
+            ]
+        with host.started(installation, made, _folder(folder, "data")) as webui:
             plain, clip, peaks = _compare(webui, host.zs2, steps, pairs)
             short, long = [], []
             for _ in range(repeats):
@@ -41,7 +45,21 @@ def measure(run) -> dict:
             peaks["long"] = webui.about()["peak memory"]
             about = {key: webui.about()[key] for key in ("python", "torch")}
             setup = {"version": webui.version, **about, "steps": steps, "per pass": PER_PASS}
-            return {**setup, "plain": plain, "clip": clip, "short": short, "long": long, "peaks": peaks}
+            return {**setup, "plain": plain, "clip": clip, "short": short, "long": long, "peaks": peaks, "chain": chain}
+
+
+def _folder(parent: str, name: str) -> Path:
+    folder = Path(parent) / name
+    folder.mkdir()
+    return folder
+
+
+def _chain_peak(webui, zs2, frames: int) -> int:
+    """Peak memory of the WebUI's process after a clip of `frames`."""
+    settings = {"frames": frames, "frames_per_pass": PER_PASS, "formats": ["mp4"], "return": "video"}
+    size = {"width": CHAIN_SIDE, "height": CHAIN_SIDE}
+    webui.generate(sampler_name="DDIM", steps=CHAIN_STEPS, **size, alwayson_scripts=zs2(settings))
+    return webui.about()["peak memory"]
 
 
 def _compare(webui, zs2, steps: int, pairs: int) -> tuple[list[float], list[float], dict]:
@@ -78,11 +96,18 @@ def targets(data: dict) -> list[Target]:
     job = metrics.median_ratio(data["clip"], data["plain"])
     time = metrics.median_ratio(data["long"], data["short"])
     memory = data["peaks"]["long"] / data["peaks"]["short"]
+    one, many = data["chain"]
     what = f"{LONG} frames / {SHORT} frames in the WebUI, {data['per pass']} per pass"
     return [
         at_most("webui-plain", f"whole job / the WebUI's plain batch, {SHORT} frames", job, PLAIN_BAR),
         at_most("webui-time", f"time, {what}", time, TIME_BAR, digits=2),
         at_most("webui-memory", f"peak memory, {what}", memory, MEMORY_BAR),
+        at_most(
+            "webui-chain-memory",
+            f"peak memory of the WebUI, {many['frames']} frames / {one['frames']} frames",
+            many["peak"] / one["peak"],
+            CHAIN_BAR,
+        ),
     ]
 
 
@@ -108,5 +133,9 @@ def report(data: dict, figures: Figures) -> str:
         )
         + f"\nPeak memory of the WebUI's process: {megabytes(peaks['plain'])} after a plain batch of {SHORT}, "
         f"{megabytes(peaks['short'])} after ZS² with {SHORT} frames, "
-        f"{megabytes(peaks['long'])} after {LONG} frames.\n\n" + figures.link("times", "Time of a job in the WebUI")
+        f"{megabytes(peaks['long'])} after {LONG} frames. A chain of segments, {CHAIN_STEPS} steps at "
+        f"{CHAIN_SIDE}×{CHAIN_SIDE} pixels, in another process: "
+        + ", ".join(f"{each['frames']} frames {megabytes(each['peak'])}" for each in data["chain"])
+        + ".\n\n"
+        + figures.link("times", "Time of a job in the WebUI")
     )

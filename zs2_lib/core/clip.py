@@ -15,7 +15,7 @@ from .noise import ClipNoise, SegmentNoise
 from .passes import Passes
 from .rows import Rows
 
-SEGMENT = 256
+SEGMENT = 128
 """The most frames that are sampled at once: a longer clip is a chain of segments."""
 
 

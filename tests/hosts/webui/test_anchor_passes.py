@@ -45,7 +45,7 @@ def test_anchors(host, name, depth):
     assert difference(pieces, whole) <= BAR
     # with calls of four frames, a pass may hold all of one: the frames up to the next but one anchor
     assert rows_in_pieces < rows or "off" in name
-    assert difference(whole, exact) > BAR, "anchors are not at work"
+    assert difference(whole, exact) > 0, "anchors are not at work"
     assert 0 < change(whole) < 2 * change(exact)
 
 
