@@ -47,9 +47,9 @@ class Run:
     """What the sections share: the checkpoint, how thorough to be, and the sampler of clips."""
 
     options: argparse.Namespace
-    output: Path
-    """Where the document goes, and that of an earlier run may be."""
     sampler: object = field(repr=False, default=None)
+    output: Path | None = None
+    """Where the document goes, and that of an earlier run may be."""
 
     @property
     def quick(self) -> bool:
@@ -181,7 +181,7 @@ def measure(options: argparse.Namespace, names, output: Path) -> None:
     torch.set_num_threads(1)
     checkpoint = Path(options.model).name if options.model else "tiny-sd, in this repository"
     with Sampler(options.model, options.config, options.workers) as sampler:
-        run = Run(options, output, sampler)
+        run = Run(options, sampler, output)
         for name in names:
             print(f"{name}: {section(name).TITLE}", flush=True)
             started = time.monotonic()

@@ -47,7 +47,7 @@ def measure(run) -> dict:
 
 def timed(rows: Sequence[dict], frames: Sequence[int], run) -> dict | None:
     if not torch.cuda.is_available():
-        before = document.read(run.output, "gpu")
+        before = document.read(run.output, "gpu") if run.output else None
         return before["data"]["times"] if before else None
     times = in_own_process(all_times, frames, run.quick)
     return {

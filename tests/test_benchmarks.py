@@ -250,7 +250,7 @@ def test_counts_and_times_on_a_gpu_become_a_page(tmp_path, monkeypatch):
         assert text.count(cell) >= 3 and "nan" not in text.lower()
     assert text.count("0.500 (0.500 to 0.500) * |") == 1 and "An asterisk" in text
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    run = command.Run(argparse.Namespace(quick=True), tmp_path)
+    run = command.Run(argparse.Namespace(quick=True), output=tmp_path)
     assert gpu.timed(steps, [2], run) == times  # which stay where no GPU is
 
 
