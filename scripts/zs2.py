@@ -19,14 +19,16 @@ log = logging.getLogger("zs2")
 class Script(scripts.Script):
     create_group = False
 
+    def __init__(self):
+        self.steps = Later()
+        if hasattr(self, "on_after_component"):  # an old host has none
+            for tab in ("txt2img", "img2img"):  # it speaks of its own tab alone
+                self.on_after_component(lambda made: self.steps.made(made.component), elem_id=f"{tab}_steps")
+
     def title(self):
         return "ZS2"
 
     def show(self, is_img2img):
-        self.steps = Later()
-        if hasattr(self, "on_after_component"):  # an old host has none
-            tab = "img2img" if is_img2img else "txt2img"
-            self.on_after_component(lambda made: self.steps.made(made.component), elem_id=f"{tab}_steps")
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):

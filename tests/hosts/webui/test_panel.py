@@ -217,10 +217,14 @@ def test_speed_buttons_set_what_decides_it(page, tab):
             name,
         )
         page.wait(
-            "return zs2.input(arguments[0], 'Anchor stride').value === arguments[1]", 20, tab, str(preset.anchor_stride)
+            "return zs2.input(arguments[0], 'Anchor stride').value === arguments[1] && "
+            "zs2.input(arguments[0], 'Anchor start').value === arguments[2]",
+            20,
+            tab,
+            str(preset.anchor_stride),
+            str(preset.anchor_start),
         )
-        assert float(page.value(tab, "Anchor start")) == preset.anchor_start
-        assert page.run(f"return document.querySelector('#{tab}_steps input[type=number]').value") == "14"
+        page.wait(f"return document.querySelector('#{tab}_steps input[type=number]').value === '14'", 20)
     page.set_field(f"#{tab}_steps input[type=number]", 20)
     page.enable(tab, False)
 
