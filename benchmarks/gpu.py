@@ -48,7 +48,7 @@ def measure(run) -> dict:
 def timed(rows: Sequence[dict], frames: Sequence[int], run) -> dict | None:
     if not torch.cuda.is_available():
         before = document.read(run.output, "gpu") if run.output else None
-        return before["data"]["times"] if before else None
+        return before["data"].get("times") if before else None
     times = in_own_process(all_times, frames, run.quick)
     return {
         "gpu": torch.cuda.get_device_name(),

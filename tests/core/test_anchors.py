@@ -473,6 +473,54 @@ def test_half_precision(dtype, tolerance):
     torch.testing.assert_close(sample(half, rows, 4, dtype=dtype, frames_per_pass=3), result, rtol=0, atol=tolerance)
 
 
+class FittingTorch:
+    """torch as A1111 gives it to `ldm`'s UNet: what is joined is fitted in size."""
+
+    def __getattr__(self, name: str):
+        return getattr(torch, name)
+
+    @staticmethod
+    def cat(tensors, *args, **kwargs):
+        size = tensors[1].shape[2:]
+        if tensors[0].shape[2:] != size:
+            tensors = (nn.functional.interpolate(tensors[0], size, mode="nearest"), tensors[1])
+        return torch.cat(tensors, *args, **kwargs)
+
+
+@depths
+@pytest.mark.parametrize("size", [(9, 9), (17, 10), (33, 17), (13, 40)])
+def test_odd_sizes(monkeypatch, depth, size):
+    unet, rows = ldm_unet(), Rows.blocks(6, 2)
+    monkeypatch.setattr("ldm.modules.diffusionmodules.openaimodel.th", FittingTorch())
+    results = []
+    for frames_per_pass in (6, 2):
+        with Clip(MOMENTUM[:6], anchor_stride=4, anchor_depth=depth, frames_per_pass=frames_per_pass) as clip:
+            clip.attach(unet)
+            for step in range(2):
+                clip.begin_step(step)
+                x, t, text = unet_classes.inputs(rows, 6, normals(6, 4, *size, seed=step))
+                result = clip.call(functools.partial(call, unet), rows, x, t, text)
+        assert result.shape == x.shape
+        results.append(result)
+    torch.testing.assert_close(*results, rtol=0, atol=2e-5)
+
+
+def test_size_that_changes_between_steps(unet):
+    """Nothing that is kept fits the new one, and each frame is taken from the anchors themselves."""
+    rows, results = Rows.blocks(6, 2), []
+    for sizes in ((8, 8, 16, 16), (16, 16)):
+        with Clip(MOMENTUM[:6], anchor_stride=4, frames_per_pass=2) as clip:
+            clip.attach(unet)
+            for step, size in enumerate(sizes, 4 - len(sizes)):
+                clip.begin_step(step, 1.0)
+                x, t, text = unet_classes.inputs(rows, 6, normals(6, 4, size, size, seed=step))
+                if len(sizes) == 2 and step == 2:
+                    clip.anchors._in_full = False
+                results.append(clip.call(functools.partial(call, unet), rows, x, t, text))
+    for old, new in zip(results[2:4], results[4:]):
+        torch.testing.assert_close(old, new, rtol=0, atol=2e-5)
+
+
 # --- where a frame's places are found ---------------------------------------------------------------------------
 
 

@@ -57,12 +57,13 @@ class AnchorRows:
     ) -> AnchorRows:
         """The frames that `is_anchor` tells.
 
-        So is each group's last frame in the call, unless it is `clip_end`, the clip's last frame, and comes after
-        another anchor in the call.
+        So is each group's last frame in the call, unless it is `clip_end`, the last frame of a clip of one segment, and
+        comes after another anchor in the call.
         """
         last = dict(zip(rows.groups, rows.frames))
         regular = [is_anchor(frame, stride, phase, segment) for frame in rows.frames]
-        held = {group for group, anchor in zip(rows.groups, regular) if anchor and last[group] == clip_end}
+        ends = zip(rows.groups, regular) if segment is None else ()
+        held = {group for group, anchor in ends if anchor and last[group] == clip_end}
         index = tuple(
             row
             for row, (frame, group) in enumerate(zip(rows.frames, rows.groups))
@@ -145,7 +146,7 @@ class Anchors(Hooks):
     ):
         super().__init__()
         self.frames = frames
-        self.segment = segment
+        self.segment = segment if segment and frames > segment else None
         self.stride = stride if frames > 1 else 1
         self.depth = depth
         self.start = start
@@ -201,15 +202,17 @@ class Anchors(Hooks):
             self._rows = AnchorRows.of(now.rows, *self._rule, clip_end=self.frames - 1)
             self._acted, self._replaced = False, None
 
+    def end(self, now: Pass) -> None:
+        super().end(now)
+        self._replaced = None
+
     def saw(self, now: Pass) -> bool:
         return self._acted
 
     def restore(self, state: tuple[dict, ...]) -> None:
         super().restore(state)
         if self._replaced:
-            rows, values, known = self._replaced
-            self.kept.put(rows, values)
-            self.kept.known = known
+            self.kept.restore(*self._replaced)
 
     @property
     def _rule(self) -> tuple[int, int, int | None]:
@@ -229,7 +232,8 @@ class Anchors(Hooks):
         """Before a deep block: its arguments of the anchors' rows, which the layers inside see from here on."""
         if not self.act:
             return None
-        x, rows = args[0] if args else next(iter(kwargs.values())), len(self.now.rows)
+        x = next(each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor) and each.ndim == 4)
+        rows = len(self.now.rows)
         if x.shape[0] != rows:
             raise RuntimeError(
                 f"anchors: a block saw {x.shape[0]} rows in a UNet call of {rows}; "
@@ -277,6 +281,10 @@ class Anchors(Hooks):
                 "anchors: the last of the UNet's deep blocks was called without the first; "
                 + another_extension("calls the UNet's blocks itself", f"{SWITCH_OFF}, or set the anchor stride to 1")
             )
+        if (
+            shallow.shape[2:] != given.shape[2:]
+        ):  # of odd sizes, which a host fits as it joins what skips the deep blocks
+            shallow = torch.nn.functional.interpolate(shallow, given.shape[2:], mode="nearest")
         own = self.kept.get(self.now.rows, given)
         self._replaced = self.now.rows, own, dict(self.kept.known)
         grid = Grid.of(given)

@@ -43,7 +43,7 @@ class Constants:
         if is_range(index):
             values[index[0] : index[-1] + 1].copy_(part, non_blocking=True)
         else:
-            values.index_copy_(0, self.index(index, values.device), part.to(values.device))
+            values.index_copy_(0, self.index(index, values.device), part.to(values))
 
     def add(self, values: torch.Tensor, index: Sequence[int], part: torch.Tensor) -> None:
         """values[index] += part, where no number comes twice."""

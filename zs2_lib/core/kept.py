@@ -40,25 +40,39 @@ class Kept:
         """Keeps `values` (rows, …). A group's frames are put in their order."""
         places = self._places(rows)
         for group, (index, frames) in places.items():
-            if group not in self._groups:
+            if not self._fits(group, values):
                 self._groups[group] = self._room(values, len(places))
+                self.known.pop(group, None)
             self._constants.put(self._groups[group], frames, self._constants.take(values, index))
             self.known[group] = max(self.known.get(group, 0), frames[-1] + 1)
 
     def get(self, rows: Rows, like: torch.Tensor) -> torch.Tensor:
         """A copy of what is kept of each row, as a tensor (rows, …) where `like` is, which is shaped so; zeros where
-        nothing is.
+        nothing is, or of another shape or precision.
         """
         places = self._places(rows)
         parts: list[torch.Tensor] = []
         for group, (index, frames) in places.items():
-            if frames[-1] < self.known.get(group, 0):
+            if frames[-1] < self.known.get(group, 0) and self._fits(group, like):
                 part = self._constants.take(self._groups[group], frames).to(like.device, non_blocking=True)
             else:
                 part = like.new_zeros((len(index), *like.shape[1:]))
             parts.append(part)
         order = [row for index, _ in places.values() for row in index]
         return self._constants.take(torch.cat(parts), sorted(range(len(order)), key=order.__getitem__))
+
+    def restore(self, rows: Rows, values: torch.Tensor, known: dict) -> None:
+        """Puts `values` (rows, …) back, what `get` gave of `rows` when so much was `known`."""
+        here = [row for row, group in enumerate(rows.groups) if group in known]
+        if here:
+            self.put(rows.take(here), values[here])
+        self._groups = {group: kept for group, kept in self._groups.items() if group in known}
+        self.known = known
+
+    def _fits(self, group, like: torch.Tensor) -> bool:
+        """Whether there is room for a group's tensors, shaped as `like` (rows, …) has them."""
+        kept = self._groups.get(group)
+        return kept is not None and kept.shape[1:] == like.shape[1:] and kept.dtype == like.dtype
 
     def _room(self, like: torch.Tensor, groups: int) -> torch.Tensor:
         """Room for a group of `groups`, tensors as `like` (rows, …) has."""

@@ -15,7 +15,7 @@ SIDE = 16
 TEMPERATURE = 0.1
 """Of the softmax over the cosines of features."""
 ALIKE = 0.05
-"""How far from each other (half the squared distance of unit vectors) features may be and still be of one thing."""
+"""How far from each other (share the squared distance of unit vectors) features may be and still be of one thing."""
 
 
 class Grid(NamedTuple):
@@ -67,14 +67,14 @@ def spread(
     """
     frames, ends = weights.shape
     places = features.shape[1]
-    half = constants.on(weights.to(features.dtype), features.device)
+    share = constants.on(weights.to(features.dtype), features.device)
     prior = constants.on(weights.log().to(features.dtype).repeat_interleave(places, 1)[:, None], features.device)
     like = torch.baddbmm(
         prior, features, of_ends.flatten(0, 1).T.expand(frames, -1, -1), alpha=1 / TEMPERATURE
     )  # (frames, places, ends · places)
-    off = (features - product(half, of_ends)).square().sum(2, keepdim=True) / (2 * ALIKE)
-    found = 1 - torch.exp(-off)
-    taken = like.softmax(2) * found
+    off = (features - product(share, of_ends)).square().sum(2, keepdim=True) / (2 * ALIKE)
+    moved = 1 - torch.exp(-off)
+    taken = like.softmax(2) * moved
     same = taken.unflatten(2, (ends, places)).diagonal(dim1=1, dim2=3)  # (frames, ends, places)
-    same.add_(half[:, :, None] * (1 - found).transpose(1, 2))
+    same.add_(share[:, :, None] * (1 - moved).transpose(1, 2))
     return taken @ change.flatten(0, 1)

@@ -76,7 +76,12 @@ def _speed_buttons(controls: Controls, elem_id: ElemId, steps: Later) -> None:
         button = gr.Button(label, elem_id=elem_id(f"speed_{name}"))
         sets(button, {controls[setting]: value for setting, value in preset.settings.items()})
         if preset.steps:
-            steps.then(lambda control, button=button, preset=preset: sets(button, {control: preset.steps}))
+            steps.then(partial(_lowers, button, preset.steps))
+
+
+def _lowers(button: gr.Button, most: int, control: gr.components.Component) -> None:
+    """A click on the `button` brings a control down to `most`."""
+    button.click(lambda value: min(value, most), [control], [control], show_progress=False)
 
 
 def read(args: tuple) -> Settings:

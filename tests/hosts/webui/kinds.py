@@ -42,6 +42,10 @@ class Kind:
     """Implementations of attention to choose from in its settings."""
     clip_skip: int = 2
     """Another than it has by default."""
+    xyz_steps: int = 4
+    """Which of X/Y/Z plot's axes are the sampling steps."""
+    xyz_more: tuple[int, list] = (0, [])
+    """What X/Y/Z plot takes beside A1111's arguments, and before which of them."""
     lacks: Mapping[str, str] = field(default_factory=dict)
     """Parts of A1111 that tests use, by a name of the tests, each with the reason why there is none."""
 
@@ -151,6 +155,8 @@ KINDS = (
         hires=MODULES,
         upscaler="None",
         refiner_at=5.0,
+        xyz_steps=2,
+        xyz_more=(16, [0]),
         clip_skip=1,
         half=("--bf16-unet", "--bf16-text-enc"),
         allows_root=False,
@@ -167,6 +173,7 @@ KINDS = (
             "infotext in a request": API_OF_INFOTEXTS,
             "padding": ONE_BATCH,
             "not deterministic SDE": "the host's SDE samplers are deterministic always",
+            "outpainting": "the host has no script for it",
         },
     ),
     Kind(
@@ -178,6 +185,7 @@ KINDS = (
         allows_root=False,
         hires=MODULES,
         refiner_at=0.3,
+        xyz_more=(10, [False, False, 0]),
         samplers=FORGE_SAMPLERS,
         schedulers=FORGE_SCHEDULERS,
         lacks={
@@ -195,6 +203,7 @@ KINDS = (
         (*COMMON_FLAGS, "--always-cpu", "--no-download-sd-model"),
         {"show_progress_type": "Approx cheap"},
         refiner_at=0.3,
+        xyz_more=(10, [False, False, 0]),
         half=("--unet-in-bf16", "--bf16-text-enc"),
         samplers=REFORGE_SAMPLERS,
         schedulers=REFORGE_SCHEDULERS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from host import AND, BAR, HIRES, REFINER, SDE, STILL, UNBATCHED, change, difference
+from host import AND, BAR, HIRES, REFINER, SDE, STILL, UNBATCHED, change, difference, without
 from webui import HostError
 
 KEYS = {"frames": 8, "frames_per_pass": 8, "anchor_stride": 3, "anchor_depth": "medium", "anchor_start": 0.1}
@@ -26,8 +26,11 @@ CASES = {
 }
 
 
+PARTS = {"HyperTile": "HyperTile", "Instruct-Pix2Pix": "pix2pix"}
+
+
 @pytest.mark.parametrize("depth", ["medium", "strong"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=without(PARTS.get(name, ""))) for name in CASES])
 def test_anchors(host, name, depth):
     payload, settings = dict(CASES[name]), {**KEYS, "anchor_depth": depth}
     if name == "Instruct-Pix2Pix":
@@ -77,6 +80,7 @@ def test_out_of_memory(host):
     host.disarm()
 
 
+@without("LoRA weights by frame")
 def test_changing_lora_weights_need_all_frames(host):
     """Each pass then holds one frame: the stride is not used, and a note says so."""
     prompts = "0: <lora:zs2_lora:0.2>\n4: <lora:zs2_lora:1>"

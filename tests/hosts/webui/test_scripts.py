@@ -38,7 +38,10 @@ class Case:
 
 def xyz(*values: str, lone: bool = True) -> list:
     """The arguments of X/Y/Z plot with so many steps along x."""
-    return [4, ",".join(values), [], 0, "", [], 0, "", [], True, lone, False, False, False, False, False, 0, False]
+    axes = [KIND.xyz_steps, ",".join(values), [], 0, "", [], 0, "", []]
+    arguments = [*axes, True, lone, False, False, False, False, False, 0, False]
+    before, more = KIND.xyz_more
+    return arguments[:before] + more + arguments[before:]
 
 
 HALF = {"denoising_strength": 0.5}
@@ -71,11 +74,15 @@ CASES = (
         True,
         "a clip for each loop, of the last's frame 1",
     ),
-    Case("SD upscale", [None, 32, "Lanczos", 2.0], "img2img", HALF, says="refused: it samples tiles"),
-    Case("Poor man's outpainting", [32, 4, 0, DRAWN], "img2img", HALF, says="refused: it samples borders"),
-    Case("Outpainting mk2", [None, 32, 4, DRAWN, 1.0, 0.05], "img2img", HALF, says="refused: it samples borders"),
+    Case("SD upscale", [None, 32, KIND.upscaler, 2.0], "img2img", HALF, says="refused: it samples tiles"),
     Case("ZS2 tiles", [False], "img2img", HALF, says="refused, as any script that hands over pictures of its own"),
 )
+OUTPAINTING = (
+    Case("Poor man's outpainting", [32, 4, 0, DRAWN], "img2img", HALF, says="refused: it samples borders"),
+    Case("Outpainting mk2", [None, 32, 4, DRAWN, 1.0, 0.05], "img2img", HALF, says="refused: it samples borders"),
+)
+if "outpainting" not in KIND.lacks:
+    CASES += OUTPAINTING
 
 
 @pytest.fixture(scope="module")
