@@ -46,6 +46,8 @@ class Kind:
     """Which of X/Y/Z plot's axes are the sampling steps."""
     xyz_more: tuple[int, list] = (0, [])
     """What X/Y/Z plot takes beside A1111's arguments, and before which of them."""
+    sd_upscale: tuple = (None, 32, "Lanczos", 2.0)
+    """The arguments of the script SD upscale."""
     lacks: Mapping[str, str] = field(default_factory=dict)
     """Parts of A1111 that tests use, by a name of the tests, each with the reason why there is none."""
 
@@ -157,6 +159,7 @@ KINDS = (
         refiner_at=5.0,
         xyz_steps=2,
         xyz_more=(16, [0]),
+        sd_upscale=(32, "None", 2.0, False),
         clip_skip=1,
         half=("--bf16-unet", "--bf16-text-enc"),
         allows_root=False,
@@ -174,6 +177,7 @@ KINDS = (
             "padding": ONE_BATCH,
             "not deterministic SDE": "the host's SDE samplers are deterministic always",
             "outpainting": "the host has no script for it",
+            "agent scheduler": "the extension does not load there (ImportError: registered_param_bindings)",
         },
     ),
     Kind(
