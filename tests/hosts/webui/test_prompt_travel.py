@@ -303,6 +303,7 @@ def test_keyframes_beyond_the_clip_are_noted(host):
 # --- what is written -----------------------------------------------------------------------------------------
 
 
+@without("infotext in a request")
 @pytest.mark.parametrize(
     "prompts",
     [
