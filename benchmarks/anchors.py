@@ -179,9 +179,9 @@ def deep_output_kept(unet, depth: str, every: int) -> Iterator[None]:
 
 def measure(run) -> dict:
     counted = run.sampler.map(_operations, run.pick(tuple(unets.NAMES), ("sd1",)), "UNets counted")
-    variants = run.pick(VARIANTS, (EXACT, *BY_PRESET.values()))
+    variants = run.pick(VARIANTS, tuple(BY_PRESET.values()))
     tasks = [
-        {**each, "seed": seed, "frames": FRAMES, "variants": tuple(dict.fromkeys(variants))}
+        {**each, "seed": seed, "frames": FRAMES, "variants": variants}
         for seed, each in enumerate(run.prompts(run.pick(24, 1)) if run.options.model is None else ())
     ]
     return {
@@ -203,7 +203,7 @@ def summary(data: dict) -> dict[Variant, dict]:
         right, low, high = metrics.interval([one["right"] for one in found])
         known = [name for name in (*MEASURES, *DIFFERENCES) if found[0][name] is not None]
         means = {name: float(np.mean([one[name] for one in found])) for name in known}
-        cost = {model: _cost(data, variant, found[0], model) for model in dict.fromkeys(_models(data))}
+        cost = {model: _cost(data, variant, found[0], model) for model in _models(data)}
         rows[variant] = {"cost": cost, "right": right, "low": low, "high": high, **means}
     return rows
 
@@ -212,7 +212,7 @@ DIFFERENCES = ("difference", "from_limit")
 
 
 def _models(data: dict) -> list[str]:
-    return [row["model"] for row in data["operations"]]
+    return list(dict.fromkeys(row["model"] for row in data["operations"]))
 
 
 def _cost(data: dict, variant: Variant, measured: dict, model: str) -> float:
@@ -305,7 +305,7 @@ def report(data: dict, figures: Figures) -> str:
 def _quality(data: dict, figures: Figures) -> str:
     rows = summary(data)
     names = {variant: name for name, variant in BY_PRESET.items() if variant in rows}
-    models = list(dict.fromkeys(_models(data)))
+    models = _models(data)
     head = ("all right", *MEASURES, "difference", "from the limit")
     costs = [f"cost, {unets.NAMES[model]}" for model in models]
 
@@ -319,14 +319,15 @@ def _quality(data: dict, figures: Figures) -> str:
         presets.append((name, told(variant), *(f"{row['cost'][model]:.2f}" for model in models), *cells(row)))
         for model in models if variant.stride > 1 else ():
             other, plain = same_cost(rows, row["cost"][model], model)
-            what = f"at {unets.NAMES[model]}'s cost without anchors", told(other)
+            what = f"without anchors, {unets.NAMES[model]}", told(other)
             presets.append((*what, *(f"{plain['cost'][each]:.2f}" for each in models), *cells(plain)))
     text = (
         f"### The presets\n\n{len(data['clips'])} clips of {data['frames']} frames of the tiny checkpoint at CFG "
         f"{GUIDANCE:g}, the same noise for each. *Cost*: operations of the whole sampling at the shapes of SD 1.5 "
         f"(512×512) and SDXL (1024×1024), of {STEPS} steps in full. *All right*: frames with the shape, colour and "
         "background asked for, with the 95 % bootstrap interval. *Difference*: to the exact clip "
-        f"({told(EXACT)}), of 255; *from the limit*: to that of {LIMIT.steps} steps.\n\n"
+        f"({told(EXACT)}), of 255; *from the limit*: to that of {LIMIT.steps} steps. *Without anchors*: what comes "
+        "nearest to the exact clip for no more than the preset's cost with that UNet; where all that was measured costs more, the cheapest.\n\n"
         + table(("preset", "sampling", *costs, *head), presets)
     )
     if len(rows) <= len(names) + 1:

@@ -35,6 +35,8 @@ VARIANTS = {
     "balanced": ("balanced", 1.0),
 }
 """Of each step the preset, and where on the way from noise (0) to the picture (1) it is."""
+KEY = ("unet", "frames", "variant")
+"""What tells a step from the others."""
 BARS = {"momentum": {"kernels": 1.06, "bytes": 1.04}, "balanced": {"kernels": 1.25}}
 
 
@@ -55,14 +57,14 @@ def timed(rows: Sequence[dict], frames: Sequence[int], run) -> dict | None:
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
         "steps": [
-            {**_step(row), "kernels": row["kernels"], "ms": times[row["unet"], row["frames"]].get(row["variant"])}
+            {
+                **{key: row[key] for key in KEY},
+                "kernels": row["kernels"],
+                "ms": times[row["unet"], row["frames"]].get(row["variant"]),
+            }
             for row in rows
         ],
     }
-
-
-def _step(row: dict) -> dict:
-    return {key: row[key] for key in ("unet", "frames", "variant")}
 
 
 @contextlib.contextmanager
@@ -206,8 +208,8 @@ def report(data: dict, figures: Figures) -> str:
 
 def _times(data: dict, row: dict) -> tuple[object, str, bool]:
     """Of a step: the milliseconds, their ratio to the plain batch, and whether it had today's kernels."""
-    found = {tuple(_step(each).values()): each for each in (data["times"] or {"steps": ()})["steps"]}
-    here, plain = (found.get(tuple(_step(each).values())) for each in (row, _plain(data, row)))
+    found = {tuple(each[key] for key in KEY): each for each in (data["times"] or {"steps": ()})["steps"]}
+    here, plain = (found.get(tuple(each[key] for key in KEY)) for each in (row, _plain(data, row)))
     if not here:
         return ("–", "–", True) if data["times"] else ("no GPU", "no GPU", True)
     same = here["kernels"] == row["kernels"]

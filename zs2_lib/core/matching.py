@@ -15,7 +15,7 @@ SIDE = 16
 TEMPERATURE = 0.1
 """Of the softmax over the cosines of features."""
 ALIKE = 0.05
-"""How far from each other (share the squared distance of unit vectors) features may be and still be of one thing."""
+"""How far from each other (half the squared distance of unit vectors) features may be and still be of one thing."""
 
 
 class Grid(NamedTuple):

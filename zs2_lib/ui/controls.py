@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import gradio as gr
@@ -45,12 +45,6 @@ class Later:
             self._waiting.append(function)
         else:
             function(self._control)
-
-
-def sets(button: gr.Button, values: Mapping) -> None:
-    """A click on the `button` gives each control its value."""
-    new = tuple(values.values())
-    button.click(lambda: new if len(new) > 1 else new[0], [], list(values), show_progress=False)
 
 
 def control(name: str, elem_id: ElemId) -> gr.components.Component:

@@ -22,7 +22,6 @@ from .controls import (
     keyframes_control,
     path_of,
     rows_of_controls,
-    sets,
     shown,
     shown_as_keyframes,
 )
@@ -73,8 +72,9 @@ def _speed_buttons(controls: Controls, elem_id: ElemId, steps: Later) -> None:
     """A button for each preset, which sets the controls of its settings."""
     for name, preset in PRESETS.items():
         label = f"Speed: {name}" + (f", {preset.steps} steps" if preset.steps else "")
-        button = gr.Button(label, elem_id=elem_id(f"speed_{name}"))
-        sets(button, {controls[setting]: value for setting, value in preset.settings.items()})
+        button = gr.Button(label, elem_id=elem_id(f"speed_{name}"), size="sm", min_width=100)
+        outputs = [controls[setting] for setting in preset.settings]
+        button.click(lambda preset=preset: tuple(preset.settings.values()), [], outputs, show_progress=False)
         if preset.steps:
             steps.then(partial(_lowers, button, preset.steps))
 
