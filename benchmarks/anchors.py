@@ -327,8 +327,8 @@ def _quality(data: dict, figures: Figures) -> str:
         f"(512×512) and SDXL (1024×1024), of {STEPS} steps in full. *All right*: frames with the shape, colour and "
         "background asked for, with the 95 % bootstrap interval. *Difference*: to the exact clip "
         f"({told(EXACT)}), of 255; *from the limit*: to that of {LIMIT.steps} steps. *Without anchors*: what comes "
-        "nearest to the exact clip for no more than the preset's cost with that UNet; where all that was measured costs "
-        "more, the cheapest.\n\n" + table(("preset", "sampling", *costs, *head), presets)
+        "nearest to the exact clip for no more than the preset's cost with that UNet; where all that was measured "
+        "costs more, the cheapest.\n\n" + table(("preset", "sampling", *costs, *head), presets)
     )
     if len(rows) <= len(names) + 1:
         return text
