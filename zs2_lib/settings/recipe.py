@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 
-from .table import ROWS, Row, Settings
+from .row import Row
+from .table import ROWS, Settings
 
 CARRIED = {name: row for name, row in ROWS.items() if name not in ("enabled", "returns", "source", "mask", "control")}
 """The settings that an infotext carries. That it carries them says that ZS² was enabled; files it can't carry."""

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import gradio as gr
 
 from zs2_lib.settings.kinds import Choice, Choices, Number, NumberSchedule, Prompts, WholeNumber, YesNo
+from zs2_lib.settings.row import Row
 from zs2_lib.settings.schedule import PromptKeyframes, Schedule
-from zs2_lib.settings.table import ROWS, Row
+from zs2_lib.settings.table import ROWS
 
 FILE = "_file"
 """Ending of the name of the upload that takes the place of a path's text field."""
