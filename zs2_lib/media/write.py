@@ -52,7 +52,7 @@ def write_clip(
         complete; a failure or an interrupt leaves it as it was and removes what had been written.
     format: one of `FORMATS`.
     fps: frames per second, see `check_clip`. A PNG folder does not record it.
-    text: generation parameters, kept as
+    text: generation parameters, which `read_text` reads back, kept as
         mp4, webm: the `comment` tag; gif: the comment block (UTF-8); webp: the EXIF UserComment;
         apng, png: the text chunk `parameters`, in a PNG folder in each file.
     loop: whether gif, webp and apng play without end or once. A player decides for the other formats.
@@ -63,6 +63,7 @@ def write_clip(
     """
     rate = check_clip(format, fps)
     check_replaceable(path, format)
+    text = text and text.encode(errors="replace").decode().replace("\0", "\ufffd")  # which no format could carry
     target = clip_path(path, format)
 
     pictures = rgb_pictures(frames)
