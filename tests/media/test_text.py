@@ -1,6 +1,9 @@
 """The text of a clip comes back from its file as it was given, whatever is in it, and after its file was remuxed."""
 
+import os
 import random
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -49,6 +52,45 @@ def clip(count=3):
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_text_comes_back(tmp_path, format, name):
     assert read_text(write_clip(clip(), tmp_path / "a", format, 8, TEXTS[name])) == TEXTS[name]
+
+
+def remux(source, target, format):
+    """What `ffmpeg -i source -c copy target` does."""
+    with av.open(str(source), format="apng" if format == "apng" else None) as old, av.open(str(target), "w") as new:
+        new.metadata.update(old.metadata)
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+
+
+REMUXED = [
+    ("mp4", "mp4"), ("mp4", "mkv"), ("webm", "webm"), ("webm", "mkv"), ("webm", "mp4"), ("gif", "gif"),
+    ("apng", "apng"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("format, to", REMUXED)
+def test_after_a_remux(tmp_path, format, to):
+    """Not WebP: FFmpeg cannot read an animated one. MOV takes texts up to 64 KB."""
+    for text in (SHORT, TEXTS["100 KB"]):
+        path = write_clip(clip(), tmp_path / "a", format, 8, text)
+        remux(path, tmp_path / f"b.{to}", format)
+        assert read_text(tmp_path / f"b.{to}") == text
+        remux(tmp_path / f"b.{to}", tmp_path / f"c.{format}", format)
+        assert read_text(tmp_path / f"c.{format}") == text
+
+
+@pytest.mark.skipif(not shutil.which("HandBrakeCLI"), reason="HandBrakeCLI is not installed")
+@pytest.mark.parametrize("to", ["mp4", "mkv"])
+@pytest.mark.parametrize("format", ["mp4", "webm"])
+def test_after_handbrake(tmp_path, format, to):
+    frames = [np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)] * 16
+    path = write_clip(frames, tmp_path / "a", format, 8, TEXTS["100 KB"])
+    command = ["HandBrakeCLI", "-i", path, "-o", tmp_path / f"b.{to}", "-f", f"av_{to}"]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "HOME": str(tmp_path)})
+    assert read_text(tmp_path / f"b.{to}") == TEXTS["100 KB"]
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -41,7 +41,7 @@ def read_text(path: str | os.PathLike) -> str | None:
 def _from_video(path: Path) -> str | None:
     with opened_video(path) as (container, _):
         tags = {name.lower(): text for name, text in container.metadata.items()}
-    return tags.get("comment") or None
+    return tags.get("comment") or tags.get("summary") or None  # HandBrake gives a comment the latter name in MKV
 
 
 def _from_picture(path: Path) -> str | None:

@@ -53,7 +53,8 @@ def write_clip(
     format: one of `FORMATS`.
     fps: frames per second, see `check_clip`. A PNG folder does not record it.
     text: generation parameters, which `read_text` reads back, kept as
-        mp4, webm: the `comment` tag; gif: the comment block (UTF-8); webp: the EXIF UserComment;
+        mp4: the tag `comment`; webm: the tags `comment` and `summary`;
+        gif: the comment block (UTF-8); webp: the EXIF UserComment;
         apng, png: the text chunk `parameters`, in a PNG folder in each file.
     loop: whether gif, webp and apng play without end or once. A player decides for the other formats.
 
