@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import os
 import re
 import secrets
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -86,6 +87,14 @@ def clip_bytes(path: str | os.PathLike) -> bytes:
         for file in sorted(path.iterdir()):
             archive.write(file, file.name)
     return buffer.getvalue()
+
+
+def write_sidecar(path: str | os.PathLike, about: Mapping) -> Path:
+    """Writes `path`.json beside the files of the clip `path`: what is said `about` it. All of it, or nothing."""
+    target = Path(f"{os.fspath(path)}.json")
+    with all_or_nothing(target) as unfinished:
+        unfinished.write_bytes(json.dumps(about, ensure_ascii=False, indent=2).encode(errors="replace"))
+    return target
 
 
 def check_replaceable(path: str | os.PathLike, format: str) -> None:

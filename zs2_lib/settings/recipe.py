@@ -8,8 +8,11 @@ from collections.abc import Iterable, Mapping
 
 from .table import ROWS, Row, Settings
 
-CARRIED = {name: row for name, row in ROWS.items() if name not in ("enabled", "returns", "source", "mask", "control")}
+_OF_THE_REQUEST = ("enabled", "returns", "sidecar", "source", "mask", "control")
+CARRIED = {name: row for name, row in ROWS.items() if name not in _OF_THE_REQUEST}
 """The settings that an infotext carries. That it carries them says that ZS² was enabled; files it can't carry."""
+LONGEST_NAME = 4096
+"""Characters of a file's name; what is longer is a file's content."""
 
 
 def infotext_key(row: Row) -> str:
@@ -41,6 +44,19 @@ def read(infotext: Mapping[str, str], names: Iterable[str] = CARRIED) -> dict[st
             values[row.name] = row.kind.read(infotext_key(row), text)
         elif row.default is None and is_of_clip(infotext):
             values[row.name] = None
+    return values
+
+
+def by_key(settings: Settings) -> dict[str, object]:
+    """All settings by their keys in API requests, as JSON has them, without the content of files."""
+
+    def is_content(value: object) -> bool:
+        return isinstance(value, str) and len(value) > LONGEST_NAME
+
+    values = {row.key: row.kind.plain(getattr(settings, name)) for name, row in ROWS.items()}
+    for key in ("source", "mask"):
+        values[key] = "" if is_content(values[key]) else values[key]
+    values["control"] = ["" if is_content(value) else value for value in values["control"]]
     return values
 
 
