@@ -12,7 +12,7 @@ from zs2_lib.settings.kinds import NumberSchedule, SettingsError
 from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.table import ROWS, Settings
 
-from . import control_part, source_part
+from . import control_part, recipe_part, source_part
 from .controls import (
     FILE,
     KEYFRAMES,
@@ -32,7 +32,7 @@ MAIN_ROWS = (("frames", "fps", "in_betweens"), ("motion", "inertia"), ("momentum
 ADVANCED_ROWS = (
     ("noise_model", "alpha"),
     ("candidates", "solver"),
-    ("frames_per_pass", "formats"),
+    ("frames_per_pass", "formats", "sidecar"),
     ("anchor_stride", "anchor_depth", "anchor_start"),
     ("retakes", "extended"),
 )
@@ -65,6 +65,7 @@ def build(elem_id: ElemId, is_img2img: bool, preview: Callable, units: int, step
             controls.update({name + KEYFRAMES: keyframes_control(name, elem_id) for name in SCHEDULES})
     controls.update(source_part.build(elem_id, is_img2img, preview, controls["frames"], controls["fps"]))
     controls.update(control_part.build(elem_id, units))
+    recipe_part.build(elem_id, is_img2img)
     of_units = tuple(name for number in range(units) for name in control_part.unit_controls(number))
     return {name: controls[name] for name in ARGUMENTS + of_units}
 
@@ -129,5 +130,5 @@ def _pasted(name: str, shown: Callable) -> Callable:
 
 PASTE = {"enabled": recipe.is_of_clip}
 """The paste function of each control. "Send to" finds the same control in the other tab by the function's identity."""
-PASTE.update({name: _pasted(name, partial(shown, name)) for name in SETTINGS})
+PASTE.update({name: _pasted(name, partial(shown, name)) for name in SETTINGS if name in recipe.CARRIED})
 PASTE.update({name + KEYFRAMES: _pasted(name, shown_as_keyframes) for name in SCHEDULES})
