@@ -1,4 +1,4 @@
-"""Protects interpolation: pictures that are there stay as they are, those between lie between, and memory is constant."""
+"""Protects interpolation: pictures that are there stay, those between lie between, and memory is constant."""
 
 import gc
 import math
@@ -117,7 +117,7 @@ def test_memory_does_not_grow(registered, name):
             yield different[number % 20].copy()
 
     def living():
-        return sum(isinstance(thing, Image.Image) for thing in gc.get_objects())
+        return sum(type(thing) is Image.Image for thing in gc.get_objects())
 
     before, ahead, alive = living(), [], []
     for k, _ in enumerate(interpolated(pictures(), 8, 16, name)):
