@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from zs2_lib.core.anchors import AnchorRows, phase_of
+from zs2_lib.core.anchors import AnchorRows, Rule, phase_of
 from zs2_lib.core.blocks import DEPTHS
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.rows import Rows
@@ -94,7 +94,7 @@ def cost(
     """
 
     def share(stride: int, phase: int) -> float:  # of the frames that are anchors
-        return len(AnchorRows.of(Rows.blocks(frames, 1), stride, phase, clip_end=frames - 1).index) / frames
+        return len(AnchorRows.of(Rows.blocks(frames, 1), Rule(stride, phase, ends=(frames - 1,))).index) / frames
 
     row = next(row for row in counted if (row["model"], row["frames"], row["depth"]) == (model, frames, depth))
     deep = (1 - row["ratio"]) / (1 - share(row["stride"], phase_of(1, row["stride"])))

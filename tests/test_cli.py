@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,8 @@ from zs2_lib import cli
 from zs2_lib.hosts.diffusers import checkpoints
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.media.formats import FORMATS
-from zs2_lib.settings import table
+from zs2_lib.media.text import read_text
+from zs2_lib.settings import recipe, table
 from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.table import Settings
 
@@ -101,6 +103,21 @@ def test_every_format(pipe, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(
         file.stem if file.suffix == ".png" else file.name for file in files
     )
+
+
+def test_a_sidecar(pipe, tmp_path, capsys):
+    outputs = ["-o", str(tmp_path / "a.gif"), "-o", str(tmp_path / "a.apng")]
+    assert cli.main([PROMPT, *QUICK, "--sidecar", "--prompts", "0: a, b", *outputs]) == 0
+    about = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    text = read_text(tmp_path / "a.gif")
+    assert about["files"] == {"gif": "a.gif", "apng": "a.apng"} and about["infotext"] == text
+    settings = Settings.from_mapping(about["settings"])
+    prompt, _, values = recipe.parsed(text)
+    assert (prompt, values["Seed"], recipe.texts(settings)["ZS2 prompts"]) == (PROMPT, "1", values["ZS2 prompts"])
+    assert (settings.frames, settings.formats, about["seed"], about["fps"]) == (3, ("gif", "apng"), 1, 8)
+    (tmp_path / "b.json").mkdir()
+    assert cli.main([PROMPT, *QUICK, "--sidecar", "-o", str(tmp_path / "b.gif")]) == 0
+    assert "could not be written" in capsys.readouterr().err and (tmp_path / "b.gif").exists()
 
 
 def test_the_clip_is_that_of_the_library(pipe, tmp_path):

@@ -21,13 +21,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from zs2_lib.media.formats import FORMATS, split_clip_name
+from zs2_lib.media.formats import FORMATS, clip_path, split_clip_name
 from zs2_lib.media.on_disk import OnDisk
-from zs2_lib.media.write import check_replaceable, write_clip
+from zs2_lib.media.write import check_replaceable, write_clip, write_sidecar
 from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import Choice, Kind, Number, Prompts, SettingsError, WholeNumber, YesNo
 from zs2_lib.settings.presets import PRESETS, Preset
-from zs2_lib.settings.table import Row, Settings
+from zs2_lib.settings.table import ROWS, Row, Settings
 
 PROGRAM = "python -m zs2_lib"
 STEPS = 20
@@ -175,6 +175,21 @@ def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:
             file = write_clip(frames, target, format, settings.fps, text)
             seconds = settings.frames / settings.fps
             print(f"{file}: {settings.frames} frames of {size}, {seconds:.3g} s, seed {job.seed}")
+    if settings.sidecar:
+        write_sidecars(job, text)
+
+
+def write_sidecars(job: Job, text: str) -> None:
+    """A JSON file beside each clip; one that cannot be written is said, the clips are there."""
+    about = {"infotext": text, "prompt": job.prompt, "negative_prompt": job.negative, "seed": job.seed}
+    about |= {"frames": job.settings.frames, "fps": job.settings.fps, "settings": recipe.by_key(job.settings)}
+    about["host"] = "diffusers"
+    for target in dict.fromkeys(target for target, _ in job.targets):
+        files = {format: clip_path(path, format).name for path, format in job.targets if path == target}
+        try:
+            print(write_sidecar(target, {**about, "files": files}))
+        except OSError as error:
+            say(f"the JSON beside {target} could not be written: {error}")
 
 
 @contextmanager
@@ -261,7 +276,8 @@ def _add_clip_options(group) -> None:
 
 def clip_options() -> list[Row]:
     """The settings that are options here: no source's, and the formats are known by the files' names."""
-    return [row for row in recipe.CARRIED.values() if row.name != "formats" and row.group not in ("source", "control")]
+    rows = [*recipe.CARRIED.values(), ROWS["sidecar"]]
+    return [row for row in rows if row.name != "formats" and row.group not in ("source", "control")]
 
 
 def flag(row: Row) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 import unet_classes
 import zs2_lib
 from unet_classes import call, diffusers_unet, hooked, ldm_unet, normals, random_weights
-from zs2_lib.core.anchors import AnchorRows, Anchors, phase_of
+from zs2_lib.core.anchors import AnchorRows, Anchors, Rule, phase_of
 from zs2_lib.core.blocks import DEPTHS, deep_control_modules, deep_modules
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.constants import Constants
@@ -25,6 +25,7 @@ from zs2_lib.core.hooks import Pass
 from zs2_lib.core.matching import ALIKE, SIDE, TEMPERATURE, Grid, spread
 from zs2_lib.core.momentum import PROJECTIONS
 from zs2_lib.core.rows import Rows
+from zs2_lib.core.timeline import Timeline
 
 FRAMES = 10
 MOMENTUM = [0.3, 0.98, 0.6, 0.5, 1.0, 0.7, 0.9, 0.2, 0.8, 0.95]
@@ -297,7 +298,7 @@ def test_deep_modules_of_the_published_shapes(name, first, last, depth):
 
 def test_model_without_such_blocks():
     with pytest.raises(ValueError, match="Linear has no blocks .* stride 1"):
-        Anchors(4, 2).attach(nn.Linear(2, 2))
+        Anchors(Timeline(4), 2).attach(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(
@@ -313,7 +314,7 @@ def test_model_without_such_blocks():
 )
 def test_key_rows(rows, stride, index, previous):
     """Of a call that is not the clip's last."""
-    keys = AnchorRows.of(rows, stride)
+    keys = AnchorRows.of(rows, Rule(stride))
     assert list(keys.index) == index and list(keys.rows.previous) == previous
     for row, (after, weight) in enumerate(zip(keys.after, keys.weight)):
         start, end = keys.rows.previous[after], keys.rows.frames[after]
@@ -331,7 +332,7 @@ def test_key_rows(rows, stride, index, previous):
     ],
 )
 def test_frames_after_the_last_key_frame_follow_it(rows, phase, index, after, weight):
-    keys = AnchorRows.of(rows, 4, phase, clip_end=7)
+    keys = AnchorRows.of(rows, Rule(4, phase, ends=(7,)))
     assert list(keys.index) == index and list(keys.after) == after
     assert keys.weight == pytest.approx(weight)
 
@@ -577,7 +578,7 @@ def test_anchors_alone_pass_the_deep_blocks(unet, depth):
 
 @pytest.mark.parametrize(("stride", "frames"), [(1, 8), (4, 1)])
 def test_off_sets_no_hook(unet, stride, frames):
-    with Anchors(frames, stride) as anchors:
+    with Anchors(Timeline(frames), stride) as anchors:
         anchors.attach(unet)
         assert hooked(unet) == [] and anchors.is_identity
 
@@ -585,7 +586,7 @@ def test_off_sets_no_hook(unet, stride, frames):
 def test_calls_that_are_not_the_clips_pass_unchanged(unet):
     args = inputs(LAYOUTS["blocks"])
     plain = call(unet, *args)
-    with Anchors(FRAMES, 4) as anchors:
+    with Anchors(Timeline(FRAMES), 4) as anchors:
         anchors.attach(unet)
         assert torch.equal(call(unet, *args), plain) and anchors.carried == {}
 
@@ -593,7 +594,7 @@ def test_calls_that_are_not_the_clips_pass_unchanged(unet):
 def test_scope_removes_its_hooks_after_an_exception(unet):
     rows = LAYOUTS["blocks"]
     with pytest.raises(ZeroDivisionError):
-        with Anchors(FRAMES, 4) as anchors:
+        with Anchors(Timeline(FRAMES), 4) as anchors:
             anchors.attach(unet)
             anchors.begin(Pass(rows))
             call(unet, *inputs(rows))
@@ -603,7 +604,7 @@ def test_scope_removes_its_hooks_after_an_exception(unet):
 
 def test_hooks_follow_to_another_unet():
     base, refiner = ldm_unet(), ldm_unet()
-    with Anchors(4, 2) as anchors:
+    with Anchors(Timeline(4), 2) as anchors:
         anchors.attach(base)
         count = len(hooked(base))
         anchors.attach(refiner)
@@ -639,7 +640,7 @@ def test_unet_that_goes_past_the_hooks_is_an_error():
 
 
 def test_rows_that_do_not_fit_the_call(unet):
-    with Anchors(FRAMES, 2) as anchors:
+    with Anchors(Timeline(FRAMES), 2) as anchors:
         anchors.attach(unet)
         anchors.begin(Pass(Rows.blocks(4, 1)))
         with pytest.raises(RuntimeError, match="saw 20 rows in a UNet call of 4; .* stride to 1"):
@@ -648,7 +649,7 @@ def test_rows_that_do_not_fit_the_call(unet):
 
 def test_anchor_without_its_predecessor(unet):
     rows = Rows((5, 6, 7, 8), (0,) * 4)
-    with Anchors(FRAMES, 4) as anchors:
+    with Anchors(Timeline(FRAMES), 4) as anchors:
         anchors.attach(unet)
         anchors.kept.put(Rows((0,), (0,)), torch.zeros(1, 1))  # of a step before
         anchors.restart(1)
@@ -730,7 +731,7 @@ def test_control_model_runs_its_deep_blocks_on_key_frames(depth):
         return [*down, middle]
 
     plain = residuals()
-    with Anchors(FRAMES, 4, depth) as anchors:
+    with Anchors(Timeline(FRAMES), 4, depth) as anchors:
         anchors.attach(unet, control, control)  # of two units that share a model
         assert all(map(torch.equal, residuals(), plain))
         anchors.begin(Pass(rows))

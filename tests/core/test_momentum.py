@@ -20,6 +20,7 @@ from zs2_lib.core.hooks import Pass, suspended
 from zs2_lib.core.momentum import PROJECTIONS, TemporalMomentum, Weights, momentum_product, momentum_scan
 from zs2_lib.core.passes import Passes
 from zs2_lib.core.rows import Rows
+from zs2_lib.core.timeline import Timeline
 from zs2_lib.settings.schedule import Schedule
 
 FRAMES = 6
@@ -494,7 +495,7 @@ def test_passes_equal_one_batch(scans, unet, layout, frames_per_pass):
             """A sampler's step whose rows the host cuts into calls before `cuts`, and those are cut into passes."""
             attention.restart()
             x, *rest = inputs(rows, FRAMES)
-            passes = Passes((attention,), Anchors(FRAMES), frames_per_pass)
+            passes = Passes((attention,), Anchors(Timeline(FRAMES)), Timeline(FRAMES), frames_per_pass)
             return torch.cat(
                 [
                     passes.run(

@@ -472,7 +472,7 @@ def test_a_long_clip_holds_what_its_segment_needs(monkeypatch):
         for _ in range(2):
             segment.draw(torch.zeros(1, 4, 8, 8))
         assert len(made) == (3 if first else 2)  # frame 1 is the host's
-    kept = [state for states in noise._kept.values() for state in states.values()]
+    kept = [state for states in noise._states.values() for state in states.values()]
     assert len(kept) == 4 and all(state.frame.numel() == 4 * 8 * 8 for state in kept)
 
 

@@ -51,6 +51,38 @@ def test_what_is_written_is_read_back(values):
     assert infotext == {"Steps": "5", **recipe.texts(settings)}
 
 
+MANY = {"Steps": "20", "Sampler": "Euler a", "Seed": "1", "ZS2 prompts": '0: a, "b"\n8: c\\d: e', "Model": '"m"'}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "negative"),
+    [
+        ("a", ""),
+        ("", "b"),
+        (" a \n\n b\r\n", "  c\n\td "),
+        ("a\nSteps: 20, Sampler: Euler a, Seed: 1, Size: 8x8", "b\nSteps: 5, Sampler: DDIM, Seed: 2"),
+        ("a\nNegative prompt: b", ""),
+        ("a\nNegative prompt: b\nSteps: 20, Sampler: Euler a, Seed: 1", "c"),
+        ('(a:1.2), "b", {"c": [1, "d"]}, \\(e\\) <lora:f:0.8> 😀', "Negative prompt"),
+    ],
+)
+def test_the_whole_text_is_read_back(prompt, negative):
+    assert recipe.parsed(recipe.parameters(prompt, negative, MANY)) == (prompt, negative, MANY)
+
+
+def test_a_text_of_the_webui_or_of_nothing_known():
+    text = (
+        "a cat,\non a mat\nNegative prompt: dog: (big)\nSteps: 5, Sampler: DPM++ 2M, Size: 64x64, "
+        'Hires prompt: "x, \\"y\\"\\nz", Lora hashes: "l: 1a2b, m: 3c", Version: v1.10.1'
+    )
+    prompt, negative, values = recipe.parsed(text)
+    assert (prompt, negative) == ("a cat,\non a mat", "dog: (big)")
+    assert values["Size"] == "64x64" and values["Hires prompt"] == 'x, "y"\nz' and values["Version"] == "v1.10.1"
+    assert values["Lora hashes"] == "l: 1a2b, m: 3c" and list(values)[:2] == ["Steps", "Sampler"]
+    assert recipe.parsed("a cat: sitting, by the sea") == ("a cat: sitting, by the sea", "", {})
+    assert recipe.parsed("") == ("", "", {})
+
+
 def test_an_infotext_speaks_of_what_it_has():
     assert not recipe.is_of_clip({"Steps": "20"}) and recipe.read({"Steps": "20"}) == {}
     assert recipe.read({"ZS2 frames": "3"}) == {"frames": 3, "prompts": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from zs2_lib.media.source import Selection
+from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.schedule import PromptKeyframes, Schedule
 from zs2_lib.settings.table import ROWS, Settings
@@ -21,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NO_NUMBER = [True, None, "8", [8], math.nan, math.inf, -math.inf]
 NO_SCHEDULE = [True, None, [0.1], math.nan, math.inf, 10**400, "fast", "", "0:0.1, 0:0.2", "-1:0.5", "0:0.1, 8"]
 NO_BOOLEAN = (1, 0, "true", None)
-YES_NO = ("enabled", "loop", "source_audio", "control_momentum")
+YES_NO = ("enabled", "loop", "sidecar", "source_audio", "control_momentum")
 
 ALLOWED = {
     **dict.fromkeys(YES_NO, (True, False)),
@@ -182,6 +184,13 @@ def test_tooltip_of_motion_says_what_to_expect():
     tooltip = ROWS["motion"].tooltip
     assert f"by {min(others):.0f} to {max(others):.0f} of 255" in tooltip
     assert f"DPM2 a at 10 steps or CFG 9 by {strong:.0f} to {few_steps:.0f}" in tooltip
+
+
+@each(ALLOWED)
+def test_settings_as_json(key, value):
+    """Which are read back as they were."""
+    settings = Settings.from_mapping({key: value, **NEEDS.get(key, {})})
+    assert Settings.from_mapping(json.loads(json.dumps(recipe.by_key(settings)))) == settings
 
 
 def test_repeated_formats_are_written_once():

@@ -33,6 +33,7 @@ from .hooks import SWITCH_OFF, Hooks, Pass, another_extension
 from .kept import Kept
 from .matching import Grid, spread
 from .rows import Rows, cut
+from .timeline import Timeline
 
 # --- which rows are anchors ------------------------------------------------------------------------------
 
@@ -52,18 +53,15 @@ class AnchorRows:
     weight: tuple[float, ...]
 
     @classmethod
-    def of(
-        cls, rows: Rows, stride: int, phase: int = 0, segment: int | None = None, clip_end: int | None = None
-    ) -> AnchorRows:
-        """The frames that `is_anchor` tells.
+    def of(cls, rows: Rows, rule: Rule) -> AnchorRows:
+        """The frames that the `rule` tells.
 
-        So is each group's last frame in the call, unless it is `clip_end`, the last frame of a clip of one segment, and
-        comes after another anchor in the call.
+        So is each group's last frame in the call, unless it is one of the rule's ends, and comes after another anchor
+        in its section and in the call.
         """
         last = dict(zip(rows.groups, rows.frames))
-        regular = [is_anchor(frame, stride, phase, segment) for frame in rows.frames]
-        ends = zip(rows.groups, regular) if segment is None else ()
-        held = {group for group, anchor in ends if anchor and last[group] == clip_end}
+        regular = [rule.tells(frame) for frame in rows.frames]
+        held = {group for group, anchor in zip(rows.groups, regular) if anchor and rule.holds(last[group])}
         index = tuple(
             row
             for row, (frame, group) in enumerate(zip(rows.frames, rows.groups))
@@ -107,11 +105,33 @@ class AnchorRows:
         ]
 
 
-def is_anchor(frame: int, stride: int, phase: int, segment: int | None = None) -> bool:
-    """Frame 0 is one at each step, and the last of each segment of so many frames; and each whose number leaves the
-    remainder `phase` when divided by `stride`.
+@dataclass(frozen=True)
+class Rule:
+    """Which kept frames are anchors at a step: frame 0, the last of each segment of so many frames, and each whose
+    number leaves the remainder `phase` when divided by `stride`.
+
+    Frames are `step` apart. `ends` are the last frames of what was a clip: frames that come after the last anchor of
+    such a section follow it, unless it has none.
     """
-    return frame == 0 or frame % stride == phase or bool(segment and (frame + 1) % segment == 0)
+
+    stride: int
+    phase: int = 0
+    segment: int | None = None
+    ends: tuple[int, ...] = ()
+    step: int = 1
+
+    def tells(self, frame: int) -> bool:
+        """Whether it is an anchor."""
+        regular = frame == 0 or frame % self.stride == self.phase
+        return regular or bool(self.segment and (frame + self.step) % self.segment == 0 and frame not in self.ends)
+
+    def holds(self, frame: int) -> bool:
+        """Whether it is an end that other anchors come before."""
+        if frame not in self.ends:
+            return False
+        begin = frame // self.segment * self.segment if self.segment else 0
+        begin = max([begin, *(end + self.step for end in self.ends if end < frame)])
+        return any(self.tells(other) for other in range(begin, frame + 1, self.step))
 
 
 def phase_of(step: int, stride: int) -> int:
@@ -125,12 +145,12 @@ def phase_of(step: int, stride: int) -> int:
 
 
 class Anchors(Hooks):
-    """Anchor passes over a clip of so many frames: the hooks on a UNet's deep blocks, what they carry and keep.
+    """Anchor passes over the kept frames of a clip: the hooks on a UNet's deep blocks, what they carry and keep.
 
     `stride` 1 is off: no hook is set. At the first step, and up to the part `start` of the diffusion's time, all frames
     go through all blocks. A pass must hold whole gaps between anchors, as `frames_that_fit` counts them, if it is to
     equal a part of a longer one; so do the segments of `segment` frames that a long clip is sampled in. Inside the deep
-    blocks self-attention averages over anchors.
+    blocks self-attention averages over anchors. In-betweens go through all blocks.
     """
 
     NAME = "anchors"
@@ -138,16 +158,16 @@ class Anchors(Hooks):
 
     def __init__(
         self,
-        frames: int,
+        timeline: Timeline,
         stride: int = 1,
         depth: str = "medium",
         start: float = 0.0,
         segment: int | None = None,
     ):
         super().__init__()
-        self.frames = frames
-        self.segment = segment if segment and frames > segment else None
-        self.stride = stride if frames > 1 else 1
+        self._timeline = timeline
+        self.segment = segment if segment and timeline.frames > segment else None
+        self.stride = stride if timeline.kept_frames > 1 else 1
         self.depth = depth
         self.start = start
         self._constants = Constants()
@@ -155,8 +175,8 @@ class Anchors(Hooks):
         """Of each guidance group the last anchor before this call: how its deep output has changed since the step
         before, and its features.
         """
-        self.kept = Kept(frames, self._constants)
-        """The deep output of each frame and guidance group at the step before."""
+        self.kept = Kept(timeline.kept_frames, timeline.in_betweens, self._constants)
+        """The deep output of each kept frame and guidance group at the step before."""
         self.suspended = False
         """Whether all steps compute all frames in full."""
         self._phase = 0
@@ -198,9 +218,20 @@ class Anchors(Hooks):
         super().begin(now)
         self._selected: dict = {}
         self._shallow: torch.Tensor | None = None
+        self._of_kept = now is not None and all(map(self._timeline.is_kept, now.rows.frames))
         if now is not None and not self.is_identity:
-            self._rows = AnchorRows.of(now.rows, *self._rule, clip_end=self.frames - 1)
-            self._acted, self._replaced = False, None
+            self._acted, self._replaced = not self._of_kept, None
+            if self._of_kept:
+                self._rows = AnchorRows.of(now.rows, self._rule)
+
+    @property
+    def act(self) -> bool:
+        return super().act and self._of_kept
+
+    def begin_segment(self, frames: range) -> None:
+        """The frames of the clip that are sampled from here on."""
+        first, last = (self._timeline.kept_before(frame) for frame in (frames.start, frames.stop - 1))
+        self.kept.begin(first, (last - first) // self._timeline.in_betweens + 1)
 
     def end(self, now: Pass) -> None:
         super().end(now)
@@ -215,16 +246,19 @@ class Anchors(Hooks):
             self.kept.restore(*self._replaced)
 
     @property
-    def _rule(self) -> tuple[int, int, int | None]:
-        """Of this step, what `is_anchor` tells anchors by."""
-        return (1, 0, None) if self._in_full else (self.stride, self._phase, self.segment)
+    def _rule(self) -> Rule:
+        """Of this step."""
+        step, ends = self._timeline.in_betweens, self._timeline.ends
+        if self._in_full:
+            return Rule(step, ends=ends, step=step)
+        return Rule(self.stride * step, self._phase * step, self.segment, ends, step)
 
     def frames_that_fit(self, rows: Rows, limit: int) -> int:
         """Of how many frames the next pass over `rows` is: no more than `limit`, the last one an anchor, and anchors
         are left. If there are more than `limit` frames up to the first such end, so many.
         """
-        frames = sorted(set(rows.frames))
-        anchors = [count for count, frame in enumerate(frames, 1) if is_anchor(frame, *self._rule)]
+        frames, rule = sorted(set(rows.frames)), self._rule
+        anchors = [count for count, frame in enumerate(frames, 1) if rule.tells(frame)]
         ends = [*anchors[:-1], len(frames)]
         return max((count for count in ends if count <= limit), default=ends[0])
 

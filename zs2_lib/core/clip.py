@@ -14,6 +14,7 @@ from .momentum import TemporalMomentum
 from .noise import ClipNoise, SegmentNoise
 from .passes import Passes
 from .rows import Rows
+from .timeline import Timeline
 
 SEGMENT = 128
 """The most frames that are sampled at once: a longer clip is a chain of segments."""
@@ -22,15 +23,16 @@ SEGMENT = 128
 class Clip:
     """The frames of one clip: their noise, the hooks on the UNet that samples them, and its calls in passes.
 
-    `noise` is all noise that is drawn for them (None where the UNet is used alone), `momentum` has μ of every frame;
-    the others are the settings of `Anchors` and `Passes`. Use it as a scope: leaving it takes all hooks off, however it
-    is left. In it `attach` hooks a UNet, `begin_step` says that a step of the sampler begins, and every UNet call of
-    the step goes through `call`.
+    `noise` is all noise that is drawn for them (None where the UNet is used alone), `momentum` has μ of every kept
+    frame, and `in_betweens`, `closed` and `extended` say what other frames there are (`Timeline`); the others are the
+    settings of `Anchors` and `Passes`. Use it as a scope: leaving it takes all hooks off, however it is left. In it
+    `attach` hooks a UNet, `begin_step` says that a step of the sampler begins, and every UNet call of the step goes
+    through `call`.
 
-    A clip of more than `segment` frames (None: any number) is sampled segment by segment, each to its end: `segments`
-    has them, and `begin_segment` is called before each. A frame at a step sees only the frames before it at that same
-    step, so a segment goes on from what the last frame before it left in main memory at each step as if all were one
-    batch. All are sampled with the same steps.
+    A clip of more than `segment` frames (None: any number; a multiple of `in_betweens`) is sampled segment by segment,
+    each to its end: `segments` has them, and `begin_segment` is called before each. A frame at a step sees only the
+    frames before it at that same step, so a segment goes on from what the last frame before it left in main memory at
+    each step as if all were one batch. All are sampled with the same steps.
     """
 
     def __init__(
@@ -43,15 +45,19 @@ class Clip:
         anchor_start: float = 0.0,
         frames_per_pass: int = 0,
         segment: int | None = None,
+        in_betweens: int = 1,
+        closed: bool = False,
+        extended: Sequence[int] = (),
     ):
-        self.frames = len(momentum)
+        timeline = Timeline(len(momentum), in_betweens, closed, tuple(extended))
+        self.frames = timeline.frames
         self.segment = segment
         self.noise: ClipNoise | SegmentNoise | None = noise
         """All noise that the segment draws."""
-        self.momentum = TemporalMomentum(momentum)
-        self.anchors = Anchors(self.frames, anchor_stride, anchor_depth, anchor_start, segment)
+        self.momentum = TemporalMomentum(momentum, timeline)
+        self.anchors = Anchors(timeline, anchor_stride, anchor_depth, anchor_start, segment)
         self._hooks = (self.momentum, self.anchors)
-        self.passes = Passes(self._hooks, self.anchors, frames_per_pass)
+        self.passes = Passes(self._hooks, self.anchors, timeline, frames_per_pass)
         self._clip_noise = noise
         self.frames_now = range(self.frames)
         """The frames of the segment, counted from 0."""
@@ -81,7 +87,7 @@ class Clip:
         self._keep_carried()
         self._before, self._after = self._after if frames.start else [], []
         self.frames_now = frames
-        self.anchors.kept.begin(frames.start, len(frames))
+        self.anchors.begin_segment(frames)
         if self._clip_noise is not None:
             self.noise = self._clip_noise.segment(frames.start, len(frames))
 

@@ -12,13 +12,13 @@ SHARE = 1 / 4
 
 
 class Kept:
-    """A tensor (…) for each frame, of so many from the `first` on, and guidance group.
+    """A tensor (…) for each frame, of so many from the `first` on that are `step` apart, and guidance group.
 
     In main memory it is pinned, so that a GPU copies without anyone waiting; where it cannot be, it is not.
     """
 
-    def __init__(self, frames: int, constants: Constants):
-        self.first, self.frames = 0, frames
+    def __init__(self, frames: int, step: int, constants: Constants):
+        self.first, self.frames, self.step = 0, frames, step
         self._constants = constants
         self._groups: dict = {}
         """Of each group the tensors of all frames (frames, …)."""
@@ -96,5 +96,5 @@ class Kept:
         for row, (frame, group) in enumerate(zip(rows.frames, rows.groups)):
             index, frames = places.setdefault(group, ([], []))
             index.append(row)
-            frames.append(frame - self.first)
+            frames.append((frame - self.first) // self.step)
         return places

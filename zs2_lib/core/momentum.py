@@ -25,6 +25,7 @@ from .carried import Last, together
 from .constants import Constants, product
 from .hooks import Hooks, Pass, another_extension
 from .rows import Rows
+from .timeline import Timeline
 
 PROJECTIONS = ("attn1.to_k", "attn1.to_v")
 """Self-attention's key and value projections, as `ldm`, `sgm` and `diffusers` name them."""
@@ -140,17 +141,22 @@ def _kept(rows: Rows, momentum: Sequence[float], carried: dict) -> Iterator[floa
 class TemporalMomentum(Hooks):
     """Temporal momentum attention over one clip: the hooks on a UNet's self-attention and the averages they carry.
 
-    `momentum` has μ of every frame.
+    `momentum` has μ of every kept frame. Beyond the paper, an in-between so far behind a kept frame sees that frame's
+    average to the part μ to the power of its distance, and itself; no other frame sees it.
     """
 
     NAME = "temporal momentum attention"
     CARRIED = ("carried",)
 
-    def __init__(self, momentum: Sequence[float]):
+    def __init__(self, momentum: Sequence[float], timeline: Timeline | None = None):
         super().__init__()
-        self.momentum = tuple(momentum)
+        self._timeline = timeline = timeline or Timeline(len(momentum))
+        self.momentum = timeline.steps(momentum)
+        self._between = timeline.distances(momentum)
         self.carried: dict[tuple[str, int], dict] = {}
         """For each projection, and each time that a pass uses it, the `Last` of each guidance group."""
+        self._averages: dict[tuple[str, int], tuple[Rows, torch.Tensor]] = {}
+        """Where there are in-betweens: for each of these the averages (rows, …) of the last kept frames."""
         self._names: dict[torch.nn.Module, str] = {}
         self._constants = Constants()
         self._weights: dict = {}
@@ -185,7 +191,7 @@ class TemporalMomentum(Hooks):
 
     def restart(self, step: int = 0, time: float = 0.0) -> None:
         """Forgets what was carried: the next call begins with frame 0."""
-        self.carried = {}
+        self.carried, self._averages = {}, {}
 
     def begin(self, now: Pass | None) -> None:
         super().begin(now)
@@ -222,13 +228,49 @@ class TemporalMomentum(Hooks):
         use = self._names[projection], self.now.uses[projection]
         self.now.uses[projection] += 1
         # HyperTile splits each row into tiles: the average runs per tile
-        by_row, carried = rearrange(x, "(row tile) ... -> row tile ...", row=len(rows)), self.carried.get(use, {})
+        by_row = rearrange(x, "(row tile) ... -> row tile ...", row=len(rows))
+        if self._timeline.in_betweens == 1:
+            return self._average_of_kept(use, by_row, rows).view_as(x)
+        kept = [row for row, frame in enumerate(rows.frames) if self._timeline.is_kept(frame)]
+        others = [row for row, frame in enumerate(rows.frames) if not self._timeline.is_kept(frame)]
+        constants, parts = self._constants, []
+        if kept:
+            of = rows.take(kept).apart(self._timeline.in_betweens)
+            average = self._average_of_kept(use, constants.take(by_row, kept), of)
+            self._averages[use] = of, average
+            parts.append((kept, average))
+        if others:
+            parts.append((others, self._average_between(use, constants.take(by_row, others), rows.take(others))))
+        if len(parts) == 1:
+            return parts[0][1].view_as(x)
+        result = torch.empty_like(by_row)
+        for index, average in parts:
+            constants.put(result, index, average)
+        return result.view_as(x)
+
+    def _average_of_kept(self, use: tuple[str, int], x: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """The averages of `x` (rows, tile, token, channel)."""
+        carried = self.carried.get(use, {})
         if _scans_on(x.device):
-            average, self.carried[use] = momentum_scan(by_row, rows, self.momentum, carried)
+            average, self.carried[use] = momentum_scan(x, rows, self.momentum, carried)
         else:
             weights = self._weights_for(rows, carried, x)
-            average, self.carried[use] = momentum_product(by_row, weights, carried)
-        return average.view_as(x)
+            average, self.carried[use] = momentum_product(x, weights, carried)
+        return average
+
+    def _average_between(self, use: tuple[str, int], x: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """The same of in-betweens: each has the average of the kept frame before, and itself."""
+        of, averages = self._averages.get(use, (Rows((), ()), x))
+        places = {row: place for place, row in enumerate(zip(of.frames, of.groups))}
+        wanted = [(self._timeline.kept_before(frame), group) for frame, group in zip(rows.frames, rows.groups)]
+        if missing := [row for row in wanted if row not in places]:
+            raise RuntimeError(
+                f"temporal momentum attention: frame {missing[0][0]} of guidance group {missing[0][1]} did not come "
+                "before the in-betweens behind it; " + another_extension("reorders the UNet's batch")
+            )
+        before = self._constants.take(averages, [places[row] for row in wanted])
+        kept = torch.tensor([self._between[frame] for frame in rows.frames]).to(x.dtype)
+        return torch.lerp(x, before, self._constants.on(kept, x.device).view(-1, *[1] * (x.ndim - 1)))
 
     def _weights_for(self, rows: Rows, carried: dict, like: torch.Tensor) -> Weights:
         """Made once for the layers of a pass."""

@@ -57,6 +57,10 @@ class Recursion:
         """`step` in a clip's first draw; `draw()` returns one more innovation of frame i each time."""
         return self.step(i, state, draw())
 
+    def correlation(self, i: int) -> float:
+        """That of the noises of the frames i - 1 and i."""
+        raise NotImplementedError
+
     def follow(
         self, first: int, count: int, state: State | None, draw: Callable[[int], torch.Tensor], find: bool
     ) -> Iterator[State]:
@@ -91,6 +95,10 @@ class Walk(Recursion):
 
     def step(self, i: int, state: State, innovation: torch.Tensor) -> State:
         return self._turn(i, state.frame, self._direction(i, state, innovation))
+
+    def correlation(self, i: int) -> float:
+        """That of the noises of the frames i - 1 and i, cos θ."""
+        return self._turns[i][0]
 
     def _direction(self, i: int, state: State, innovation: torch.Tensor) -> torch.Tensor:
         """q of the step into frame i."""
@@ -133,6 +141,21 @@ class Mixed(Recursion):
         seen = 1 + i * alpha
         deviation = math.sqrt((1 - alpha) * seen / (seen - alpha))
         return State((deviation * innovation).add_(expected), (alpha * deviation / seen * innovation).add_(expected))
+
+    def correlation(self, i: int) -> float:
+        """That of any two frames, α."""
+        return self._alpha
+
+
+def on_great_circle(part: float, correlation: float) -> tuple[float, float]:
+    """How much of two noises of this correlation lies at the `part` (0 to 1) of the great circle's arc from the first
+    to the second: with cos θ the correlation, sin((1 - part) θ) / sin θ and sin(part θ) / sin θ, so that the noise
+    between them is N(0, I) as they are.
+    """
+    theta = math.acos(min(max(correlation, -1.0), 1.0))
+    if theta < 1e-6:
+        return 1 - part, part
+    return math.sin((1 - part) * theta) / math.sin(theta), math.sin(part * theta) / math.sin(theta)
 
 
 # --- the dependency model (section 3.1) -----------------------------------------------------------------
@@ -279,6 +302,10 @@ class Loop:
         innovations = torch.stack([draw(i) for i in range(count)])
         for frame in (self._mixing @ innovations.flatten(1)).view_as(innovations):
             yield State(frame)
+
+    def correlation(self, i: int) -> float:
+        """That of the noises of neighbouring frames, the last and the first among them."""
+        return (self._mixing[0] @ self._mixing[1]).item()
 
     def matrix(self, frames: int) -> torch.Tensor:
         """L (frames, frames), float64."""

@@ -11,6 +11,7 @@ from .anchors import Anchors
 from .constants import Constants
 from .hooks import SWITCH_OFF, Hooks, Pass, another_extension
 from .rows import Rows, cut
+from .timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +30,15 @@ class Passes:
     """Runs UNet calls of one clip in passes of a few frames, with the state of its `hooks` carried between them.
 
     `frames_per_pass` 0 chooses by the latents' size. A pass ends where `anchors` allow it, and may hold more frames
-    for that. When memory runs out, the frames per pass are halved for the rest of the clip, and the call goes on from
-    the pass that failed with the state it began with.
+    for that. In-betweens have passes of their own, after that of the kept frames before them, so that those are
+    computed as they would be without. When memory runs out, the frames per pass are halved for the rest of the clip,
+    and the call goes on from the pass that failed with the state it began with.
     """
 
-    def __init__(self, hooks: tuple[Hooks, ...], anchors: Anchors, frames_per_pass: int = 0):
+    def __init__(self, hooks: tuple[Hooks, ...], anchors: Anchors, timeline: Timeline, frames_per_pass: int = 0):
         self.hooks = hooks
         self.anchors = anchors
+        self.timeline = timeline
         self.frames_per_pass = frames_per_pass
         self.reduced_to: int | None = None
         """The frames per pass that memory allowed, if fewer than asked for."""
@@ -71,10 +74,13 @@ class Passes:
         remaining, result = list(range(len(rows))), None
         while remaining:
             limit = self.reduced_to or self.frames_per_pass or automatic_frames_per_pass(*x.shape[-2:])
-            rest = rows.take(remaining)
-            frames = self._undivided(rest, limit) if self.undivided else self.anchors.frames_that_fit(rest, limit)
-            index = [remaining[row] for row in rest.of_first_frames(frames)]
-            now = Pass(rows.take(index), 1 - len(remaining) / len(rows))
+            rest, index = rows.take(remaining), remaining
+            if not self.undivided:
+                part = rest.of_frames(self.timeline.together(rest.frames))
+                rest, index = rest.take(part), [remaining[row] for row in part]
+            frames = self._undivided(rest, limit) if self.undivided else self._fitting(rest, limit)
+            index = [index[row] for row in rest.of_first_frames(frames)]
+            now = Pass(rows.take(index).apart(self.timeline.in_betweens), 1 - len(remaining) / len(rows))
             before_pass(now)
             output = self._one_pass(unet, now, index, len(rows), x, args, kwargs, rest)
             if output is None:
@@ -89,6 +95,12 @@ class Passes:
             done = set(index)
             remaining = [row for row in remaining if row not in done]
         return result
+
+    def _fitting(self, rows: Rows, limit: int) -> int:
+        """Of how many frames the next pass over `rows`, which can be computed at once, is."""
+        if self.timeline.is_kept(rows.frames[0]):
+            return self.anchors.frames_that_fit(rows, limit)
+        return min(limit, len(set(rows.frames)))
 
     def _undivided(self, rows: Rows, limit: int) -> int:
         frames = len(set(rows.frames))
@@ -136,7 +148,7 @@ class Passes:
                     "works inside the UNet and may count on them", f"give fewer frames, or {SWITCH_OFF}"
                 )
             ) from error
-        if self.anchors.frames_that_fit(rest, frames // 2) == frames:
+        if self._fitting(rest, frames // 2) == frames:
             raise type(error)(
                 f"{error}; {frames} frames are computed at once, as anchors are {self.anchors.stride} apart: "
                 "set a lower anchor_stride, or 1"

@@ -50,6 +50,12 @@ class Rows:
         frames, previous = (tuple(frame + first for frame in column) for column in (self.frames, self.previous))
         return Rows(frames, self.groups, previous)
 
+    def apart(self, step: int) -> Rows:
+        """The same rows where the frame before a row's in its group is the one `step` before."""
+        if step == 1:
+            return self
+        return Rows(self.frames, self.groups, tuple(frame - step for frame in self.frames))
+
     def thinned(self, index: Iterable[int]) -> Rows:
         """The rows at the positions `index` as sequences of their own: a frame follows on the last that was taken of
         its group.
@@ -69,7 +75,11 @@ class Rows:
 
         All guidance groups of those frames: to the UNet they look like the call of a smaller batch.
         """
-        wanted = set(sorted(set(self.frames))[:count])
+        return self.of_frames(sorted(set(self.frames))[:count])
+
+    def of_frames(self, frames: Iterable[int]) -> list[int]:
+        """The row numbers of these frames, in the order the call has them."""
+        wanted = set(frames)
         return [row for row, frame in enumerate(self.frames) if frame in wanted]
 
 

@@ -23,6 +23,7 @@ class Encoding:
     """container, encoder: FFmpeg's names. options, container_options: for these two.
     sound_encoder: for sound that is encoded anew.
     sound_copied: the codecs of sound that is copied, because the container's players know them.
+    text_tags: where the generation parameters are kept.
     """
 
     container: str
@@ -31,6 +32,7 @@ class Encoding:
     container_options: dict[str, str]
     sound_encoder: str
     sound_copied: tuple[str, ...]
+    text_tags: tuple[str, ...]
 
 
 def write_video(
@@ -42,8 +44,8 @@ def write_video(
     with av.open(
         os.path.abspath(file), "w", format=encoding.container, options=encoding.container_options
     ) as container:
-        if text:
-            container.metadata["comment"] = text
+        for tag in encoding.text_tags if text else ():
+            container.metadata[tag] = text
         stream = container.add_stream(encoding.encoder, rate=rate, options=encoding.options)
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = 1 / rate

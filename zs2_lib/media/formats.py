@@ -70,6 +70,7 @@ _MP4 = Encoding(
     container_options={"movflags": "+faststart"},
     sound_encoder="aac",
     sound_copied=("aac", "mp3", "opus", "flac"),
+    text_tags=("comment",),
 )
 _WEBM = Encoding(
     container="webm",
@@ -78,6 +79,7 @@ _WEBM = Encoding(
     container_options={},
     sound_encoder="libopus",
     sound_copied=("opus", "vorbis"),
+    text_tags=("comment", "summary"),  # of a WebM HandBrake keeps only the latter
 )
 
 FORMATS = {

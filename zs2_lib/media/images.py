@@ -33,7 +33,7 @@ def is_picture(head: bytes) -> bool:
 
 
 @contextmanager
-def _opened_picture(path: Path, max_pixels: int, content: BytesIO | None = None) -> Iterator[Image.Image]:
+def opened_picture(path: Path, max_pixels: int, content: BytesIO | None = None) -> Iterator[Image.Image]:
     """The picture in `path`, or of this `content`, its size checked. Pixels are read only when used."""
     try:
         image = Image.open(content or path, formats=_PICTURE_FORMATS)
@@ -87,7 +87,7 @@ class Animation(Source):
     def _opened(self) -> Iterator[tuple[Image.Image, bool]]:
         """The picture, and whether its file ends too early."""
         whole = whole_part_of_webp(self.path)
-        with _opened_picture(self.path, self.max_pixels, whole) as image:
+        with opened_picture(self.path, self.max_pixels, whole) as image:
             yield image, whole is not None
 
     def _durations(self, image: Image.Image) -> Iterator[Fraction]:
@@ -159,16 +159,10 @@ class Folder(Source):
 
     def __init__(self, path: Path, fps: Fraction, background: str, max_pixels: int) -> None:
         super().__init__(path, background, max_pixels)
-        self._files = sorted(
-            (file for file in path.iterdir() if file.suffix.lower() in _PICTURE_SUFFIXES and file.name[0] != "."),
-            key=_natural_order,
-        )
-        if not self._files:
-            suffixes = ", ".join(_PICTURE_SUFFIXES)
-            raise ValueError(f"the folder {path} holds no frames: it needs files that end with {suffixes}")
+        self._files = pictures_in(path)
         size = None
         for file in self._files:
-            with in_words(file), _opened_picture(file, max_pixels) as image:
+            with in_words(file), opened_picture(file, max_pixels) as image:
                 upright = turned_size(image.size, upright_turn(image))
             size = size or upright
             if upright != size:
@@ -183,11 +177,23 @@ class Folder(Source):
     def _pictures(self, numbers: list[int]) -> Iterator[Image.Image]:
         for number in numbers:
             file = self._files[number]
-            with in_words(file), _opened_picture(file, self.max_pixels) as image:
+            with in_words(file), opened_picture(file, self.max_pixels) as image:
                 turn = upright_turn(image)
                 _load(image, file.name)
                 picture = turned(rgb_picture(eight_bits(image), number + 1, self.background), turn)
             yield picture
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures of a folder in the order of their names. Raises ValueError where there are none."""
+    files = sorted(
+        (file for file in folder.iterdir() if file.suffix.lower() in _PICTURE_SUFFIXES and file.name[0] != "."),
+        key=_natural_order,
+    )
+    if not files:
+        suffixes = ", ".join(_PICTURE_SUFFIXES)
+        raise ValueError(f"the folder {folder} holds no frames: it needs files that end with {suffixes}")
+    return files
 
 
 def _natural_order(file: Path) -> tuple:

@@ -11,12 +11,11 @@ add_audio(clip, source, selection)
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 from .formats import MAX_FPS, MIN_FPS, exact_rate
 from .images import Animation, Folder, is_picture
-from .source import MAX_PIXELS, Source, in_words
+from .source import MAX_PIXELS, Source, check_file, in_words
 from .videos import Video
 
 FOLDER_FPS = 8
@@ -42,13 +41,9 @@ def open_source(
         raise ValueError(f"folder_fps is {folder_fps}, but a folder plays at {MIN_FPS} to {MAX_FPS} frames per second")
     path = Path(path)
     with in_words(path):
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
+        if path.is_dir():
             return Folder(path, exact_rate(folder_fps), background, max_pixels)
-        if not stat.S_ISREG(mode):
-            raise ValueError(f"{path} is a device or a pipe: give a video file, an animated image or a folder")
-        if os.stat(path).st_size == 0:
-            raise ValueError(f"{path.name} is empty (0 bytes): it was not copied or downloaded completely")
+        check_file(path)
         with open(path, "rb") as file:
             kind = Animation if is_picture(file.read(12)) else Video
         return kind(path, background, max_pixels)

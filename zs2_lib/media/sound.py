@@ -75,8 +75,8 @@ def _mux_audio(clip: Path, encoding: Encoding, source: Video, begin: float, seco
                 os.path.abspath(unfinished), "w", format=encoding.container, options=encoding.container_options
             ) as new:
                 for key, value in old.metadata.items():
-                    if key.lower() == "comment":
-                        new.metadata["comment"] = value
+                    if key.lower() in encoding.text_tags:
+                        new.metadata[key.lower()] = value
                 pictures = _copied_pictures(old, old_pictures, new.add_stream_from_template(old_pictures))
                 if file_begin > _SEEK_MARGIN:
                     container.seek(int((file_begin - _SEEK_MARGIN) * av.time_base))

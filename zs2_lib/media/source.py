@@ -15,6 +15,8 @@ otherwise ValueError, and RuntimeError if PyAV, which reads the videos, is missi
 from __future__ import annotations
 
 import math
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -305,6 +307,15 @@ def in_words(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} may not be read: allow it in its permissions") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error}): copy it to another place") from error
+
+
+def check_file(path: Path) -> None:
+    """Raises ValueError for what is no file with content, FileNotFoundError where nothing is there."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is a device or a pipe: give a video file, an animated image or a folder")
+    if status.st_size == 0:
+        raise ValueError(f"{path.name} is empty (0 bytes): it was not copied or downloaded completely")
 
 
 class TooLarge(ValueError):

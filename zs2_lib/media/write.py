@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import os
 import re
 import secrets
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -52,8 +53,9 @@ def write_clip(
         complete; a failure or an interrupt leaves it as it was and removes what had been written.
     format: one of `FORMATS`.
     fps: frames per second, see `check_clip`. A PNG folder does not record it.
-    text: generation parameters, kept as
-        mp4, webm: the `comment` tag; gif: the comment block (UTF-8); webp: the EXIF UserComment;
+    text: generation parameters, which `read_text` reads back, kept as
+        mp4: the tag `comment`; webm: the tags `comment` and `summary`;
+        gif: the comment block (UTF-8); webp: the EXIF UserComment;
         apng, png: the text chunk `parameters`, in a PNG folder in each file.
     loop: whether gif, webp and apng play without end or once. A player decides for the other formats.
 
@@ -63,6 +65,7 @@ def write_clip(
     """
     rate = check_clip(format, fps)
     check_replaceable(path, format)
+    text = text and text.encode(errors="replace").decode().replace("\0", "\ufffd")  # which no format could carry
     target = clip_path(path, format)
 
     pictures = rgb_pictures(frames)
@@ -84,6 +87,14 @@ def clip_bytes(path: str | os.PathLike) -> bytes:
         for file in sorted(path.iterdir()):
             archive.write(file, file.name)
     return buffer.getvalue()
+
+
+def write_sidecar(path: str | os.PathLike, about: Mapping) -> Path:
+    """Writes `path`.json beside the files of the clip `path`: what is said `about` it. All of it, or nothing."""
+    target = Path(f"{os.fspath(path)}.json")
+    with all_or_nothing(target) as unfinished:
+        unfinished.write_bytes(json.dumps(about, ensure_ascii=False, indent=2).encode(errors="replace"))
+    return target
 
 
 def check_replaceable(path: str | os.PathLike, format: str) -> None:

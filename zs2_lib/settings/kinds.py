@@ -43,6 +43,14 @@ class Kind:
         """The value that `text` stands for, still to be checked; where it stands for none, `text` itself."""
         return text
 
+    def plain(self, value):
+        """A checked value as JSON has it, which `check` takes."""
+        return value
+
+    def schema(self) -> dict:
+        """What is allowed, as a JSON schema."""
+        return {"type": "string"}
+
     def read(self, key: str, text: str):
         """The checked value that `text` stands for. Raises SettingsError that names `key`."""
         return self.check(key, self.parse(text))
@@ -57,6 +65,9 @@ class YesNo(Kind):
     def parse(self, text: str) -> bool | str:
         return {"True": True, "False": False}.get(text, text)
 
+    def schema(self) -> dict:
+        return {"type": "boolean"}
+
 
 @dataclass(frozen=True)
 class Number(Kind):
@@ -65,6 +76,7 @@ class Number(Kind):
     low: float
     high: float
     or_zero: bool = False
+    json_type = "number"
 
     def check(self, key: str, value) -> float:
         if not self._allows(value):
@@ -86,9 +98,15 @@ class Number(Kind):
                 pass
         return text
 
+    def schema(self) -> dict:
+        limits = {"minimum": self.low, "maximum": self.high}
+        return {"type": self.json_type, **({"anyOf": [limits, {"const": 0}]} if self.or_zero else limits)}
+
 
 class WholeNumber(Number):
     """A whole number from `low` to `high`, and 0 where that leaves it to the source."""
+
+    json_type = "integer"
 
     def check(self, key: str, value) -> int:
         if not self._allows(value) or value != int(value):
@@ -118,6 +136,15 @@ class NumberSchedule(Kind):
             raise SettingsError(f"{key}: {value!r} is not allowed; give {allowed}")
         return schedule
 
+    def plain(self, value: Schedule) -> float | str:
+        return str(value) if len(value.keyframes) > 1 else value.keyframes[0][1]
+
+    def schema(self) -> dict:
+        number = {"type": "number", "minimum": self.low}
+        if self.high < math.inf:
+            number["maximum"] = self.high
+        return {"anyOf": [number, {"type": "string", "examples": ["0:0.01, 8:0.05"]}]}
+
 
 class Prompts(Kind):
     """A prompt for every frame, or None, whose text is empty: the same prompt for all frames."""
@@ -136,6 +163,12 @@ class Prompts(Kind):
     def print(self, value: PromptKeyframes | None) -> str:
         return "" if value is None else str(value)
 
+    def plain(self, value: PromptKeyframes | None) -> str | None:
+        return None if value is None else str(value)
+
+    def schema(self) -> dict:
+        return {"type": ["string", "null"]}
+
 
 @dataclass(frozen=True)
 class Choice(Kind):
@@ -149,6 +182,9 @@ class Choice(Kind):
                 f"{key}: {value!r} is not allowed; give one of {_quoted(self.choices)}{nearest(value, self.choices)}"
             )
         return value
+
+    def schema(self) -> dict:
+        return {"enum": list(self.choices)}
 
 
 @dataclass(frozen=True)
@@ -174,6 +210,12 @@ class Choices(Kind):
     def parse(self, text: str) -> list[str]:
         return text.split()
 
+    def plain(self, value: tuple[str, ...]) -> list[str]:
+        return list(value)
+
+    def schema(self) -> dict:
+        return {"type": "array", "items": {"enum": list(self.choices)}, "minItems": 1}
+
 
 class File(Kind):
     """A file or folder as a host takes it, a path or base64; empty for none."""
@@ -191,6 +233,12 @@ class Files(Kind):
         if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
             raise SettingsError(f"{key}: {value!r} is not allowed; give a list of texts, one for each")
         return tuple(value)
+
+    def plain(self, value: tuple[str, ...]) -> list[str]:
+        return list(value)
+
+    def schema(self) -> dict:
+        return {"type": "array", "items": {"type": "string"}}
 
 
 def nearest(value, allowed: Collection[str]) -> str:

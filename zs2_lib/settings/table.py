@@ -207,6 +207,12 @@ class Settings:
         "both: and an animated picture of the clip before its frames; frames: neither.",
         key="return",
     )
+    sidecar: bool = setting(
+        False,
+        YesNo(),
+        "JSON beside it",
+        "Writes a JSON file beside each clip that is saved: its infotext, prompts, seed, and all settings.",
+    )
 
     source: str = setting(
         "",

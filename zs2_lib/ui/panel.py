@@ -32,7 +32,7 @@ MAIN_ROWS = (("frames", "fps"), ("motion", "inertia"), ("momentum", "loop"), ("p
 ADVANCED_ROWS = (
     ("noise_model", "alpha"),
     ("candidates", "solver"),
-    ("frames_per_pass", "formats"),
+    ("frames_per_pass", "formats", "sidecar"),
     ("anchor_stride", "anchor_depth", "anchor_start"),
 )
 ALL_ROWS = MAIN_ROWS + ADVANCED_ROWS + source_part.SOURCE_ROWS + control_part.CONTROL_ROWS
@@ -128,5 +128,5 @@ def _pasted(name: str, shown: Callable) -> Callable:
 
 PASTE = {"enabled": recipe.is_of_clip}
 """The paste function of each control. "Send to" finds the same control in the other tab by the function's identity."""
-PASTE.update({name: _pasted(name, partial(shown, name)) for name in SETTINGS})
+PASTE.update({name: _pasted(name, partial(shown, name)) for name in SETTINGS if name in recipe.CARRIED})
 PASTE.update({name + KEYFRAMES: _pasted(name, shown_as_keyframes) for name in SCHEDULES})

@@ -51,6 +51,7 @@ CONTROLS = (
     "anchor start",
     "formats",
     "prompts by frame",
+    "json",
 )
 """What the labels of the controls speak of."""
 TABS = ("txt2img", "img2img")

@@ -18,7 +18,8 @@ from PIL import Image
 
 from zs2_lib.media.formats import FORMATS, clip_path
 from zs2_lib.media.on_disk import OnDisk
-from zs2_lib.media.write import clip_bytes, write_clip
+from zs2_lib.media.write import clip_bytes, write_clip, write_sidecar
+from zs2_lib.settings import recipe
 from zs2_lib.settings.table import Settings
 
 from .answer import PARALLEL, Clip, Request
@@ -33,6 +34,8 @@ PREVIEWS = "zs2-previews"
 """Folder, in the host's for temporary files, of what the page's gallery plays and is not saved."""
 MOST_IN_PAGE = 256
 """Frames of a clip of several segments that the page shows one by one."""
+ABOUT = ("infotext", "prompt", "negative_prompt", "seed", "subseed", "frames", "fps", "stopped")
+"""What the JSON beside a clip says of it."""
 MOST_PREVIEWS, OLDEST_PREVIEW = 50, 24 * 60 * 60
 """How many are kept, and for how many seconds, when the next request begins."""
 
@@ -131,10 +134,12 @@ class Clips:
         name = ClipName(self.p, self._number, self.segments.clips, clip.first_frame, clip.stopped)
         alone = name.alone(len(self.request.clips) - 1)
         with ExitStack() as temporary:
-            files = {}
+            files, saved = {}, {}
             target = self._target(name) if self._saved else None
             for format in self.settings.formats:
                 file = self._write(clip, frames, target, format)
+                if file:
+                    saved[format] = file
                 if file or not self._saved:
                     clip.files[format] = file or clip_path(alone, format)
                 if self.request.is_api and self.settings.returns != "frames":
@@ -144,6 +149,8 @@ class Clips:
                         clip.data[format] = _base64(file)
                 if file:
                     files[format] = file
+            if saved and self.settings.sidecar:
+                self._write_sidecar(clip, target, saved)
             self._show(clip, frames, files, temporary)
         if files and self._saved and not self.request.is_api:
             self.p.comment("ZS²: saved " + ", ".join(map(str, files.values())))
@@ -179,6 +186,15 @@ class Clips:
                 log.error("no sound in %s", file, exc_info=error)
                 self.note(f"The clip as {format} has no sound: {error}")
         return file
+
+    def _write_sidecar(self, clip: Clip, target: Path, files: dict[str, Path]) -> None:
+        about = {name: getattr(clip, name) for name in ABOUT}
+        about["settings"] = recipe.by_key(self.settings)
+        about["host"] = recipe.parsed(clip.infotext)[2].get("Version", "")
+        try:
+            write_sidecar(target, {**about, "files": {format: file.name for format, file in files.items()}})
+        except Exception as error:
+            self._note_failure("The JSON beside the clip", error)
 
     def _note_failure(self, what: str, error: Exception) -> None:
         log.error("%s could not be written", what, exc_info=error)
