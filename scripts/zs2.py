@@ -9,7 +9,7 @@ from modules import script_callbacks, scripts
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
-from zs2_lib.hosts.webui import edit, errors, host, job, selected
+from zs2_lib.hosts.webui import edit, errors, host, job, routes, selected
 from zs2_lib.ui import panel
 from zs2_lib.ui.controls import Later
 
@@ -100,5 +100,10 @@ def on_before_image_saved(params):
         ours.name_frame(params)
 
 
+def on_app_started(demo, app):
+    routes.add(app)
+
+
+script_callbacks.on_app_started(on_app_started)
 script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
 script_callbacks.on_before_image_saved(on_before_image_saved)

@@ -14,7 +14,7 @@ ARROWS = {
     "settings": "core media",
     "hosts": "",
     "hosts.diffusers": "core settings hosts.undo torch einops PIL diffusers transformers safetensors",
-    "hosts.webui": "core media settings hosts.undo torch numpy einops PIL k_diffusion modules",
+    "hosts.webui": "core media settings hosts.undo torch numpy einops PIL k_diffusion fastapi modules",
     "ui": "media settings hosts.webui gradio modules",
     "cli": "media settings hosts.diffusers torch PIL diffusers tqdm",
     "__main__": "cli",

@@ -28,6 +28,7 @@ class Format:
     """name: what users call it; also the suffix of its files.
     write: takes the pictures (RGB, of one size, at least one), the file or folder to make, the frame rate, the
         generation parameters or None, and whether an animated image plays without end.
+    media_type: what HTTP calls its files.
     is_folder: the clip is a folder of files.
     plays_in_gallery: an <img> of the host's gallery plays it.
     least_ms: what a frame has to last at least; browsers show an image that asks for less for 100 ms instead.
@@ -36,6 +37,7 @@ class Format:
 
     name: str
     write: Callable[[Iterator[Image.Image], Path, Fraction, str | None, bool], None]
+    media_type: str
     is_folder: bool = False
     plays_in_gallery: bool = False
     least_ms: int | None = None
@@ -85,12 +87,12 @@ _WEBM = Encoding(
 FORMATS = {
     row.name: row
     for row in (
-        Format("mp4", partial(write_video, _MP4), encoding=_MP4),
-        Format("gif", write_gif, plays_in_gallery=True, least_ms=20),
-        Format("webp", write_webp, plays_in_gallery=True, least_ms=11),
-        Format("apng", write_apng, plays_in_gallery=True, least_ms=11),
-        Format("webm", partial(write_video, _WEBM), encoding=_WEBM),
-        Format("png", write_png_folder, is_folder=True),
+        Format("mp4", partial(write_video, _MP4), "video/mp4", encoding=_MP4),
+        Format("gif", write_gif, "image/gif", plays_in_gallery=True, least_ms=20),
+        Format("webp", write_webp, "image/webp", plays_in_gallery=True, least_ms=11),
+        Format("apng", write_apng, "image/apng", plays_in_gallery=True, least_ms=11),
+        Format("webm", partial(write_video, _WEBM), "video/webm", encoding=_WEBM),
+        Format("png", write_png_folder, "image/png", is_folder=True),
     )
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +11,9 @@ import imageio.v3 as iio
 from PIL import Image, PngImagePlugin
 
 from .animated import ticks
+
+FRAME_NAME = re.compile(r"\d{5,}\.png")
+"""What the files of a PNG folder are called."""
 
 
 def write_apng(pictures: Iterator[Image.Image], file: Path, rate: Fraction, text: str | None, loop: bool) -> None:

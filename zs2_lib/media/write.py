@@ -20,7 +20,6 @@ import io
 import itertools
 import json
 import os
-import re
 import secrets
 import shutil
 import zipfile
@@ -28,12 +27,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from .formats import FORMATS, check_clip, clip_path
 from .pictures import rgb_pictures
+from .png import FRAME_NAME
 
 
 def write_clip(
@@ -83,10 +84,15 @@ def clip_bytes(path: str | os.PathLike) -> bytes:
     if not path.is_dir():
         return path.read_bytes()
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for file in sorted(path.iterdir()):
-            archive.write(file, file.name)
+    write_zip(path, buffer)
     return buffer.getvalue()
+
+
+def write_zip(folder: Path, file: BinaryIO) -> None:
+    """Writes an uncompressed ZIP of a PNG folder."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for picture in sorted(folder.iterdir()):
+            archive.write(picture, picture.name)
 
 
 def write_sidecar(path: str | os.PathLike, about: Mapping) -> Path:
@@ -111,7 +117,7 @@ def check_replaceable(path: str | os.PathLike, format: str) -> None:
         raise FileExistsError(f"cannot write the PNG folder {target}: a file has this name, choose another one")
     if is_folder:
         for entry in target.iterdir():
-            if not re.fullmatch(r"\d{5,}\.png", entry.name):
+            if not FRAME_NAME.fullmatch(entry.name):
                 raise FileExistsError(
                     f"cannot replace the folder {target}: it also holds {entry.name}, which is no frame of a clip; "
                     "choose another name or empty the folder"

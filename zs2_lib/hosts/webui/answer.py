@@ -12,6 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from .library import name_of
+
 PARALLEL = {"all_prompts": "prompt", "all_negative_prompts": "negative_prompt", "all_seeds": "seed"}
 PARALLEL |= {"all_subseeds": "subseed"}
 """The lists of the host's result that have an entry for each picture, and what of a clip they hold."""
@@ -46,7 +48,7 @@ class Clip:
         about = {"frames": self.frames, "fps": self.fps, "seed": self.seed}
         about |= {"stopped": True} if self.stopped else {}
         return [
-            {"path": str(path), "format": format, **about}
+            {"path": str(path), **_named(path), "format": format, **about}
             | ({"data": self.data[format]} if format in self.data else {})
             for format, path in self.files.items()
         ]
@@ -59,6 +61,12 @@ class Clip:
         if self.playable:
             item.already_saved_as = str(self.playable)
         return item
+
+
+def _named(path: Path) -> dict[str, str]:
+    """The name by which a file that is saved can be asked for."""
+    name = name_of(path) if path.is_absolute() else None
+    return {"name": name} if name else {}
 
 
 class Request:

@@ -6,7 +6,6 @@ import base64
 import logging
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -25,13 +24,12 @@ from zs2_lib.settings.table import Settings
 from .answer import PARALLEL, Clip, Request
 from .edit import SourceVideo
 from .files import temporary_folder
+from .library import previews_folder, remember
 from .names import ClipName
 from .segments import AT_ONCE, Segments
 
 log = logging.getLogger(__name__)
 
-PREVIEWS = "zs2-previews"
-"""Folder, in the host's for temporary files, of what the page's gallery plays and is not saved."""
 MOST_IN_PAGE = 256
 """Frames of a clip of several segments that the page shows one by one."""
 ABOUT = ("infotext", "prompt", "negative_prompt", "seed", "subseed", "frames", "fps", "stopped")
@@ -164,6 +162,7 @@ class Clips:
         return Clip(len(frames), self.settings.fps, *about, frames[0])
 
     def _target(self, name: ClipName) -> Path | None:
+        remember(name.outputs)
         try:
             return name.target()
         except Exception as error:
@@ -241,12 +240,6 @@ class Clips:
         except OSError as error:
             self._note_failure("The clip for the gallery", error)
             return None
-
-
-def previews_folder() -> Path:
-    """Where what the page's gallery plays waits, if it is not saved: in the host's folder for temporary files."""
-    gradio = os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir(), "gradio")
-    return Path(os.path.abspath(opts.temp_dir or gradio), PREVIEWS)
 
 
 def _clear(folder: Path) -> None:

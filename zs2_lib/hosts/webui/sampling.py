@@ -6,6 +6,7 @@ Everything here is undone when the scope is left, however it is left.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ from zs2_lib.core.hooks import Pass, another_extension
 from zs2_lib.hosts.undo import restore_afterwards, wrap
 from zs2_lib.settings.kinds import SettingsError
 
-from . import errors, foreign
+from . import errors, foreign, pace
 from .prompts import PromptTravel
 from .seam import Adapter, Call, ControlUnits, Model
 
@@ -56,6 +57,8 @@ class ClipSampling:
         """Whether a UNet call of the step came by."""
         self.others: Path | None = None
         """The code of another extension that takes part in the UNet's attention, if there is any."""
+        self.work, self.began = 0, time.perf_counter()
+        """UNet rows × latent positions of all calls, and when the first of them could come."""
         self._sampler = self._correlated = None
         self._undo = ExitStack()
         self._model: Model | None = None
@@ -80,6 +83,8 @@ class ClipSampling:
 
     def __exit__(self, *exception) -> None:
         self._undo.close()
+        if exception[0] is None:
+            pace.record(self.clip, self.work, time.perf_counter() - self.began)
 
     # --- the UNet ----------------------------------------------------------------------------------------------------
 
@@ -127,6 +132,7 @@ class ClipSampling:
             if call is None:  # another extension's, outside of a sampler's step
                 return original(x, t, *args, **kwargs)
             self.seen = True
+            self.work += len(x) * x.shape[-2] * x.shape[-1]
             if call.tile and self.control:
                 cuts = another_extension("cuts them into tiles")
                 raise RuntimeError(f"ZS²: the images of ControlNet units are of whole frames; {cuts}")

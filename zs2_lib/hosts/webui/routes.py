@@ -1,0 +1,207 @@
+"""What the host serves under /zs2/v1/: the settings, the clips, what they carry, and what a job will cost."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from PIL import PngImagePlugin
+
+from zs2_lib.core.passes import automatic_frames_per_pass
+from zs2_lib.media.formats import FORMATS
+from zs2_lib.media.read import open_source
+from zs2_lib.media.source import Selection
+from zs2_lib.media.text import read_text
+from zs2_lib.media.write import write_zip
+from zs2_lib.settings import recipe
+from zs2_lib.settings.kinds import WholeNumber
+from zs2_lib.settings.presets import PRESETS
+from zs2_lib.settings.schema import schema
+from zs2_lib.settings.table import ROWS, Settings
+
+from . import access, library, pace, serving
+from .edit import SourceVideo
+from .files import temporary_folder
+from .limits import check_frames, max_frames, max_source_pixels
+
+LARGEST_UPLOAD = 2**30
+"""Bytes."""
+UPLOAD = {"requestBody": {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}}
+UPLOAD["requestBody"]["required"] = True
+
+router = APIRouter(prefix="/zs2/v1", tags=["ZS²"], dependencies=[Depends(access.checked)])
+of_page = APIRouter(prefix="/zs2/v1", tags=["ZS²"], dependencies=[Depends(access.checked_or_of_page)])
+
+
+def add(app: FastAPI) -> None:
+    """Adds the routes to the host's app, beside its own API, whether it serves that or not."""
+    app.include_router(router)
+    app.include_router(of_page)
+    app.openapi_schema = None  # which is made anew when it is asked for
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """An error inside is answered with its message: 404 for what is not there, 422 for what is not allowed."""
+    try:
+        yield
+    except library.UnknownClip as error:
+        raise HTTPException(404, f"there is no clip {str(error)!r}: GET /zs2/v1/clips lists them") from error
+    except (ValueError, FileNotFoundError, RuntimeError) as error:  # SettingsError is a ValueError
+        raise HTTPException(422, str(error)) from error
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+@router.get("/settings", summary="The settings and their limits, as a JSON schema")
+def get_settings() -> dict:
+    return schema(max_frames())
+
+
+@router.get("/presets", summary="The speeds: settings, and sampling steps where they set them")
+def get_presets() -> dict:
+    return {name: {"settings": preset.settings, "steps": preset.steps} for name, preset in PRESETS.items()}
+
+
+@router.post("/forecast", summary="What a clip will be and cost")
+def forecast(
+    settings: dict = Body(default={}),
+    width: int = Body(default=512),
+    height: int = Body(default=512),
+    steps: int = Body(default=20),
+    cfg_scale: float = Body(default=7),
+) -> dict:
+    """`seconds` are those of the sampling, known from the last jobs of this session with the same checkpoint and
+    anchors; null if there were none. It counts one UNet call for each step, without hires.fix.
+    """
+    with in_words(), ExitStack() as undo:
+        for key, value, most in (("width", width, 16384), ("height", height, 16384), ("steps", steps, 1000)):
+            WholeNumber(1, most).check(key, value)
+        clip = Settings.from_mapping({"enabled": True, **settings})
+        if clip.source:
+            clip = SourceVideo(clip, undo, is_api=True).settings
+        check_frames(clip.frames, "give fewer frames")
+        return _forecast(clip, width // 8, height // 8, steps, guided=cfg_scale != 1)
+
+
+def _forecast(clip: Settings, width: int, height: int, steps: int, guided: bool) -> dict:
+    """`width` and `height` are the latents'."""
+    segments = -(-clip.frames // (clip.segment or clip.frames))
+    size = -(-clip.frames // segments)
+    of_pass = clip.frames_per_pass or automatic_frames_per_pass(max(height, 1), max(width, 1))
+    rows = clip.frames * steps * (2 if guided else 1)
+    seconds, jobs = pace.seconds_for(pace.kind_of(clip.anchor_stride, clip.anchor_depth), rows * height * width)
+    return {
+        "frames": clip.frames,
+        "fps": clip.fps,
+        "clip_seconds": clip.frames / clip.fps,
+        "segments": segments,
+        "unet_passes_per_step": -(-size // of_pass),
+        "unet_rows": rows,
+        "seconds": None if seconds is None else round(seconds, 2),
+        "known_from_jobs": jobs,
+    }
+
+
+# --- clips -----------------------------------------------------------------------------------------------------------
+
+
+@router.get("/clips", summary="The clips that are there, newest first")
+def get_clips(limit: int = Query(default=100, ge=1, le=100_000)) -> list:
+    return [
+        {"name": entry.name, "format": entry.format, "bytes": entry.bytes, "modified": entry.modified}
+        for entry in library.clips()[:limit]
+    ]
+
+
+@router.get("/clips/{name:path}/recipe", summary="What a clip's file says of how it was made")
+def get_recipe(name: str) -> dict:
+    with in_words():
+        return recipe_in(library.find(name))
+
+
+@router.get("/clips/{name:path}", summary="A clip's file, or a range of it; a folder of PNG files as ZIP, or one of it")
+def get_clip(name: str, request: Request) -> Response:
+    with in_words():
+        path = library.find(name)
+        if path.is_file():
+            return serving.answer_file(request, path, _media_type(path))
+        with ExitStack() as undo:
+            file = undo.enter_context(tempfile.TemporaryFile())
+            write_zip(path, file)
+            undo.pop_all()  # the answer closes it
+            return serving.answer(request, file, "application/zip", f"{path.name}.zip", path.stat().st_mtime)
+
+
+router.head("/clips/{name:path}", include_in_schema=False)(get_clip)
+
+
+def _media_type(path: Path) -> str:
+    return FORMATS[path.suffix[1:]].media_type
+
+
+@of_page.post("/recipe", summary="What an uploaded clip says of how it was made", openapi_extra=UPLOAD)
+async def post_recipe(request: Request) -> dict:
+    return await _of_upload(request, recipe_in)
+
+
+@of_page.post(
+    "/still",
+    summary="The first frame of an uploaded clip as a PNG that carries the clip's text",
+    openapi_extra=UPLOAD,
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}},
+)
+async def post_still(request: Request) -> Response:
+    return Response(await _of_upload(request, still_of), media_type="image/png")
+
+
+async def _of_upload(request: Request, function: Callable[[Path], object]):
+    """function(path) of the clip that is the body of the request."""
+    too_large = HTTPException(413, f"the clip has more than {LARGEST_UPLOAD} bytes, which are allowed")
+    if int(request.headers.get("content-length") or 0) > LARGEST_UPLOAD:
+        raise too_large
+    with ExitStack() as undo:
+        path = Path(temporary_folder(undo), "the clip")
+        with open(path, "wb") as file:
+            async for piece in request.stream():
+                file.write(piece)
+                if file.tell() > LARGEST_UPLOAD:
+                    raise too_large
+        with in_words():
+            return await run_in_threadpool(function, path)
+
+
+def recipe_in(path: Path) -> dict:
+    """What the file of a clip carries: its text, and the settings of ZS² by their keys in API requests.
+
+    Raises ValueError where there is no text, or one with values that are not allowed.
+    """
+    text = _text_of(path)
+    prompt, negative, values = recipe.parsed(text)
+    settings = {ROWS[name].key: ROWS[name].kind.plain(value) for name, value in recipe.read(values).items()}
+    about = {"infotext": text, "prompt": prompt, "negative_prompt": negative, "values": values}
+    return {**about, "settings": settings if recipe.is_of_clip(values) else None}
+
+
+def still_of(path: Path) -> bytes:
+    """The first frame of a clip as a PNG that carries the clip's text. Raises ValueError."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", _text_of(path))
+    _, picture = next(open_source(path, max_pixels=max_source_pixels()).frames(Selection(frames=1)))
+    file = io.BytesIO()
+    picture.save(file, "PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def _text_of(path: Path) -> str:
+    text = read_text(path)
+    if text is None:
+        raise ValueError(f"{path.name} carries no generation parameters")
+    return text
