@@ -88,6 +88,18 @@ def test_larger_and_more(host, place, order):
     assert Path(mp4["path"]).name == "walk-x2-16fps.mp4" and (png["width"], png["height"]) == (256, 256)
 
 
+def test_a_clip_by_its_name(host, place):
+    """As the other routes name clips: so is the result, which can be worked on in turn. The route is described."""
+    video(place / "walk.mp4", count=COUNT)
+    label = clips_folder(host).parent.name
+    (entry,) = work(host, f"{label}/{place.name}/walk.mp4", interpolate=2)["clips"]
+    assert entry["name"] == f"{label}/{place.name}/walk-16fps.mp4"
+    (entry,) = work(host, entry["name"], upscaler="Lanczos", scale=2)["clips"]
+    assert (entry["frames"], entry["fps"], entry["width"]) == (MORE, 16, 256)
+    described = host.client.get("/openapi.json")["paths"][ROUTE]["post"]["requestBody"]
+    assert described["content"]["application/json"]["schema"]["properties"]["scale"]["maximum"] == 8
+
+
 def test_a_rate_and_a_name_that_is_taken(host, place):
     clip = video(place / "walk.mp4", count=COUNT)
     first, again = (work(host, clip, fps=12)["clips"][0] for _ in range(2))

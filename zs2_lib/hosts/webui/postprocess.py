@@ -35,8 +35,10 @@ from zs2_lib.settings.kinds import SettingsError, nearest
 from zs2_lib.settings.postprocessing import UPSCALE_FIRST, Postprocessing
 from zs2_lib.settings.schedule import number_text
 
-from .files import GIVEN, file_of, in_words, opened, temporary_folder
+from .answer import named
+from .files import GIVEN, LONGEST_PATH, file_of, in_words, opened, temporary_folder
 from .job import STOPPED
+from .library import UnknownClip, find
 from .limits import check_frames, max_source_pixels
 from .names import STOPPED as STOPPED_END
 from .names import beside, folder_of_result
@@ -71,7 +73,7 @@ class Result:
         about |= {"seed": int(seed)} if seed.isdecimal() else {}
         about |= {"stopped": True} if self.stopped else {}
         return [
-            {"path": str(path), "format": format, **about}
+            {"path": str(path), **named(path), "format": format, **about}
             | ({"data": base64.b64encode(clip_bytes(path)).decode()} if with_data else {})
             for format, path in self.files.items()
         ]
@@ -107,7 +109,7 @@ class Work:
     def __init__(self, settings: Postprocessing, undo: ExitStack, is_api: bool):
         self.settings, self.undo = settings, undo
         self._upscaler = _upscaler(settings) if settings.upscales else None
-        self._path = file_of("clip", settings.clip, undo, is_api)
+        self._path = _path(settings.clip) or file_of("clip", settings.clip, undo, is_api)
         self.is_given = self._path.name == GIVEN.format(key="clip")
         self._source = opened("clip", self._path)
         with in_words("clip"):
@@ -123,14 +125,14 @@ class Work:
 
     def _said(self, name: str):
         """The value of a setting in the clip's recipe, None if it says nothing that can be read."""
-        with suppress(SettingsError):
+        with suppress(SettingsError, KeyError):
             return recipe.read(self._recipe, (name,)).get(name)
 
     def _rate_of_clip(self) -> Fraction:
         """As the file has it; a folder, which has none, as its recipe says."""
         if self._path.is_dir():
             later = _RATE.search(self._recipe.get(INTERPOLATED_TO, ""))
-            fps = float(later[1]) if later else self._said("fps")
+            fps = float(later[1]) if later else (self._said("fps") or 0) * (self._said("in_betweens") or 1)
             if fps:
                 return exact_rate(fps)
         return self._source.clip_fps()
@@ -297,6 +299,12 @@ class Work:
         if stopped:
             values[STOPPED] = "before the end"
         return recipe.with_values(self._text, values)
+
+
+def _path(clip: str) -> Path | None:
+    """The clip of that name, if it is one."""
+    with suppress(UnknownClip):
+        return find(clip) if len(clip) <= LONGEST_PATH else None
 
 
 def _upscaler(settings: Postprocessing):

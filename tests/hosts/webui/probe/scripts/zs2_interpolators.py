@@ -14,7 +14,7 @@ def fail(before, after, time):
     raise RuntimeError("it fails as asked")
 
 
-def app_started(*_):
+def offer():
     try:
         from zs2_lib.media import interpolators
     except ImportError as error:
@@ -24,4 +24,4 @@ def app_started(*_):
     interpolators.register("probe fail", fail)
 
 
-script_callbacks.on_app_started(app_started)
+script_callbacks.on_before_ui(offer)
