@@ -170,6 +170,14 @@ def test_an_error_keeps_the_finished_frames(host, place):
     assert (stored({"path": place / "walk-16fps-stopped"}) == scenes()[:1]).all()
 
 
+def test_an_upscaler_without_its_model_is_an_error(host, place):
+    """The host resizes the frame then, and says so on its console alone."""
+    clip = folder(place / "walk", count=2)
+    with pytest.raises(HostError, match="'probe idle' gave back the frame as it was") as raised:
+        work(host, clip, upscaler="probe idle", scale=2)
+    assert raised.value.status == 500 and [path.name for path in place.iterdir()] == ["walk"]
+
+
 REFUSED = {
     "no clip": ({"clip": ""}, ["clip", "none is given"]),
     "nothing to do": ({}, ["nothing to do", "upscaler", "interpolate"]),
