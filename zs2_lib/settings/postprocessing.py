@@ -71,7 +71,7 @@ class Postprocessing:
     fps: float = setting(
         0.0,
         Number(0.1, 240, or_zero=True),
-        "Interpolate to",
+        "Frames per second of the result",
         "The frames per second that the clip gets, in the place of a factor; 0 leaves it to the factor.",
     )
     interpolator: str = setting(

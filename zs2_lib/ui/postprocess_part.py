@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote
@@ -23,7 +25,6 @@ log = logging.getLogger(__name__)
 
 OFF, RATE = "off", "to a rate"
 FACTORS = {OFF: 1, "×2": 2, "×3": 3, "×4": 4, RATE: 1}
-PROGRESS = gr.Progress()
 STYLE = "max-width: 100%; max-height: 60vh"
 
 
@@ -61,7 +62,8 @@ def build(elem_id: ElemId) -> None:
         result = gr.HTML(elem_id=elem_id("postprocess_result"))
     interpolate.change(lambda chosen: gr.update(visible=chosen == RATE), [interpolate], [fps], show_progress=False)
     inputs = [*clips, upscaler, scale, interpolate, fps, interpolator, order, formats]
-    make.click(_make, inputs, [result])
+    no_queue = getattr(shared.cmd_opts, "no_gradio_queue", False)  # which progress needs
+    make.click(_make_at_once if no_queue else _make, inputs, [result], show_progress=False)
     stop.click(postprocess.stop, [], [], show_progress=False)
 
 
@@ -69,8 +71,8 @@ def _with(first: str, others: list[str]) -> list[str]:
     return list(dict.fromkeys([first, *others]))
 
 
-def _make(upload, path, upscaler, scale, interpolate, fps, interpolator, order, formats, progress=PROGRESS) -> str:
-    """What the page shows of the result, or why there is none."""
+def _make(upload, path, upscaler, scale, interpolate, fps, interpolator, order, formats) -> Iterator[str]:
+    """What the page shows: how far it is, and in the end the result, or why there is none."""
     try:
         settings = Postprocessing(
             clip=path_of(upload, path) or str(library.latest() or ""),
@@ -82,15 +84,28 @@ def _make(upload, path, upscaler, scale, interpolate, fps, interpolator, order, 
             order=order,
             formats=formats or (),
         )
-        with ExitStack() as undo:
+        with ExitStack() as undo, ThreadPoolExecutor(1) as thread:
             work = postprocess.Work(settings, undo, is_api=False)
-            progress((0, None), desc="waiting for the WebUI")
-            return _shown(work.run(lambda done, of: progress((done, of), desc="frames", unit="frames")))
+            running = thread.submit(work.run)
+            while not wait([running], timeout=0.5).done:
+                yield _bar(work.made, work.count)
+            yield _shown(running.result())
     except SettingsError as error:
-        return html.escape(str(error))
+        yield html.escape(str(error))
     except Exception as error:
         log.exception("the clip could not be made")
-        return html.escape(f"{type(error).__name__}: {error}")
+        yield html.escape(f"{type(error).__name__}: {error}")
+
+
+def _make_at_once(*values) -> str:
+    """What `_make` shows in the end."""
+    *_, last = _make(*values)
+    return last
+
+
+def _bar(done: int, of: int) -> str:
+    text = "waiting for the WebUI" if not done else "writing the files" if done == of else f"frame {done} of {of}"
+    return f'<progress value="{done}" max="{of}" style="width: 100%"></progress><p>{text}</p>'
 
 
 def _shown(result: postprocess.Result) -> str:

@@ -9,8 +9,8 @@ import base64
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -106,6 +106,11 @@ class Work:
     undo: closed when the work is done. is_api: whether the clip's path comes from a request.
     """
 
+    count: int
+    """Frames that it makes, unless it is stopped."""
+    made: int = 0
+    """Frames that are finished."""
+
     def __init__(self, settings: Postprocessing, undo: ExitStack, is_api: bool):
         self.settings, self.undo = settings, undo
         self._upscaler = _upscaler(settings) if settings.upscales else None
@@ -121,7 +126,7 @@ class Work:
         self._formats = settings.formats or (_format_of(self._path),)
         self._check_times()
         self._check_size()
-        self._made = self._stream()
+        self._pictures = self._stream()
 
     def _said(self, name: str):
         """The value of a setting in the clip's recipe, None if it says nothing that can be read."""
@@ -145,8 +150,8 @@ class Work:
                 f"fps: {settings.fps:g} is not allowed, the clip has {float(self._rate):g} frames per second; give more"
             )
         more = settings.interpolates
-        self._count = interpolated_count(frames, self._rate, self._to, self._closed) if more else frames
-        check_frames(self._count, "take a shorter clip, or interpolate less", key)
+        self.count = interpolated_count(frames, self._rate, self._to, self._closed) if more else frames
+        check_frames(self.count, "take a shorter clip, or interpolate less", key)
         for format in self._formats:
             try:
                 check_clip(format, self._to)
@@ -171,8 +176,8 @@ class Work:
 
     # --- the work ----------------------------------------------------------------------------------------------------
 
-    def run(self, tell: Callable[[int, int], None] = lambda done, of: None) -> Result:
-        """Does it, when the host's queue lets it, and writes the files. `tell` is called after each frame.
+    def run(self) -> Result:
+        """Does it, when the host's queue lets it, and writes the files.
 
         The host's Interrupt ends it with what is finished, which becomes a whole clip with "-stopped" in its name; so
         does an error, which is raised then.
@@ -181,27 +186,27 @@ class Work:
             state = shared.state
             state.begin(JOB)
             try:
-                state.job_count, state.sampling_steps = 1, self._count
+                state.job_count, state.sampling_steps = 1, self.count
                 frames = OnDisk(temporary_folder(self.undo))
                 try:
-                    self._make(frames, tell)
+                    self._make(frames)
                 except Exception as error:
                     self._keep(frames, error)
                 return self._write(frames)
             finally:
                 state.end()
 
-    def _make(self, frames: OnDisk, tell: Callable[[int, int], None]) -> None:
+    def _make(self, frames: OnDisk) -> None:
         """Appends the frames until all are there, or the host is told to stop."""
         state = shared.state
-        for picture in self._made:
-            if state.interrupted or state.skipped or state.stopping_generation:
-                return  # an upscaler that was interrupted may have given less than it should
-            frames.append(picture)
-            state.assign_current_image(picture)
-            state.sampling_step = len(frames)
-            state.textinfo = f"ZS²: frame {len(frames)} of {self._count}"
-            tell(len(frames), self._count)
+        with closing(self._pictures) as pictures:
+            for picture in pictures:
+                if state.interrupted or state.skipped or state.stopping_generation:
+                    return  # an upscaler that was interrupted may have given less than it should
+                frames.append(picture)
+                state.assign_current_image(picture)
+                state.sampling_step = self.made = len(frames)
+                state.textinfo = f"ZS²: frame {self.made} of {self.count}"
 
     def _stream(self) -> Iterator[Image.Image]:
         steps = [self._upscaled] if self._upscaler else []
@@ -246,7 +251,7 @@ class Work:
     # --- its files ---------------------------------------------------------------------------------------------------
 
     def _write(self, frames: OnDisk) -> Result:
-        count, stopped = len(frames), len(frames) < self._count
+        count, stopped = len(frames), len(frames) < self.count
         size = frames[0].size if count else (0, 0)
         result = Result(count, float(self._to), size, self._infotext(count, stopped), stopped)
         if not count:
