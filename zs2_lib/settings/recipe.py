@@ -92,6 +92,14 @@ def parsed(text: str) -> tuple[str, str, dict[str, str]]:
     return "\n".join(lines[:place]), negative, {key: _unquoted(value) for key, value in pairs}
 
 
+def with_values(text: str, values: Mapping[str, object]) -> str:
+    """`text`, which `parameters` or the WebUI wrote, with more `values` at its end; of a key that it has, the later
+    one counts.
+    """
+    more = ", ".join(f"{key}: {_quoted(value)}" for key, value in values.items())
+    return text + (", " if parsed(text)[2] else "\n" if text else "") + more
+
+
 def _negative_line(lines: list[str]) -> int | None:
     """The number of the last line that begins as that of the negative prompt does."""
     return max((number for number, line in enumerate(lines) if line.startswith(_NEGATIVE)), default=None)

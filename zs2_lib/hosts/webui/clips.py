@@ -24,7 +24,7 @@ from zs2_lib.settings.table import Settings
 from .answer import PARALLEL, Clip, Request
 from .edit import SourceVideo
 from .files import temporary_folder
-from .library import previews_folder, remember
+from .library import made, previews_folder, remember
 from .names import ClipName
 from .segments import AT_ONCE, Segments
 
@@ -150,6 +150,8 @@ class Clips:
             if saved and self.settings.sidecar:
                 self._write_sidecar(clip, target, saved)
             self._show(clip, frames, files, temporary)
+        if last := next(iter(saved.values()), clip.playable):
+            made(last)
         if files and self._saved and not self.request.is_api:
             self.p.comment("ZS²: saved " + ", ".join(map(str, files.values())))
 
