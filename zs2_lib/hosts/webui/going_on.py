@@ -30,6 +30,20 @@ STEPS: dict[str, tuple[str, Callable[..., Settings]]] = {
 }
 """What can be made of a clip: the key of the number that it takes, and the settings that it gives."""
 OF_ALL = ("clip", "settings", "request")
+NOT_PASTED = ("batch_size", "styles")
+SAME_AS_FIRST = ("hr_sampler_name", "hr_scheduler", "hr_checkpoint_name")
+"""Fields which a host pastes words into that its API refuses; it leaves alone what is given, and be it None."""
+FILLS = ("fill", "original", "latent noise", "latent nothing")
+OF_IMG2IMG = {
+    "denoising_strength": lambda params: params.get("Denoising strength"),
+    "image_cfg_scale": lambda params: params.get("Image CFG scale"),
+    "mask_blur": lambda params: params.get("Mask blur"),
+    "inpainting_mask_invert": lambda params: int(params.get("Mask mode") == "Inpaint not masked"),
+    "inpainting_fill": lambda params: FILLS.index(params.get("Masked content", "original")),
+    "inpaint_full_res": lambda params: params.get("Inpaint area") == "Only masked",
+    "inpaint_full_res_padding": lambda params: params.get("Masked area padding"),
+}
+"""Fields of a request to img2img, for which no host says how its API calls what it pastes."""
 NOT_RESTORED = (
     "This WebUI's API could not read the infotext ({error}): what other extensions' scripts had in it was left out."
 )
@@ -109,7 +123,7 @@ def _generated(tab: str, text: str, infotext: Mapping, request: dict, settings: 
     """The host's answer to a request of the recipe `text`, and notes."""
     api, is_txt2img = _api(), tab == "txt2img"
     model = models.StableDiffusionTxt2ImgProcessingAPI if is_txt2img else models.StableDiffusionImg2ImgProcessingAPI
-    payload = {"send_images": False, "save_images": True, **_fields(tab, text, model), **request}
+    payload = {"send_images": False, "save_images": True, **_fields(text, model), **request}
     payload["override_settings"] = {**_overrides(text), **request.get("override_settings", {})}
     always_on = {**payload.get("alwayson_scripts", {}), "ZS2": {"args": [settings]}}
     payload["alwayson_scripts"], notes = always_on, []
@@ -123,19 +137,25 @@ def _generated(tab: str, text: str, infotext: Mapping, request: dict, settings: 
     return (api.text2imgapi if is_txt2img else api.img2imgapi)(model(**payload)), notes
 
 
-def _fields(tab: str, text: str, model: type) -> dict:
-    """The fields of a request that the host's own way of pasting finds in the recipe."""
+def _fields(text: str, model: type) -> dict:
+    """The fields of a request that the recipe has, most of them found by the host's own way of pasting."""
     known = getattr(model, "model_fields", None) or model.__fields__
     values, params = {}, infotext_utils.parse_generation_parameters(text)
-    for field in infotext_utils.paste_fields[tab]["fields"]:
-        if not getattr(field, "api", None) or field.api not in known or field.api in ("batch_size", "styles"):
-            continue
-        value = field.function(params) if field.function else params.get(field.label)
-        if isinstance(value, dict) and "__type__" in value:  # an update of a control
-            value = value.get("value")
-        if value is not None:
-            values[field.api] = value
-    return values
+    for field in infotext_utils.paste_fields["txt2img"]["fields"]:  # those of the other tab name no field of the API
+        if getattr(field, "api", None) in known and field.api not in NOT_PASTED:
+            values[field.api] = field.function(params) if field.function else params.get(field.label)
+    for name, of_text in OF_IMG2IMG.items():
+        if name in known:
+            values[name] = of_text(params)
+    values = {name: _plain(value) for name, value in values.items()}
+    return {name: value for name, value in values.items() if value is not None or name in SAME_AS_FIRST}
+
+
+def _plain(value):
+    """What a control would show, as an API takes it."""
+    if isinstance(value, dict) and "__type__" in value:  # an update of the control
+        value = value.get("value")
+    return None if isinstance(value, str) and value.startswith("Use same ") else value
 
 
 def _overrides(text: str) -> dict:
