@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 
-from .table import ROWS, Row, Settings
+from .row import Row
+from .table import ROWS, Settings
 
 _OF_THE_REQUEST = ("enabled", "returns", "sidecar", "source", "mask", "control")
 CARRIED = {name: row for name, row in ROWS.items() if name not in _OF_THE_REQUEST}

@@ -28,12 +28,13 @@ from .controls import (
 
 TITLE = ROWS["enabled"].label
 
-MAIN_ROWS = (("frames", "fps"), ("motion", "inertia"), ("momentum", "loop"), ("prompts",))
+MAIN_ROWS = (("frames", "fps", "in_betweens"), ("motion", "inertia"), ("momentum", "loop"), ("prompts",))
 ADVANCED_ROWS = (
     ("noise_model", "alpha"),
     ("candidates", "solver"),
     ("frames_per_pass", "formats", "sidecar"),
     ("anchor_stride", "anchor_depth", "anchor_start"),
+    ("retakes", "extended"),
 )
 ALL_ROWS = MAIN_ROWS + ADVANCED_ROWS + source_part.SOURCE_ROWS + control_part.CONTROL_ROWS
 SETTINGS = tuple(name for row in ALL_ROWS for name in row)

@@ -69,14 +69,20 @@ def png_base64(image: np.ndarray) -> str:
 
 
 class Client:
-    """The API of a running WebUI; errors are raised with the server's message."""
+    """The API of a running WebUI; errors are raised with the server's message.
 
-    def __init__(self, url: str, timeout: float = 600):
+    user: of --api-auth, as user:password.
+    """
+
+    def __init__(self, url: str, timeout: float = 600, user: str = ""):
         self.url, self.timeout = url, timeout
+        self.headers = {"Content-Type": "application/json"}
+        if user:
+            self.headers["Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
 
     def request(self, path: str, payload=None, method: str | None = None):
         data = None if payload is None else json.dumps(payload).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(self.url + path, data, self.headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as response:
                 return json.loads(response.read() or "null")
@@ -215,7 +221,8 @@ class Server:
         except BaseException:
             self.__exit__()
             raise
-        return Client(f"http://127.0.0.1:{port}")
+        users = [flag.partition("=")[2].split(",")[0] for flag in self.flags if flag.startswith("--api-auth=")]
+        return Client(f"http://127.0.0.1:{port}", user="".join(users))
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.start_timeout

@@ -78,7 +78,7 @@ class Clips:
         self._frames.append(image)
         self._empty_last()
         self._last = image if len(self._frames) > self.most_pictures else None
-        if len(self._frames) == self.settings.frames:
+        if len(self._frames) == self.settings.length:
             self._write_taken()  # the last one is not saved yet by the host
 
     @property
@@ -112,7 +112,7 @@ class Clips:
         """Leaves out of the host's result the pictures of long clips that are empty, and the entries beside them."""
         if self.segments.of_clip == 1:
             return
-        frames, most = self.settings.frames, self.most_pictures
+        frames, most = self.settings.length, self.most_pictures
 
         def first_of_clips(values: list) -> list:
             return [value for place, value in enumerate(values) if place % frames < most]
@@ -161,7 +161,8 @@ class Clips:
             p, p.prompts, p.seeds, p.subseeds, index=0, all_negative_prompts=p.negative_prompts
         )
         about = (p.prompts[0], p.negative_prompts[0], p.seeds[0], p.subseeds[0], infotext, self.stopped)
-        return Clip(len(frames), self.settings.fps, *about, frames[0])
+        played = len(self.settings.played(frames))
+        return Clip(played, self.settings.rate, *about, frames[0])
 
     def _target(self, name: ClipName) -> Path | None:
         remember(name.outputs)
@@ -176,7 +177,7 @@ class Clips:
             return None
         text = clip.infotext if opts.enable_pnginfo else None
         try:
-            file = write_clip(frames, target, format, self.settings.fps, text)
+            file = write_clip(self.settings.played(frames), target, format, self.settings.rate, text)
         except Exception as error:
             self._note_failure(f"The clip as {format}", error)
             return None

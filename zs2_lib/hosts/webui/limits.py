@@ -9,8 +9,7 @@ from modules import paths_internal, shared
 from modules.shared import opts
 
 from zs2_lib.media.source import MAX_PIXELS
-from zs2_lib.settings.kinds import SettingsError
-from zs2_lib.settings.table import MAX_FRAMES
+from zs2_lib.settings.kinds import MAX_FRAMES, SettingsError
 
 
 def _flag(name: str, default):
