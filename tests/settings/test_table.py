@@ -48,6 +48,7 @@ ALLOWED = {
     "formats": [["mp4"], ("gif", "png"), ["mp4", "gif", "webp", "apng", "webm", "png"]],
     "return": ["frames", "video", "both"],
     "source": ["", "clip.mp4"],
+    "clip": ["", "clip.mp4"],
     **dict.fromkeys(("source_start", "source_end"), (0, 1.5, 360000)),
     "source_fps": [0, 12, 29.97, 120],
     "source_every": [1, 2.0, 1000],
@@ -55,6 +56,7 @@ ALLOWED = {
     "control": [[], ["source", "", "clip.mp4"], ("source",)],
     "control_fit": ["hold", "loop", "stretch"],
 }
+FIELDS = {"return": "returns", "clip": "kept_clip"}
 NEEDS = {"mask": {"source": "clip.mp4"}}
 """What a setting needs beside it."""
 REFUSED = {
@@ -80,6 +82,7 @@ REFUSED = {
     "formats": [[], (), "mp4", None, {"mp4": True}, ["mp4", "avi"], [["mp4"]], [None]],
     "return": ["", "videos", None, True],
     "source": [None, 1, True, ["clip.mp4"]],
+    "clip": [None, 1, True, ["clip.mp4"]],
     **dict.fromkeys(("source_start", "source_end"), (-0.1, 400000, *NO_NUMBER)),
     "source_fps": [-1, 120.1, *NO_NUMBER],
     "source_every": [0, 1001, 1.5, *NO_NUMBER],
@@ -97,7 +100,7 @@ def each(table):
 @each(ALLOWED)
 def test_allowed_values(key, value):
     settings = Settings.from_mapping({key: value, **NEEDS.get(key, {})})
-    kept = getattr(settings, "returns" if key == "return" else key)
+    kept = getattr(settings, FIELDS.get(key, key))
     if key in ("motion", "inertia", "momentum"):
         assert kept == Schedule.parse(value)
     elif key in ("formats", "control"):
@@ -107,7 +110,7 @@ def test_allowed_values(key, value):
     elif key in ("retakes", "extended", "loop"):  # in one form, whatever it was given as
         assert kept == ROWS[key].kind.read(key, ROWS[key].kind.print(kept))
     else:
-        assert kept == value and type(kept) is type(getattr(Settings(), "returns" if key == "return" else key))
+        assert kept == value and type(kept) is type(getattr(Settings(), FIELDS.get(key, key)))
 
 
 @each(REFUSED)

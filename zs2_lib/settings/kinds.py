@@ -205,6 +205,9 @@ class OldYesNo(Choice):
     def parse(self, text: str) -> str:
         return {"True": self.yes, "False": self.no}.get(text, text)
 
+    def schema(self) -> dict:
+        return {"enum": [*self.choices, True, False]}
+
 
 class Takes(Kind):
     """Pairs of a frame and a number, such as "9:1, 12:2", frames rising; or None, whose text is empty."""
@@ -236,6 +239,12 @@ class Takes(Kind):
     def print(self, value: tuple[tuple[int, int], ...] | None) -> str:
         return ", ".join(f"{frame}:{take}" for frame, take in value or ())
 
+    def plain(self, value: tuple[tuple[int, int], ...] | None) -> str | None:
+        return self.print(value) if value else None
+
+    def schema(self) -> dict:
+        return {"type": ["string", "array", "null"], "examples": ["9:1, 12:2"]}
+
 
 @dataclass(frozen=True)
 class Counts(Kind):
@@ -260,6 +269,12 @@ class Counts(Kind):
 
     def print(self, value: tuple[int, ...] | None) -> str:
         return ", ".join(map(str, value or ()))
+
+    def plain(self, value: tuple[int, ...] | None) -> str | None:
+        return self.print(value) if value else None
+
+    def schema(self) -> dict:
+        return {"type": ["string", "array", "null"], "examples": ["8, 16"]}
 
 
 @dataclass(frozen=True)
