@@ -82,9 +82,9 @@ def test_every_format(pipe, tmp_path, capsys):
     text = (
         f"{PROMPT}\nNegative prompt: green: dark, small\nSteps: 2, Sampler: DDIM, CFG scale: 5, Seed: 1, Size: 64x64, "
         'Model: tiny-sd, ZS2 frames: 3, ZS2 fps: 5, ZS2 motion: "0:0.01, 2:0.05", ZS2 inertia: 0, ZS2 momentum: 0.98, '
-        "ZS2 loop: False, ZS2 noise model: dependency, ZS2 alpha: 0.9, ZS2 candidates: 1, ZS2 solver: exact, "
-        "ZS2 frames per pass: 0, ZS2 anchor stride: 1, ZS2 anchor depth: medium, ZS2 anchor start: 0.18, "
-        "ZS2 formats: mp4 gif webp apng webm png"
+        "ZS2 loop: off, ZS2 in betweens: 1, ZS2 noise model: dependency, ZS2 alpha: 0.9, ZS2 candidates: 1, "
+        "ZS2 solver: exact, ZS2 frames per pass: 0, ZS2 anchor stride: 1, ZS2 anchor depth: medium, "
+        "ZS2 anchor start: 0.18, ZS2 formats: mp4 gif webp apng webm png"
     )
     for format, file in zip(FORMATS, files):
         if format in ("mp4", "webm"):
@@ -303,7 +303,7 @@ def test_wrong_values(capsys, tmp_path, flag, value, words):
 
 def test_wrong_flags(capsys):
     loop = refused(capsys, "-o", "clip.mp4", "--loop", "--noise-model", "mixed")
-    assert loop.startswith('loop: true is not allowed with noise_model "mixed"')
+    assert loop.startswith('loop: "seamless" is not allowed with noise_model "mixed"')
     assert refused(capsys, "-o", "clip.mp4", "--frame", "3") == "unrecognized arguments: --frame 3"
     assert refused(capsys, "-o", "clip.mp4", "--frames") == "argument --frames: expected one argument"
 

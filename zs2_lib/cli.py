@@ -25,9 +25,10 @@ from zs2_lib.media.formats import FORMATS, clip_path, split_clip_name
 from zs2_lib.media.on_disk import OnDisk
 from zs2_lib.media.write import check_replaceable, write_clip, write_sidecar
 from zs2_lib.settings import recipe
-from zs2_lib.settings.kinds import Choice, Kind, Number, Prompts, SettingsError, WholeNumber, YesNo
+from zs2_lib.settings.kinds import Choice, Kind, Number, OldYesNo, Prompts, SettingsError, WholeNumber, YesNo
 from zs2_lib.settings.presets import PRESETS, Preset
-from zs2_lib.settings.table import ROWS, Row, Settings
+from zs2_lib.settings.row import Row
+from zs2_lib.settings.table import ROWS, Settings
 
 PROGRAM = "python -m zs2_lib"
 STEPS = 20
@@ -146,9 +147,9 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
             progress=show,
         )
         for number, frame in enumerate(frames, 1):
-            if number == job.settings.frames:
+            if number == job.settings.length:
                 bar.n = 1.0
-            bar.set_description(f"decoded frame {number} of {job.settings.frames}")
+            bar.set_description(f"decoded frame {number} of {job.settings.length}")
             yield frame
 
 
@@ -169,20 +170,21 @@ def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:
     text = recipe.parameters(job.prompt, job.negative, values)
     frames = itertools.chain([first], frames)
     with ExitStack() as scope:
-        if len(job.targets) > 1 or settings.frames > (settings.segment or settings.frames):
-            frames = scope.enter_context(on_disk(frames, job.targets[0][0]))
+        several = len(job.targets) > 1 or settings.loop == "ping-pong"
+        if several or settings.length > (settings.segment or settings.length):
+            frames = settings.played(scope.enter_context(on_disk(frames, job.targets[0][0])))
+        count = settings.length if settings.loop != "ping-pong" else len(frames)
         for target, format in job.targets:
-            file = write_clip(frames, target, format, settings.fps, text)
-            seconds = settings.frames / settings.fps
-            print(f"{file}: {settings.frames} frames of {size}, {seconds:.3g} s, seed {job.seed}")
+            file = write_clip(frames, target, format, settings.rate, text)
+            print(f"{file}: {count} frames of {size}, {count / settings.rate:.3g} s, seed {job.seed}")
     if settings.sidecar:
-        write_sidecars(job, text)
+        write_sidecars(job, count, text)
 
 
-def write_sidecars(job: Job, text: str) -> None:
+def write_sidecars(job: Job, frames: int, text: str) -> None:
     """A JSON file beside each clip; one that cannot be written is said, the clips are there."""
     about = {"infotext": text, "prompt": job.prompt, "negative_prompt": job.negative, "seed": job.seed}
-    about |= {"frames": job.settings.frames, "fps": job.settings.fps, "settings": recipe.by_key(job.settings)}
+    about |= {"frames": frames, "fps": job.settings.rate, "settings": recipe.by_key(job.settings)}
     about["host"] = "diffusers"
     for target in dict.fromkeys(target for target, _ in job.targets):
         files = {format: clip_path(path, format).name for path, format in job.targets if path == target}
@@ -289,6 +291,8 @@ def flag_form(kind: Kind) -> dict[str, str]:
     match kind:
         case YesNo():
             return {"action": "store_const", "const": kind.print(True)}
+        case OldYesNo():
+            return {"metavar": "|".join(kind.choices), "nargs": "?", "const": kind.yes}
         case Choice():
             return {"metavar": "|".join(kind.choices)}
         case Prompts():

@@ -15,9 +15,9 @@ def test_one_key_for_each_setting_of_the_clip():
     texts = recipe.texts(Settings(enabled=True, formats=["gif", "mp4"], returns="video", **values))
     assert ", ".join(f"{key}: {text!r}" for key, text in texts.items()) == (
         "ZS2 frames: '12', ZS2 fps: '29.97', ZS2 motion: '0:0.01, 8:0.05', ZS2 inertia: '0.5', ZS2 momentum: '0.9', "
-        "ZS2 loop: 'False', ZS2 noise model: 'dependency', ZS2 alpha: '0.3333333333333333', ZS2 candidates: '1', "
-        "ZS2 solver: 'exact', ZS2 frames per pass: '0', ZS2 anchor stride: '1', ZS2 anchor depth: 'medium', "
-        "ZS2 anchor start: '0.18', ZS2 formats: 'gif mp4'"
+        "ZS2 loop: 'off', ZS2 in betweens: '1', ZS2 noise model: 'dependency', ZS2 alpha: '0.3333333333333333', "
+        "ZS2 candidates: '1', ZS2 solver: 'exact', ZS2 frames per pass: '0', ZS2 anchor stride: '1', "
+        "ZS2 anchor depth: 'medium', ZS2 anchor start: '0.18', ZS2 formats: 'gif mp4'"
     )
 
 
@@ -38,6 +38,7 @@ def test_prompts_only_if_there_are_some():
         {},
         dict(frames=3, fps=29.97, motion="0:0.01, 8:0.05", loop=False, alpha=1 / 3, formats=["gif", "png"]),
         dict(prompts='0: a, "b"\n4: c\\d: e', solver="search", inertia=1, loop=True, anchor_depth="gentle"),
+        dict(in_betweens=3, retakes="9:1, 12:2", extended="8", loop="ping-pong"),
     ],
 )
 def test_what_is_written_is_read_back(values):
@@ -85,8 +86,8 @@ def test_a_text_of_the_webui_or_of_nothing_known():
 
 def test_an_infotext_speaks_of_what_it_has():
     assert not recipe.is_of_clip({"Steps": "20"}) and recipe.read({"Steps": "20"}) == {}
-    assert recipe.read({"ZS2 frames": "3"}) == {"frames": 3, "prompts": None}
-    assert recipe.read({"ZS2 frames": "3", "ZS2 loop": "True"}, ("loop", "fps")) == {"loop": True}
+    assert recipe.read({"ZS2 frames": "3"}) == {"frames": 3, "prompts": None, "retakes": None, "extended": None}
+    assert recipe.read({"ZS2 frames": "3", "ZS2 loop": "True"}, ("loop", "fps")) == {"loop": "seamless"}
 
 
 @pytest.mark.parametrize(("key", "text"), [("frames", "many"), ("loop", "yes"), ("motion", "-1"), ("formats", "avi")])

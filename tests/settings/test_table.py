@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NO_NUMBER = [True, None, "8", [8], math.nan, math.inf, -math.inf]
 NO_SCHEDULE = [True, None, [0.1], math.nan, math.inf, 10**400, "fast", "", "0:0.1, 0:0.2", "-1:0.5", "0:0.1, 8"]
 NO_BOOLEAN = (1, 0, "true", None)
-YES_NO = ("enabled", "loop", "sidecar", "source_audio", "control_momentum")
+YES_NO = ("enabled", "sidecar", "source_audio", "control_momentum")
 
 ALLOWED = {
     **dict.fromkeys(YES_NO, (True, False)),
@@ -32,6 +32,8 @@ ALLOWED = {
     "motion": [0, 0.05, 100, "0", "0:0.01, 8:0.05"],
     "inertia": [0, 0.5, 1, "0:0, 8:1"],
     "momentum": [0, 0.98, 1, "0:1, 8:0.9"],
+    "loop": ["off", "ping-pong", "seamless", True, False],
+    "in_betweens": [1, 2, 4],
     "prompts": ["0: a red circle", "0: a red circle\n12: a blue square", "3:", "", " \n"],
     "noise_model": ["dependency", "mixed", "progressive", "independent"],
     "alpha": [0, 0.9, 1],
@@ -41,6 +43,8 @@ ALLOWED = {
     "anchor_stride": [1, 4, 4.0, 16],
     "anchor_depth": ["gentle", "medium", "strong"],
     "anchor_start": [0, 0.15, 1],
+    "retakes": ["9:1", "12:2, 3:1", "", None, [[9, 1]], ((9, 0),)],
+    "extended": ["8", "16, 8", "", None, [8, 16], 8 * [3]],
     "formats": [["mp4"], ("gif", "png"), ["mp4", "gif", "webp", "apng", "webm", "png"]],
     "return": ["frames", "video", "both"],
     "source": ["", "clip.mp4"],
@@ -60,6 +64,8 @@ REFUSED = {
     "motion": [-0.001, "-1", "0:0.1, 8:-0.1", *NO_SCHEDULE],
     "inertia": [-0.001, 1.001, "0:0, 8:1.1", *NO_SCHEDULE],
     "momentum": [-0.001, 1.001, "0:-0.1, 8:1", *NO_SCHEDULE],
+    "loop": ["on", "", None, 1, 0],
+    "in_betweens": [0, 5, 1.5, *NO_NUMBER],
     "prompts": [7, True, ["0: a"], {"0": "a"}, "a red circle", "0: a\n0: b", "0: a\nb", "-1: a", "1.5: a", "0 a"],
     "noise_model": ["", "Mixed", "dependent", None, 1, ["mixed"]],
     "alpha": [-0.001, 1.001, *NO_NUMBER],
@@ -69,6 +75,8 @@ REFUSED = {
     "anchor_stride": [0, 17, 1.5, *NO_NUMBER],
     "anchor_start": [-0.1, 1.5, *NO_NUMBER],
     "anchor_depth": ["", "Medium", "deep", None, 1, ["strong"]],
+    "retakes": ["0:1", "9", "9:-1", "9:1, 9:2", [9, 1], [[9, True]], [[9, 1.0]], 9, True],
+    "extended": ["0", "-1", "a", [0], [True], ["8"], 8, 100_001],
     "formats": [[], (), "mp4", None, {"mp4": True}, ["mp4", "avi"], [["mp4"]], [None]],
     "return": ["", "videos", None, True],
     "source": [None, 1, True, ["clip.mp4"]],
@@ -96,6 +104,8 @@ def test_allowed_values(key, value):
         assert kept == tuple(value)
     elif key == "prompts":
         assert kept == (PromptKeyframes.parse(value) if value.strip() else None)
+    elif key in ("retakes", "extended", "loop"):  # in one form, whatever it was given as
+        assert kept == ROWS[key].kind.read(key, ROWS[key].kind.print(kept))
     else:
         assert kept == value and type(kept) is type(getattr(Settings(), "returns" if key == "return" else key))
 
@@ -123,7 +133,10 @@ def test_the_tables_above_have_every_setting():
         ("motion", -1, "a number of 0 or more, or keyframes of such numbers such as '0:0.01, 8:0.05'"),
         ("momentum", 2, "a number from 0 to 1, or keyframes"),
         ("momentum", "0:1, 0:0", "frame 0 has two values"),
-        ("loop", 1, "true or false"),
+        ("source_audio", 1, "true or false"),
+        ("loop", 1, 'one of "off", "ping-pong", "seamless"'),
+        ("retakes", "0:1", "frame 0 is the still: choose another seed"),
+        ("extended", "0", "whole numbers from 1 to 100000"),
         ("solver", "exakt", 'one of "exact", "search"; did you mean "exact"?'),
         ("noise_model", "progresive", 'did you mean "progressive"?'),
         ("formats", ["mp4", "wepb"], 'did you mean "webp"?'),
@@ -162,7 +175,7 @@ def test_keys_that_are_no_text_are_refused():
 def test_defaults():
     settings = Settings.from_mapping({})
     assert settings == Settings()
-    assert (settings.enabled, settings.frames, settings.fps, settings.loop) == (False, 8, 8.0, False)
+    assert (settings.enabled, settings.frames, settings.fps, settings.loop) == (False, 8, 8.0, "off")
     assert (str(settings.motion), str(settings.inertia), str(settings.momentum)) == ("0.05", "0", "0.98")
     assert (settings.noise_model, settings.candidates, settings.solver) == ("dependency", 1, "exact")
     assert (settings.frames_per_pass, settings.formats, settings.returns) == (0, ("mp4",), "video")
@@ -197,6 +210,24 @@ def test_repeated_formats_are_written_once():
     assert Settings(formats=["gif", "mp4", "gif"]).formats == ("gif", "mp4")
 
 
+@pytest.mark.parametrize(
+    ("values", "length", "played"),
+    [
+        (dict(frames=5), 5, [0, 1, 2, 3, 4]),
+        (dict(frames=3, in_betweens=2), 5, [0, 1, 2, 3, 4]),
+        (dict(frames=3, in_betweens=2, loop="seamless"), 6, [0, 1, 2, 3, 4, 5]),
+        (dict(frames=4, loop="ping-pong"), 4, [0, 1, 2, 3, 2, 1]),
+        (dict(frames=1, in_betweens=4, loop="seamless"), 1, [0]),
+        (dict(frames=2, loop="ping-pong"), 2, [0, 1]),
+    ],
+)
+def test_frames_in_all_and_in_the_files(values, length, played):
+    settings = Settings(**values)
+    assert settings.length == settings.clip(1).frames == length
+    assert list(settings.played(range(length))) == played
+    assert settings.rate == settings.fps * settings.in_betweens
+
+
 def test_settings_do_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().frames = 9
@@ -210,8 +241,17 @@ def test_settings_do_not_change():
     [
         (dict(formats=["mp4", "gif"], fps=60), "fps: 60 is not allowed with the format 'gif': "),
         (dict(formats=["webp"], fps=100), "fps: 100 is not allowed with the format 'webp': "),
-        (dict(loop=True, noise_model="mixed"), 'loop: true is not allowed with noise_model "mixed"'),
-        (dict(loop=True, motion="0:0.1, 4:0.2"), "loop: true is not allowed with motion keyframes '0:0.1, 4:0.2'"),
+        (dict(loop=True, noise_model="mixed"), 'loop: "seamless" is not allowed with noise_model "mixed"'),
+        (
+            dict(loop=True, motion="0:0.1, 4:0.2"),
+            "loop: \"seamless\" is not allowed with motion keyframes '0:0.1, 4:0.2'",
+        ),
+        (dict(loop="seamless", retakes="3:1"), 'retakes: 3:1 is not allowed with loop "seamless": every frame'),
+        (dict(loop="seamless", extended="3"), 'extended: 3 is not allowed with loop "seamless": every frame'),
+        (
+            dict(fps=30, in_betweens=2, formats=["gif"]),
+            "fps: 30 is not allowed with in_betweens 2 and the format 'gif'",
+        ),
     ],
 )
 def test_values_that_exclude_each_other(values, words):
@@ -228,7 +268,7 @@ def test_values_that_exclude_each_other(values, words):
         (dict(source="clip.mp4", source_start=3, source_end=2), "source_end is 2"),
         (dict(source="clip.mp4", formats=["gif"], fps=60), "fps: 60 is not allowed with the format 'gif': "),
         (dict(source="clip.mp4", frames=100_001), "frames: 100001 is not allowed"),
-        (dict(loop=True, frames=1025), "loop: true is not allowed with 1025 frames"),
+        (dict(loop=True, frames=1025), 'loop: "seamless" is not allowed with 1025 frames'),
     ],
 )
 def test_settings_of_a_source_that_do_not_go_together(values, words):
@@ -260,6 +300,9 @@ def test_a_source_decides_what_is_left_open():
             dict(prompts="0: a\n7: b", loop=True),
             "The loop jumps from its last prompt to its first; to lead back, end the prompts with '8: a'.",
         ),
+        (dict(frames=1, in_betweens=2), "A clip of 1 frame has no in-betweens."),
+        (dict(motion=0, retakes="3:1"), "Retakes have no effect with motion 0: all frames have the same noise."),
+        (dict(retakes="3:1, 8:1"), "The retake at frame 8 is not reached: the last of 8 frames is frame 7."),
         (dict(noise_model="progressive", inertia=0.5), 'Inertia 0.5 has no effect with the noise model "progressive"'),
     ],
 )

@@ -20,7 +20,7 @@ ControlNet, FreeU) sees the rows it expects.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -53,12 +53,16 @@ class AnchorRows:
     weight: tuple[float, ...]
 
     @classmethod
-    def of(cls, rows: Rows, rule: Rule) -> AnchorRows:
+    def of(cls, rows: Rows, rule: Rule, before: Mapping = {}) -> AnchorRows:
         """The frames that the `rule` tells.
 
         So is each group's last frame in the call, unless it is one of the rule's ends, and comes after another anchor
-        in its section and in the call.
+        in its section and in the call. `before` has each group's last anchor before the call: after such an end it is
+        what the next one follows on.
         """
+        previous = zip(rows.groups, rows.previous)
+        previous = tuple(before.get(group, frame) if rule.holds(frame) else frame for group, frame in previous)
+        rows = Rows(rows.frames, rows.groups, previous)
         last = dict(zip(rows.groups, rows.frames))
         regular = [rule.tells(frame) for frame in rows.frames]
         held = {group for group, anchor in zip(rows.groups, regular) if anchor and rule.holds(last[group])}
@@ -222,7 +226,8 @@ class Anchors(Hooks):
         if now is not None and not self.is_identity:
             self._acted, self._replaced = not self._of_kept, None
             if self._of_kept:
-                self._rows = AnchorRows.of(now.rows, self._rule)
+                before = {group: last.frame for group, (last, _) in self.carried.items()}
+                self._rows = AnchorRows.of(now.rows, self._rule, before)
 
     @property
     def act(self) -> bool:

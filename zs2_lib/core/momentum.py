@@ -155,8 +155,10 @@ class TemporalMomentum(Hooks):
         self._between = timeline.distances(momentum)
         self.carried: dict[tuple[str, int], dict] = {}
         """For each projection, and each time that a pass uses it, the `Last` of each guidance group."""
-        self._averages: dict[tuple[str, int], tuple[Rows, torch.Tensor]] = {}
-        """Where there are in-betweens: for each of these the averages (rows, …) of the last kept frames."""
+        self._averages: dict[tuple[str, int], tuple[torch.Tensor, dict]] = {}
+        """Where there are in-betweens: for each of these the averages (rows, …) of the kept frames before them, and of
+        each group whose they are, (frame, row).
+        """
         self._names: dict[torch.nn.Module, str] = {}
         self._constants = Constants()
         self._weights: dict = {}
@@ -235,9 +237,9 @@ class TemporalMomentum(Hooks):
         others = [row for row, frame in enumerate(rows.frames) if not self._timeline.is_kept(frame)]
         constants, parts = self._constants, []
         if kept:
-            of = rows.take(kept).apart(self._timeline.in_betweens)
+            of, carried = rows.take(kept), self.carried.get(use, {})
             average = self._average_of_kept(use, constants.take(by_row, kept), of)
-            self._averages[use] = of, average
+            self._keep_for_in_betweens(use, of, average, carried)
             parts.append((kept, average))
         if others:
             parts.append((others, self._average_between(use, constants.take(by_row, others), rows.take(others))))
@@ -259,18 +261,39 @@ class TemporalMomentum(Hooks):
         return average
 
     def _average_between(self, use: tuple[str, int], x: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """The same of in-betweens: each has the average of the kept frame before, and itself."""
-        of, averages = self._averages.get(use, (Rows((), ()), x))
-        places = {row: place for place, row in enumerate(zip(of.frames, of.groups))}
-        wanted = [(self._timeline.kept_before(frame), group) for frame, group in zip(rows.frames, rows.groups)]
-        if missing := [row for row in wanted if row not in places]:
-            raise RuntimeError(
-                f"temporal momentum attention: frame {missing[0][0]} of guidance group {missing[0][1]} did not come "
-                "before the in-betweens behind it; " + another_extension("reorders the UNet's batch")
-            )
-        before = self._constants.take(averages, [places[row] for row in wanted])
-        kept = torch.tensor([self._between[frame] for frame in rows.frames]).to(x.dtype)
-        return torch.lerp(x, before, self._constants.on(kept, x.device).view(-1, *[1] * (x.ndim - 1)))
+        """The same of in-betweens: each has the average of the last frame before that has one here, as a rule the kept
+        frame before, and itself.
+        """
+        averages, places = self._averages.get(use, (x, {}))
+        index, kept = [], []
+        for frame, group in zip(rows.frames, rows.groups):
+            before = max((of for of, _ in places.get(group, ()) if of < frame), default=None)
+            if before is None:
+                raise RuntimeError(
+                    f"temporal momentum attention: frame {frame} of guidance group {group} is an in-between, and no "
+                    "frame came before it; " + another_extension("reorders the UNet's batch")
+                )
+            index.append(dict(places[group])[before])
+            steps = self.momentum[before + 1 : self._timeline.kept_before(frame) + 1]
+            kept.append(math.prod(steps) * self._between[frame])
+        of_frames = torch.tensor(kept).to(x.dtype)
+        of_frames = self._constants.on(of_frames, x.device).view(-1, *[1] * (x.ndim - 1))
+        return torch.lerp(x, self._constants.take(averages, index), of_frames)
+
+    def _keep_for_in_betweens(self, use: tuple[str, int], rows: Rows, averages: torch.Tensor, carried: dict) -> None:
+        """`averages` (rows, …) of kept frames, and those `carried` to them where their first was left out: inside the
+        deep blocks are anchors alone.
+        """
+        places: dict = {}
+        for place, (frame, group) in enumerate(zip(rows.frames, rows.groups)):
+            places.setdefault(group, []).append((frame, place))
+        first = min(self.now.rows.frames)
+        if before := [group for group, (first_of, *_) in places.items() if first_of[0] > first and group in carried]:
+            block = together([carried[group] for group in before]).to(averages.dtype)
+            averages = torch.cat((averages, block))
+            for place, group in enumerate(before, len(rows)):
+                places[group].append((carried[group].frame, place))
+        self._averages[use] = averages, places
 
     def _weights_for(self, rows: Rows, carried: dict, like: torch.Tensor) -> Weights:
         """Made once for the layers of a pass."""

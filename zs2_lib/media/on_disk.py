@@ -39,9 +39,9 @@ class OnDisk(Sequence):
 
 
 class Part(Sequence):
-    """values[frames], which are looked up when they are asked for."""
+    """The values of these `frames`, which are looked up when they are asked for."""
 
-    def __init__(self, values: Sequence, frames: range):
+    def __init__(self, values: Sequence, frames: Sequence[int]):
         self.values, self.frames = values, frames
 
     def __len__(self) -> int:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from .schedule import PromptKeyframes, Schedule, number_text
+
+MAX_FRAMES = 100_000
 
 
 class SettingsError(ValueError):
@@ -185,6 +188,78 @@ class Choice(Kind):
 
     def schema(self) -> dict:
         return {"enum": list(self.choices)}
+
+
+@dataclass(frozen=True)
+class OldYesNo(Choice):
+    """One of `choices`, where there once was only true and false: they are the choices `yes` and `no`."""
+
+    yes: str
+    no: str
+
+    def check(self, key: str, value) -> str:
+        if isinstance(value, bool):
+            value = self.yes if value else self.no
+        return super().check(key, value)
+
+    def parse(self, text: str) -> str:
+        return {"True": self.yes, "False": self.no}.get(text, text)
+
+
+class Takes(Kind):
+    """Pairs of a frame and a number, such as "9:1, 12:2", frames rising; or None, whose text is empty."""
+
+    def check(self, key: str, value) -> tuple[tuple[int, int], ...] | None:
+        pairs = self._pairs(value)
+        if pairs is None or any(frame < 1 or take < 0 for frame, take in pairs):
+            raise SettingsError(
+                f"{key}: {value!r} is not allowed; give 'frame:number' for each frame from which on another take is, "
+                "such as '9:1, 12:2' (frames count from 0; frame 0 is the still: choose another seed)"
+            )
+        if len({frame for frame, _ in pairs}) < len(pairs):
+            raise SettingsError(f"{key}: {value!r} is not allowed; a frame has two numbers: give each frame once")
+        return tuple(sorted(pairs)) or None
+
+    @staticmethod
+    def _pairs(value) -> list[tuple[int, int]] | None:
+        """The pairs of a text, a list of pairs or None; None for anything else."""
+        if isinstance(value, str):
+            parts = [part.strip() for part in value.split(",") if part.strip()]
+            matches = [re.fullmatch(r"(\d{1,6})\s*:\s*(\d{1,9})", part) for part in parts]
+            return [(int(match[1]), int(match[2])) for match in matches] if all(matches) else None
+        pairs = () if value is None else value
+        if not isinstance(pairs, (list, tuple)) or not all(isinstance(pair, (list, tuple)) for pair in pairs):
+            return None
+        whole = all(len(pair) == 2 and all(type(number) is int for number in pair) for pair in pairs)
+        return [tuple(pair) for pair in pairs] if whole else None
+
+    def print(self, value: tuple[tuple[int, int], ...] | None) -> str:
+        return ", ".join(f"{frame}:{take}" for frame, take in value or ())
+
+
+@dataclass(frozen=True)
+class Counts(Kind):
+    """Whole numbers from 1 to `high`, rising, such as "8, 16"; or None, whose text is empty."""
+
+    high: int = MAX_FRAMES
+
+    def check(self, key: str, value) -> tuple[int, ...] | None:
+        numbers = value
+        if isinstance(value, str):
+            parts = [part.strip() for part in value.split(",") if part.strip()]
+            numbers = [int(part) if re.fullmatch(r"\d{1,9}", part) else part for part in parts]
+        numbers = () if numbers is None else numbers
+        allowed = isinstance(numbers, (list, tuple)) and all(
+            type(number) is int and 1 <= number <= self.high for number in numbers
+        )
+        if not allowed:
+            raise SettingsError(
+                f"{key}: {value!r} is not allowed; give whole numbers from 1 to {self.high}, such as '8, 16'"
+            )
+        return tuple(sorted(set(numbers))) or None
+
+    def print(self, value: tuple[int, ...] | None) -> str:
+        return ", ".join(map(str, value or ()))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 
-from .table import ROWS, Row, Settings
+from .row import Row
+from .table import ROWS, Settings
 
 _OF_THE_REQUEST = ("enabled", "returns", "sidecar", "source", "mask", "control")
 CARRIED = {name: row for name, row in ROWS.items() if name not in _OF_THE_REQUEST}
@@ -89,6 +90,14 @@ def parsed(text: str) -> tuple[str, str, dict[str, str]]:
         return rest, "", {key: _unquoted(value) for key, value in pairs}
     negative = "\n".join([lines[place].removeprefix(_NEGATIVE).removeprefix(" "), *lines[place + 1 :]])
     return "\n".join(lines[:place]), negative, {key: _unquoted(value) for key, value in pairs}
+
+
+def with_values(text: str, values: Mapping[str, object]) -> str:
+    """`text`, which `parameters` or the WebUI wrote, with more `values` at its end; of a key that it has, the later
+    one counts.
+    """
+    more = ", ".join(f"{key}: {_quoted(value)}" for key, value in values.items())
+    return text + (", " if parsed(text)[2] else "\n" if text else "") + more
 
 
 def _negative_line(lines: list[str]) -> int | None:

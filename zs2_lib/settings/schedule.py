@@ -110,8 +110,10 @@ class PromptKeyframes:
         """The first frame whose prompt is `text`, one of `texts`."""
         return next(frame for frame, prompt in self.keyframes if prompt == text)
 
-    def at(self, frame: int) -> Blend:
-        """What `frame` (counted from 0) shows; at a keyframe, and where one is held, `before` alone, with weight 0."""
+    def at(self, frame: float) -> Blend:
+        """What `frame` (counted from 0; a fraction lies between two) shows; at a keyframe, and where one is held,
+        `before` alone, with weight 0.
+        """
         (start, before), (end, after) = _around(self.keyframes, frame)
         if start in (frame, end):
             return Blend(before, before, 0.0)
@@ -157,7 +159,7 @@ def _in_order(keyframes: Iterable[tuple[int, Value]], what: str) -> Keyframes[Va
     return tuple(sorted(by_frame.items()))
 
 
-def _around(keyframes: Keyframes[Value], frame: int) -> Keyframes[Value]:
+def _around(keyframes: Keyframes[Value], frame: float) -> Keyframes[Value]:
     """The last keyframe up to `frame` and the first after it; where there is but one of them, that one twice."""
     after = bisect_right(keyframes, frame, key=lambda keyframe: keyframe[0])
     return keyframes[max(after - 1, 0)], keyframes[min(after, len(keyframes) - 1)]

@@ -2,61 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from zs2_lib.core.blocks import DEPTHS
 from zs2_lib.core.clip import SEGMENT, Clip
 from zs2_lib.core.noise import MODELS, SOLVERS, ClipNoise
+from zs2_lib.core.timeline import Timeline
 from zs2_lib.media.formats import FORMATS
+from zs2_lib.media.on_disk import Part
 from zs2_lib.media.source import Selection
 
 from . import together
 from .kinds import (
+    MAX_FRAMES,
     Choice,
     Choices,
+    Counts,
     File,
     Files,
     Kind,
     Number,
     NumberSchedule,
+    OldYesNo,
     Prompts,
     SettingsError,
+    Takes,
     WholeNumber,
     YesNo,
     nearest,
 )
+from .row import Row
 from .schedule import PromptKeyframes, Schedule
 
-MAX_FRAMES = 100_000
 RETURNS = ("frames", "video", "both")
+LOOPS = ("off", "ping-pong", "seamless")
 FROM_SOURCE = "source"
 """An entry of `control`: the frames of the source video."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the table says of a setting."""
-
-    name: str
-    default: object
-    kind: Kind
-    label: str
-    tooltip: str
-    slider: tuple[float, float, float] | None = None
-    """Lowest value, highest value and step of its slider; it may leave out what `kind` allows."""
-    placeholder: str = ""
-    """An example of a text of several lines."""
-    group: str = ""
-    """"source" or "control": what it has an effect with."""
-    key: str = ""
-    """Its key in API requests and messages: its name, except where Python reserves that."""
-    kind_with_source: Kind | None = None
-    """What is allowed with a source video, where that is more."""
-
-    def kind_for(self, source: str) -> Kind:
-        """What is allowed with that source, "" for none."""
-        return self.kind_with_source if source and self.kind_with_source else self.kind
 
 
 def setting(default, kind: Kind, label: str, tooltip: str, **more):
@@ -116,11 +98,21 @@ class Settings:
         "change slowly, 0 lets every frame look as it likes.",
         slider=(0, 1, 0.01),
     )
-    loop: bool = setting(
-        False,
-        YesNo(),
+    loop: str = setting(
+        "off",
+        OldYesNo(LOOPS, yes="seamless", no="off"),
         "Loop",
-        "The last frame leads back to the first, so that the clip can repeat without a jump.",
+        "How the clip repeats. seamless: the last frame leads back to the first without a jump; ping-pong: the files "
+        "play forth and back.",
+    )
+    in_betweens: int = setting(
+        1,
+        WholeNumber(1, 4),
+        "In-betweens ×",
+        "How many times as many frames: 2 puts one between any two, made by the checkpoint itself, and the clip plays "
+        "as many times as fast. The other frames stay the same, bit for bit. Frames, keyframes and frames per second "
+        "are counted without them.",
+        slider=(1, 4, 1),
     )
     prompts: PromptKeyframes | None = setting(
         None,
@@ -191,6 +183,23 @@ class Settings:
         "With an anchor stride: up to this part of the way from noise to picture all frames are computed in full; "
         "there it is decided what moves. Less is faster and moves less. 0: the first step alone.",
         slider=(0, 1, 0.02),
+    )
+    retakes: tuple[tuple[int, int], ...] | None = setting(
+        None,
+        Takes(),
+        "Retakes",
+        "From which frame on the clip goes another way, and the number of that take: 9:1 changes frame 9 and all after "
+        "it, 9:2 once more. Frames before stay the same, bit for bit; frames count from 0. Leave it empty for the "
+        "first take.",
+        placeholder="9:1",
+    )
+    extended: tuple[int, ...] | None = setting(
+        None,
+        Counts(),
+        "Extended at",
+        "How many frames the clip had each time before it was given more, such as 8, 16: those frames stay what they "
+        "were, bit for bit, and not only within rounding.",
+        placeholder="8",
     )
     formats: tuple[str, ...] = setting(
         ("mp4",),
@@ -323,9 +332,30 @@ class Settings:
         return together.notes(self)
 
     @property
+    def closed(self) -> bool:
+        """Whether the noise leads from the last frame back to the first."""
+        return self.loop == "seamless" and self.frames > 1
+
+    @property
+    def length(self) -> int:
+        """How many frames the clip has with its in-betweens."""
+        return Timeline(self.frames, self.in_betweens, self.closed).frames
+
+    @property
+    def rate(self) -> float:
+        """How many of them are shown in a second."""
+        return self.fps * self.in_betweens
+
+    @property
     def segment(self) -> int | None:
         """The most frames to sample at once; None: all of them."""
-        return None if self.loop else SEGMENT
+        return None if self.closed else SEGMENT * self.in_betweens
+
+    def played(self, frames: Sequence) -> Sequence:
+        """The pictures of the clip's files, for its frames: those of a ping-pong come back."""
+        if self.loop != "ping-pong":
+            return frames
+        return Part(frames, [*range(len(frames)), *range(len(frames) - 2, 0, -1)])
 
     def clip(self, seed: int, segment: int | None = None) -> Clip:
         """The clip with this seed, for a host to sample in segments of `segment` frames; None: at once."""
@@ -335,9 +365,11 @@ class Settings:
             self.inertia.values(self.frames),
             model=self.noise_model,
             alpha=self.alpha,
-            loop=self.loop,
+            loop=self.closed,
             candidates=self.candidates,
             solver=self.solver,
+            in_betweens=self.in_betweens,
+            retakes=self.retakes or (),
         )
         return Clip(
             self.momentum.values(self.frames),
@@ -347,6 +379,9 @@ class Settings:
             anchor_start=self.anchor_start,
             frames_per_pass=self.frames_per_pass,
             segment=segment,
+            in_betweens=self.in_betweens,
+            closed=self.closed,
+            extended=self.extended or (),
         )
 
 

@@ -7,9 +7,21 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from zs2_lib.settings.kinds import Choice, Choices, Number, NumberSchedule, Prompts, WholeNumber, YesNo
+from zs2_lib.settings.kinds import (
+    Choice,
+    Choices,
+    Counts,
+    Number,
+    NumberSchedule,
+    OldYesNo,
+    Prompts,
+    Takes,
+    WholeNumber,
+    YesNo,
+)
+from zs2_lib.settings.row import Row
 from zs2_lib.settings.schedule import PromptKeyframes, Schedule
-from zs2_lib.settings.table import ROWS, Row
+from zs2_lib.settings.table import ROWS
 
 FILE = "_file"
 """Ending of the name of the upload that takes the place of a path's text field."""
@@ -135,6 +147,10 @@ def _lines(row: Row, **common) -> gr.Textbox:
     return gr.Textbox(lines=3, placeholder=row.placeholder, **common)
 
 
+def _line(row: Row, **common) -> gr.Textbox:
+    return gr.Textbox(placeholder=row.placeholder, **common)
+
+
 def _dropdown(row: Row, **common) -> gr.Dropdown:
     return gr.Dropdown(choices=list(row.kind.choices), **common)
 
@@ -157,6 +173,9 @@ FORMS = {
     WholeNumber: Form(_number),
     NumberSchedule: Form(_number, _first_value),
     Prompts: Form(_lines, _prompt_lines),
+    Takes: Form(_line, Takes().print),
+    Counts: Form(_line, Counts().print),
     Choice: Form(_dropdown),
+    OldYesNo: Form(_dropdown),
     Choices: Form(_dropdown_of_several, list),
 }

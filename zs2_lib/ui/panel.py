@@ -12,7 +12,7 @@ from zs2_lib.settings.kinds import NumberSchedule, SettingsError
 from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.table import ROWS, Settings
 
-from . import control_part, recipe_part, source_part
+from . import control_part, postprocess_part, recipe_part, source_part
 from .controls import (
     FILE,
     KEYFRAMES,
@@ -28,12 +28,13 @@ from .controls import (
 
 TITLE = ROWS["enabled"].label
 
-MAIN_ROWS = (("frames", "fps"), ("motion", "inertia"), ("momentum", "loop"), ("prompts",))
+MAIN_ROWS = (("frames", "fps", "in_betweens"), ("motion", "inertia"), ("momentum", "loop"), ("prompts",))
 ADVANCED_ROWS = (
     ("noise_model", "alpha"),
     ("candidates", "solver"),
     ("frames_per_pass", "formats", "sidecar"),
     ("anchor_stride", "anchor_depth", "anchor_start"),
+    ("retakes", "extended"),
 )
 ALL_ROWS = MAIN_ROWS + ADVANCED_ROWS + source_part.SOURCE_ROWS + control_part.CONTROL_ROWS
 SETTINGS = tuple(name for row in ALL_ROWS for name in row)
@@ -65,6 +66,7 @@ def build(elem_id: ElemId, is_img2img: bool, preview: Callable, units: int, step
     controls.update(source_part.build(elem_id, is_img2img, preview, controls["frames"], controls["fps"]))
     controls.update(control_part.build(elem_id, units))
     recipe_part.build(elem_id, is_img2img)
+    postprocess_part.build(elem_id)
     of_units = tuple(name for number in range(units) for name in control_part.unit_controls(number))
     return {name: controls[name] for name in ARGUMENTS + of_units}
 

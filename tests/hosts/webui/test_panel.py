@@ -22,6 +22,7 @@ from zs2_lib.settings.presets import PRESETS
 
 try:
     from selenium import webdriver
+    from selenium.webdriver.common.keys import Keys
 except ImportError:
     webdriver = None
 
@@ -174,6 +175,15 @@ class Page:
 
     def set_value(self, tab: str, label: str, value) -> None:
         self.run("zs2.set(zs2.input(arguments[0], arguments[1]), arguments[2])", tab, label, value)
+
+    def choose(self, tab: str, label: str, value: str) -> None:
+        """Chooses from a dropdown, as a user does who types and presses Enter."""
+        field = self.run("return zs2.input(arguments[0], arguments[1])", tab, label)
+        self.run("arguments[0].scrollIntoView({block: 'center'})", field)
+        field.click()
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(value, Keys.ENTER)
+        time.sleep(0.3)
 
     def set_field(self, selector: str, value) -> None:
         self.run("zs2.set(document.querySelector(arguments[0]), arguments[1])", selector, value)
@@ -415,6 +425,38 @@ def test_source_video(page, clip, tmp_path):
     assert "ZS²: saved" in saved and ".mp4" in saved
     page.set_value(tab, "Start", 9)
     page.wait(f"return {about}.includes('ends at 0.5')", 30)
+
+
+def test_a_finished_clip_is_made_larger(page, tmp_path):
+    """An uploaded clip, upscaled and interpolated by the part's own button, plays on the page."""
+    tab = "txt2img"
+    page.show_tab(tab)
+    page.enable(tab)
+    page.open_part(tab, "Upscale and interpolate")
+    clip = str(video(tmp_path / "walk.mp4"))
+    page.browser.find_element("css selector", f"#tab_{tab} [id$=postprocess_clip_file] input[type=file]").send_keys(
+        clip
+    )
+    page.wait(f"return document.querySelector('#tab_{tab} [id$=postprocess_clip_file]').innerText.includes('walk')", 20)
+    for label, value in {"Upscaler": "Lanczos", "Interpolate": "×2"}.items():
+        page.choose(tab, label, value)
+    time.sleep(1)
+    make = page.run(f"return document.querySelector('#tab_{tab} [id$=postprocess_make]')")
+    page.screenshot("postprocess", make)
+    page.run("arguments[0].click()", make)
+    video_of = f"document.querySelector('#tab_{tab} [id$=postprocess_result] video')"
+    page.wait(f"return {video_of} && {video_of}.videoWidth === 256 && {video_of}.readyState > 2", 60)
+    text = page.run(f"return document.querySelector('#tab_{tab} [id$=postprocess_result]').innerText")
+    page.screenshot("postprocess-result", make)
+    assert "11 frames of 256x256, 16 per second" in text and "walk-x2-16fps.mp4" in text
+    page.choose(tab, "Upscaler", "None")
+    page.choose(tab, "Interpolate", "off")
+    time.sleep(1)
+    page.run("arguments[0].click()", make)
+    page.wait(
+        f"return document.querySelector('#tab_{tab} [id$=postprocess_result]').innerText.includes('nothing to')", 30
+    )
+    page.enable(tab, False)
 
 
 def test_page_shows_no_errors(page, clip):

@@ -162,6 +162,7 @@ class ClipSampling:
         self.progress = progress
         self.clip = settings.clip(seed, settings.segment)
         self.prompts = settings.prompts
+        self.in_betweens = settings.in_betweens
         self.calls = 0
         self._undo = ExitStack()
 
@@ -176,7 +177,7 @@ class ClipSampling:
             override(undo, pipe.unet, "forward", self.unet)
             override(undo, pipe, "prepare_latents", self._with_correlated_draws(pipe.prepare_latents))
             if self.prompts:
-                override(undo, pipe, "encode_prompt", _by_frame(pipe.encode_prompt, self.prompts, self.clip.first))
+                override(undo, pipe, "encode_prompt", _by_frame(pipe.encode_prompt, self.prompts, self._counted))
             if isinstance(scheduler, DPMSolverSDEScheduler):
                 restore_afterwards(undo, scheduler, "noise_sampler")
                 override(undo, scheduler, "step", self._with_brownian_motion(scheduler))
@@ -190,6 +191,10 @@ class ClipSampling:
 
     def __exit__(self, *exception) -> None:
         self._undo.close()
+
+    def _counted(self, row: int) -> float:
+        """The frame of a row, as keyframes count it."""
+        return (self.clip.first + row) / self.in_betweens
 
     # --- the UNet ------------------------------------------------------------------------------------------
 
@@ -256,9 +261,9 @@ class ClipSampling:
         return step
 
 
-def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes, first: int) -> Callable:
-    """The pipeline's `encode_prompt`, with the embeddings of each frame, from the `first` on, blended from those of its
-    keyframes.
+def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes, frame_of: Callable[[int], float]) -> Callable:
+    """The pipeline's `encode_prompt`, with the embeddings of each row blended from those of the keyframes around its
+    frame, which `frame_of(row)` counts as keyframes do.
 
     It returns tensors (frames, …): those of the prompt and the negative prompt, in SDXL the pooled ones as well.
     """
@@ -279,7 +284,7 @@ def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes, first: int) -> 
             any_text = encoded[prompts.texts[0]][i]
             if any_text is None:
                 return None
-            return torch.stack([row(frame, prompts.at(first + frame)) for frame in range(len(any_text))])
+            return torch.stack([row(frame, prompts.at(frame_of(frame))) for frame in range(len(any_text))])
 
         return tuple(embeddings(i) for i in range(len(encoded[prompts.texts[0]])))
 

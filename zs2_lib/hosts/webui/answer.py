@@ -48,7 +48,7 @@ class Clip:
         about = {"frames": self.frames, "fps": self.fps, "seed": self.seed}
         about |= {"stopped": True} if self.stopped else {}
         return [
-            {"path": str(path), **_named(path), "format": format, **about}
+            {"path": str(path), **named(path), "format": format, **about}
             | ({"data": self.data[format]} if format in self.data else {})
             for format, path in self.files.items()
         ]
@@ -63,7 +63,7 @@ class Clip:
         return item
 
 
-def _named(path: Path) -> dict[str, str]:
+def named(path: Path) -> dict[str, str]:
     """The name by which a file that is saved can be asked for."""
     name = name_of(path) if path.is_absolute() else None
     return {"name": name} if name else {}

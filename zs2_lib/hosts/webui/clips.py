@@ -24,7 +24,7 @@ from zs2_lib.settings.table import Settings
 from .answer import PARALLEL, Clip, Request
 from .edit import SourceVideo
 from .files import temporary_folder
-from .library import previews_folder, remember
+from .library import made, previews_folder, remember
 from .names import ClipName
 from .segments import AT_ONCE, Segments
 
@@ -78,7 +78,7 @@ class Clips:
         self._frames.append(image)
         self._empty_last()
         self._last = image if len(self._frames) > self.most_pictures else None
-        if len(self._frames) == self.settings.frames:
+        if len(self._frames) == self.settings.length:
             self._write_taken()  # the last one is not saved yet by the host
 
     @property
@@ -112,7 +112,7 @@ class Clips:
         """Leaves out of the host's result the pictures of long clips that are empty, and the entries beside them."""
         if self.segments.of_clip == 1:
             return
-        frames, most = self.settings.frames, self.most_pictures
+        frames, most = self.settings.length, self.most_pictures
 
         def first_of_clips(values: list) -> list:
             return [value for place, value in enumerate(values) if place % frames < most]
@@ -150,6 +150,8 @@ class Clips:
             if saved and self.settings.sidecar:
                 self._write_sidecar(clip, target, saved)
             self._show(clip, frames, files, temporary)
+        if last := next(iter(saved.values()), clip.playable):
+            made(last)
         if files and self._saved and not self.request.is_api:
             self.p.comment("ZS²: saved " + ", ".join(map(str, files.values())))
 
@@ -159,7 +161,8 @@ class Clips:
             p, p.prompts, p.seeds, p.subseeds, index=0, all_negative_prompts=p.negative_prompts
         )
         about = (p.prompts[0], p.negative_prompts[0], p.seeds[0], p.subseeds[0], infotext, self.stopped)
-        return Clip(len(frames), self.settings.fps, *about, frames[0])
+        played = len(self.settings.played(frames))
+        return Clip(played, self.settings.rate, *about, frames[0])
 
     def _target(self, name: ClipName) -> Path | None:
         remember(name.outputs)
@@ -174,7 +177,7 @@ class Clips:
             return None
         text = clip.infotext if opts.enable_pnginfo else None
         try:
-            file = write_clip(frames, target, format, self.settings.fps, text)
+            file = write_clip(self.settings.played(frames), target, format, self.settings.rate, text)
         except Exception as error:
             self._note_failure(f"The clip as {format}", error)
             return None

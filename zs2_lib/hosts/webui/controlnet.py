@@ -100,7 +100,7 @@ def pictures_of(
         if has_own or (source is None and init_images < 2):
             return None
         if init_images:
-            return InitImages(frames, source.masks if source else None)
+            return InitImages(settings.length, source.masks if source else None)
         return Pictures(source.source, source.picks, "source")
     if value == FROM_SOURCE:
         if source is None:

@@ -37,6 +37,13 @@ def playable(fps: float) -> float:
     return min(max(fps, 0.1), 120.0)
 
 
+def with_in_betweens(picks: np.ndarray, settings: Settings) -> np.ndarray:
+    """For each frame of the clip (frames,) what lies between the `picks` (kept frames,) around it, rounded down."""
+    kept, part = np.divmod(np.arange(settings.length), settings.in_betweens)
+    after = picks[np.minimum(kept + 1, len(picks) - 1)]
+    return picks[kept] + (after - picks[kept]) * part // settings.in_betweens
+
+
 class SourceVideo:
     """The frames of a job's source, its masks and its sound.
 
@@ -48,14 +55,17 @@ class SourceVideo:
         self.source = opened("source", path)
         self.selection = settings.selection
         with in_words("source"):
-            self.picks = self.source.picks(self.selection)
+            picks = self.source.picks(self.selection)
             self.fps = float(self.source.clip_fps(self.selection))
+        self.settings = replace(settings, frames=len(picks), fps=settings.fps or playable(self.fps))
+        """The settings with the frames and the rate of the source where they were left to it."""
+        self.picks = with_in_betweens(picks, self.settings)
+        """The number of the source's frame for each frame of the clip: in-betweens take those that lie between."""
+        self.kept = len(picks)
         check_frames(len(self.picks), FEWER_FRAMES, "source")
         self.name = path.name
         self.size = self.source.info.size
         self.masks = self._masks(settings, undo, is_api) if settings.mask else None
-        self.settings = replace(settings, frames=len(self.picks), fps=settings.fps or playable(self.fps))
-        """The settings with the frames and the rate of the source where they were left to it."""
         if settings.source_audio and not self.source.info.has_audio:
             raise SettingsError(f"source_audio: true is not allowed, {self.name} has no sound; give false")
 
@@ -66,10 +76,15 @@ class SourceVideo:
     def notes(self) -> list[str]:
         """What the user should know about the source."""
         notes = []
-        if self.selection.frames and len(self) < self.selection.frames:
+        if self.selection.frames and self.kept < self.selection.frames:
             notes.append(
-                f"The source has {len(self)} frames where {self.selection.frames} were asked for: the clip has "
-                f"{len(self)}."
+                f"The source has {self.kept} frames where {self.selection.frames} were asked for: the clip has "
+                f"{self.kept}."
+            )
+        if len(set(self.picks)) < len(self.picks) and self.settings.in_betweens > 1:
+            notes.append(
+                "The source has too few frames between those of the clip: several in-betweens begin with the same one. "
+                "A higher source_every, or a lower source_fps, leaves some between."
             )
         if self.source.info.hdr:
             notes.append("The source is HDR: its colours are tone-mapped to those of an SDR screen.")
@@ -98,10 +113,12 @@ class SourceVideo:
             picks = self.picks
         elif source.info.frames == count:
             picks = np.arange(count)
+        elif source.info.frames == self.kept:
+            picks = with_in_betweens(np.arange(self.kept), self.settings)
         else:
             raise SettingsError(
-                f"mask: it has {source.info.frames} frames, the source {whole}, of which {count} are selected; give "
-                "one mask, one for each frame of the source, or one for each selected frame"
+                f"mask: it has {source.info.frames} frames, the source {whole}, of which {self.kept} are selected; "
+                "give one mask, one for each frame of the source, or one for each selected frame"
             )
         return Masks(source, picks, self.size)
 

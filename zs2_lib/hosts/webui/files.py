@@ -22,6 +22,8 @@ from .limits import max_source_pixels, source_folders
 
 BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
 LONGEST_PATH = 4096
+GIVEN = "the {key} of the request"
+"""The name of a file that was given as base64."""
 
 
 def file_of(key: str, value: str, undo: ExitStack, is_api: bool) -> Path:
@@ -33,7 +35,7 @@ def file_of(key: str, value: str, undo: ExitStack, is_api: bool) -> Path:
     """
     content = _content(key, value)
     if content is not None:
-        path = Path(temporary_folder(undo), f"the {key} of the request")
+        path = Path(temporary_folder(undo), GIVEN.format(key=key))
         path.write_bytes(content)
         return path
     path = Path(os.path.realpath(_path(value)))

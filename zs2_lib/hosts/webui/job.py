@@ -120,12 +120,12 @@ class Job:
             self._open_source()
         else:
             self._check_init_images()
-        check_frames(self.settings.frames, "give fewer frames")
+        check_frames(self.settings.length, "give fewer frames")
         self._take_control_units()
-        self.segments = Segments(p, self.settings.frames, self._needs_all_frames())
+        self.segments = Segments(p, self.settings, self._needs_all_frames())
         self.clips = Clips(p, self.settings, self.segments, self.source, self.request, self.note)
 
-        frames = self.settings.frames
+        frames = self.settings.length
         for note in self.settings.notes:
             self.note(note)
         if p.batch_size > 1:
@@ -147,7 +147,7 @@ class Job:
 
     def _needs_all_frames(self) -> str | None:
         """What needs all frames of the clip in one batch, if anything does."""
-        if self.settings.loop:
+        if self.settings.closed:
             return "the noise of a loop is drawn as a whole"
         if self.control:
             return "ControlNet units are given the images of all frames"
@@ -157,9 +157,13 @@ class Job:
         return None
 
     def _check_init_images(self) -> None:
-        p, frames = self.p, self.settings.frames
+        p, kept, frames = self.p, self.settings.frames, self.settings.length
         images = getattr(p, "init_images", None) or []
         if len(images) in (0, 1, frames):
+            return
+        if len(images) == kept:  # in-betweens begin with what the kept frame before them does
+            steps = self.settings.in_betweens
+            override(self._undo, p, "init_images", [images[frame // steps] for frame in range(frames)])
             return
         if any(image is not images[0] for image in images):
             raise SettingsError(
@@ -207,18 +211,19 @@ class Job:
 
     def _prepare(self) -> None:
         p, settings, self.adapter = self.p, self.settings, host.adapter_of(self.p)
-        if settings.frames > 1:
+        if settings.length > 1:
             sampling.check_model(self.adapter)
         clips = self.segments.clips
         p.all_seeds = self.segments.repeated(p.all_seeds[:clips])
         p.all_subseeds = self.segments.repeated(p.all_subseeds[:clips])
         p.extra_generation_params.update(recipe.texts(settings))
         if settings.prompts:
-            self.travel = PromptTravel(p, settings.prompts, self.adapter.lora_refusal, self.adapter.weight_refusal)
+            refusals = self.adapter.lora_refusal, self.adapter.weight_refusal
+            self.travel = PromptTravel(p, settings.prompts, settings.in_betweens, *refusals)
             self.travel.begin(self._undo)
             for note in self.travel.notes:
                 self.note(note)
-        if settings.frames > 1:
+        if settings.length > 1:
             wrap(self._undo, p, "sample", self._sample)
 
     def before_process_batch(self) -> None:
@@ -295,7 +300,7 @@ class Job:
 
     def name_frame(self, saved) -> None:
         """Gives a picture of a frame, which the host saves next as `saved.filename`, a name of its own."""
-        if self in _open_jobs and self.settings.frames > 1:
+        if self in _open_jobs and self.settings.length > 1:
             saved.filename = frame_name(saved.filename, self.segments.now.start + self.p.batch_index + 1)
 
     def add_frame(self, image: Image.Image) -> None:

@@ -27,6 +27,7 @@ OUTPUTS = ("outdir_samples", "outdir_txt2img_samples", "outdir_img2img_samples")
 SUFFIXES = {row.suffix: format for format, row in FORMATS.items() if not row.is_folder}
 
 _written: dict[Path, None] = {}
+_last: list[Path] = []
 
 
 class UnknownClip(LookupError):
@@ -54,6 +55,16 @@ def previews_folder() -> Path:
 def remember(outputs: str) -> None:
     """Clips are written into the host's output directory `outputs`."""
     _written[Path(os.path.abspath(outputs), FOLDER)] = None
+
+
+def made(path: Path) -> None:
+    """The file or folder of the last clip that was sampled is `path`."""
+    _last[:] = [path]
+
+
+def latest() -> Path | None:
+    """The last clip of this session, if it is still there."""
+    return next((path for path in _last if path.exists()), None)
 
 
 def folders() -> dict[str, Path]:

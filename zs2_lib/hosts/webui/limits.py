@@ -9,8 +9,7 @@ from modules import paths_internal, shared
 from modules.shared import opts
 
 from zs2_lib.media.source import MAX_PIXELS
-from zs2_lib.settings.kinds import SettingsError
-from zs2_lib.settings.table import MAX_FRAMES
+from zs2_lib.settings.kinds import MAX_FRAMES, SettingsError
 
 
 def _flag(name: str, default):
@@ -42,6 +41,10 @@ def source_folders() -> list[Path]:
     """
     folders = [*_flag("zs2_source_dir", ()), paths_internal.data_path, *(shared.cmd_opts.gradio_allowed_path or ())]
     folders.append(opts.temp_dir or Path(tempfile.gettempdir(), "gradio"))
-    folders += [value for key, value in opts.data.items() if key.startswith("outdir_")]
-    paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders if folder))
+    paths = list(dict.fromkeys([*(Path(folder).resolve() for folder in folders if folder), *output_folders()]))
     return [path for path in paths if not any(path.is_relative_to(other) for other in paths if other != path)]
+
+
+def output_folders() -> list[Path]:
+    """Where the host writes its images."""
+    return [Path(value).resolve() for key, value in opts.data.items() if key.startswith("outdir_") and value]

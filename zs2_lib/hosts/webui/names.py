@@ -12,6 +12,8 @@ from modules import images
 from modules.shared import opts
 from PIL import Image
 
+from .limits import output_folders
+
 FOLDER = "zs2-videos"
 """Folder of the clips, in the host's output directory of the tab."""
 STOPPED = "-stopped"
@@ -46,8 +48,7 @@ class ClipName:
         folder = Path(os.path.abspath(self.outputs), FOLDER, self.subfolders)
         folder.mkdir(parents=True, exist_ok=True)
         *within, stem = Path(self._numbered(images.get_next_sequence_number(folder, ""))).parts
-        folder = folder.joinpath(*within)  # a pattern may hold folders
-        return folder / _not_taken(folder, shortened(stem, _room(folder) - len(self.end)) + self.end)
+        return beside(folder.joinpath(*within), stem, self.end)  # a pattern may hold folders
 
     def alone(self, number: int) -> Path:
         """Its name without folder and suffix as that of the clip `number`, for one that is not saved."""
@@ -57,6 +58,23 @@ class ClipName:
         if opts.save_images_add_number or not self.stem:
             return f"{number:05}-{self.stem}".rstrip("-")
         return self.stem
+
+
+def folder_of_result(clip: Path) -> Path:
+    """Where what is made of the file or folder `clip` is saved: beside it, if it lies where the host writes; otherwise
+    among the clips of txt2img.
+    """
+    if any(clip.parent.is_relative_to(folder) for folder in output_folders()):
+        return clip.parent
+    return Path(os.path.abspath(opts.outdir_samples or opts.outdir_txt2img_samples), FOLDER)
+
+
+def beside(folder: Path, stem: str, end: str) -> Path:
+    """A path without suffix in `folder`, which is made, that no clip has yet: `stem`, cut if it is too long, and `end`
+    behind it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / _not_taken(folder, shortened(stem, _room(folder) - len(end)) + end)
 
 
 def fitting(outputs: str | None, apply: Callable, generator: images.FilenameGenerator, pattern: str) -> str:

@@ -47,9 +47,13 @@ class PromptTravel:
     pass, which then may hold one frame only (`weights_change`).
     """
 
-    def __init__(self, p, prompts: PromptKeyframes, lora_refusal: str | None, weight_refusal: str | None):
+    def __init__(
+        self, p, prompts: PromptKeyframes, in_betweens: int, lora_refusal: str | None, weight_refusal: str | None
+    ):
         self.p = p
         self.prompts = prompts
+        self.in_betweens = in_betweens
+        """The frames of the clip to one that keyframes count."""
         self.first = 0
         """The frame of the clip that is the first of the host's batch."""
         self.lora_refusal = lora_refusal
@@ -93,7 +97,7 @@ class PromptTravel:
         """Sets the LoRA weights of `frame` (counted from 0) for the UNet calls that follow."""
         loras = self._loras.get(bool(getattr(self.p, "is_hr_pass", False)))
         if loras:
-            before, after, weight = self.prompts.at(frame)
+            before, after, weight = self.prompts.at(frame / self.in_betweens)
             _set_lora_weights(
                 {
                     name: Lora(_mean(a.text, b.text, weight), _mean(a.unet, b.unet, weight), a.dyn)
@@ -233,7 +237,8 @@ class PromptTravel:
             before, after = (_lengthened(encoded(common, text), tokens) for text in blend[:2])
             return _blended(before, after, blend.weight) if blend.weight else before
 
-        frames = [(common, self.prompts.at(frame)) for frame, common in enumerate(required_prompts, self.first)]
+        numbered, steps = enumerate(required_prompts, self.first), self.in_betweens
+        frames = [(common, self.prompts.at(frame / steps)) for frame, common in numbered]
         tokens = math.lcm(*(_tokens(encoded(common, text)) for common, blend in frames for text in blend[:2]))
         batch = [blended(common, blend) for common, blend in frames]
         if positive:

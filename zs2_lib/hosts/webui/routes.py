@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,15 +20,17 @@ from zs2_lib.media.source import Selection
 from zs2_lib.media.text import read_text
 from zs2_lib.media.write import write_zip
 from zs2_lib.settings import recipe
-from zs2_lib.settings.kinds import WholeNumber
+from zs2_lib.settings.kinds import SettingsError, WholeNumber
 from zs2_lib.settings.presets import PRESETS
-from zs2_lib.settings.schema import schema
+from zs2_lib.settings.schema import postprocessing_schema, schema
 from zs2_lib.settings.table import ROWS, Settings
 
-from . import access, library, pace, serving
+from . import access, library, pace, postprocess, serving
 from .edit import SourceVideo
 from .files import temporary_folder
 from .limits import check_frames, max_frames, max_source_pixels
+
+log = logging.getLogger(__name__)
 
 LARGEST_UPLOAD = 2**30
 """Bytes."""
@@ -140,6 +143,22 @@ def get_clip(name: str, request: Request) -> Response:
 
 
 router.head("/clips/{name:path}", include_in_schema=False)(get_clip)
+
+
+@router.post(
+    "/postprocess",
+    summary="A finished clip made larger, or given more frames, as a new clip",
+    openapi_extra={"requestBody": {"content": {"application/json": {"schema": postprocessing_schema()}}}},
+)
+def post_postprocess(settings: dict = Body()) -> dict:
+    """Waits for the host's queue; its progress is the host's, and so is its Interrupt."""
+    try:
+        return postprocess.postprocess(settings)
+    except SettingsError as error:
+        raise HTTPException(422, str(error)) from error
+    except Exception as error:
+        log.exception("the clip could not be made")
+        raise HTTPException(500, f"{type(error).__name__}: {error}") from error
 
 
 def _media_type(path: Path) -> str:

@@ -26,15 +26,16 @@ BY_FRAME = ("init_latent", "image_conditioning", "mask", "nmask", "color_correct
 class Segments:
     """The batches that the clips of a job `p` are sampled in: `of_clip` for each clip, of `size` frames or fewer."""
 
-    def __init__(self, p, frames: int, reason: str | None):
+    def __init__(self, p, settings: Settings, reason: str | None):
         """`reason` says what needs all frames at once, if anything does. Raises SettingsError for too many of them."""
+        frames, size = settings.length, SEGMENT * settings.in_betweens
         if reason and frames > AT_ONCE:
             raise SettingsError(
                 f"frames: {frames} are not allowed: {reason}, and there a clip has at most {AT_ONCE}; give fewer frames"
             )
         self.p, self.frames = p, frames
-        self.of_clip = 1 if reason else -(-frames // SEGMENT)
-        self.size = -(-frames // self.of_clip)
+        self.of_clip = 1 if reason else -(-frames // size)
+        self.size = size if self.of_clip > 1 else frames
         self.clip: Clip | None = None
         """The clip that is sampled now."""
         self._whole: dict = {}

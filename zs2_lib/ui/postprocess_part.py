@@ -1,0 +1,125 @@
+"""The panel's part on finished clips: upscaled and interpolated by a button of its own, apart from any generation."""
+
+from __future__ import annotations
+
+import html
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import quote
+
+import gradio as gr
+from modules import shared, ui_tempdir
+
+from zs2_lib.hosts.webui import library, postprocess
+from zs2_lib.media import interpolators
+from zs2_lib.media.formats import FORMATS
+from zs2_lib.settings.kinds import SettingsError
+from zs2_lib.settings.postprocessing import NO_UPSCALER, ROWS, Postprocessing
+
+from .controls import FORMS, ElemId, file_controls, path_of
+
+log = logging.getLogger(__name__)
+
+OFF, RATE = "off", "to a rate"
+FACTORS = {OFF: 1, "×2": 2, "×3": 3, "×4": 4, RATE: 1}
+STYLE = "max-width: 100%; max-height: 60vh"
+
+
+def build(elem_id: ElemId) -> None:
+    """Makes the controls, none of which is an argument of the script, and what the buttons do."""
+
+    def control(name: str, make=None, **more):
+        row = ROWS[name]
+        make = make or FORMS[type(row.kind)].make
+        about = {"label": row.label, "elem_id": elem_id(f"postprocess_{name}"), "tooltip": row.tooltip}
+        return make(row, **about, **{"value": row.default, **more})
+
+    def dropdown(_, **about):
+        return gr.Dropdown(**about)
+
+    with gr.Accordion("Upscale and interpolate a clip", open=False, elem_id=elem_id("postprocess_part")):
+        with gr.Row():
+            clip = ROWS["clip"]
+            tooltip = f"{clip.tooltip} Without one, the last clip that was made."
+            names = ("postprocess_clip_file", "postprocess_clip")
+            clips = file_controls(names, clip.label, tooltip, elem_id, visible=True)
+        with gr.Row():
+            upscaler = control("upscaler", dropdown, choices=_with(NO_UPSCALER, postprocess.upscalers()))
+            scale = control("scale")
+        with gr.Row():
+            interpolate = control("interpolate", dropdown, choices=list(FACTORS), value=OFF)
+            fps = control("fps", value=24, visible=False)
+            interpolator = control("interpolator", dropdown, choices=interpolators.names())
+        with gr.Row():
+            order = control("order")
+            formats = control("formats", dropdown, choices=list(FORMATS), multiselect=True, value=[])
+        with gr.Row():
+            make = gr.Button("Make", variant="primary", elem_id=elem_id("postprocess_make"))
+            stop = gr.Button("Stop", elem_id=elem_id("postprocess_stop"))
+        result = gr.HTML(elem_id=elem_id("postprocess_result"))
+    interpolate.change(lambda chosen: gr.update(visible=chosen == RATE), [interpolate], [fps], show_progress=False)
+    inputs = [*clips, upscaler, scale, interpolate, fps, interpolator, order, formats]
+    no_queue = getattr(shared.cmd_opts, "no_gradio_queue", False)  # which progress needs
+    make.click(_make_at_once if no_queue else _make, inputs, [result], show_progress=False)
+    stop.click(postprocess.stop, [], [], show_progress=False)
+
+
+def _with(first: str, others: list[str]) -> list[str]:
+    return list(dict.fromkeys([first, *others]))
+
+
+def _make(upload, path, upscaler, scale, interpolate, fps, interpolator, order, formats) -> Iterator[str]:
+    """What the page shows: how far it is, and in the end the result, or why there is none."""
+    try:
+        settings = Postprocessing(
+            clip=path_of(upload, path) or str(library.latest() or ""),
+            upscaler=upscaler or NO_UPSCALER,
+            scale=scale,
+            interpolate=FACTORS.get(interpolate, 1),
+            fps=fps if interpolate == RATE else 0,
+            interpolator=interpolator,
+            order=order,
+            formats=formats or (),
+        )
+        with ExitStack() as undo, ThreadPoolExecutor(1) as thread:
+            work = postprocess.Work(settings, undo, is_api=False)
+            running = thread.submit(work.run)
+            while not wait([running], timeout=0.5).done:
+                yield _bar(work.made, work.count)
+            yield _shown(running.result())
+    except SettingsError as error:
+        yield html.escape(str(error))
+    except Exception as error:
+        log.exception("the clip could not be made")
+        yield html.escape(f"{type(error).__name__}: {error}")
+
+
+def _make_at_once(*values) -> str:
+    """What `_make` shows in the end."""
+    *_, last = _make(*values)
+    return last
+
+
+def _bar(done: int, of: int) -> str:
+    text = "waiting for the WebUI" if not done else "writing the files" if done == of else f"frame {done} of {of}"
+    return f'<progress value="{done}" max="{of}" style="width: 100%"></progress><p>{text}</p>'
+
+
+def _shown(result: postprocess.Result) -> str:
+    """The first file that a browser plays, the paths of all, and the notes."""
+    playable = next((path for format, path in result.files.items() if not FORMATS[format].is_folder), None)
+    lines = [f"{result.frames} frames of {result.size[0]}x{result.size[1]}, {result.fps:g} per second"]
+    lines += ["Stopped before the end."] * result.stopped
+    lines += [f"Saved: {path}" for path in result.files.values()] + result.notes
+    return (_player(playable) if playable else "") + "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+
+
+def _player(path: Path) -> str:
+    ui_tempdir.register_tmp_file(shared.demo, str(path))  # which lets the page have it
+    source = f'src="file={html.escape(quote(str(path)))}" style="{STYLE}"'
+    if FORMATS[path.suffix[1:]].plays_in_gallery:
+        return f'<img {source} alt="the clip">'
+    return f"<video {source} controls loop autoplay muted></video>"
