@@ -14,6 +14,7 @@ from zs2_lib.media.source import Selection
 from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.schedule import PromptKeyframes, Schedule
+from zs2_lib.settings.schema import schema
 from zs2_lib.settings.table import ROWS, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,6 +205,26 @@ def test_settings_as_json(key, value):
     """Which are read back as they were."""
     settings = Settings.from_mapping({key: value, **NEEDS.get(key, {})})
     assert Settings.from_mapping(json.loads(json.dumps(recipe.by_key(settings)))) == settings
+
+
+@each(ALLOWED)
+def test_the_schema_takes_what_is_allowed(key, value):
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(json.loads(json.dumps({key: value})), schema())
+    settings = Settings.from_mapping({key: value, **NEEDS.get(key, {})})
+    jsonschema.validate(json.loads(json.dumps(recipe.by_key(settings))), schema())
+
+
+@each({key: [value for value in values if value != 0] for key, values in REFUSED.items()})
+def test_the_schema_refuses_wrong_types(key, value):
+    """What a text has to look like, it does not say; 0 is what some settings are with a source."""
+    jsonschema = pytest.importorskip("jsonschema")
+    if isinstance(value, (int, float)) and not abs(value) < 1e300:
+        return  # JSON has no such numbers, or takes them for others
+    if isinstance(value, (str, list)) and "string" in json.dumps(schema()["properties"][key]):
+        return
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(json.loads(json.dumps({key: value})), schema())
 
 
 def test_repeated_formats_are_written_once():

@@ -205,6 +205,9 @@ class OldYesNo(Choice):
     def parse(self, text: str) -> str:
         return {"True": self.yes, "False": self.no}.get(text, text)
 
+    def schema(self) -> dict:
+        return {"enum": [*self.choices, True, False]}
+
 
 class Takes(Kind):
     """Pairs of a frame and a number, such as "9:1, 12:2", frames rising; or None, whose text is empty."""
@@ -236,6 +239,13 @@ class Takes(Kind):
     def print(self, value: tuple[tuple[int, int], ...] | None) -> str:
         return ", ".join(f"{frame}:{take}" for frame, take in value or ())
 
+    def plain(self, value: tuple[tuple[int, int], ...] | None) -> list[list[int]] | None:
+        return value and [list(pair) for pair in value]
+
+    def schema(self) -> dict:
+        pair = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2}
+        return {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": pair}]}
+
 
 @dataclass(frozen=True)
 class Counts(Kind):
@@ -260,6 +270,13 @@ class Counts(Kind):
 
     def print(self, value: tuple[int, ...] | None) -> str:
         return ", ".join(map(str, value or ()))
+
+    def plain(self, value: tuple[int, ...] | None) -> list[int] | None:
+        return value and list(value)
+
+    def schema(self) -> dict:
+        number = {"type": "integer", "minimum": 1, "maximum": self.high}
+        return {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": number}]}
 
 
 @dataclass(frozen=True)
