@@ -239,12 +239,11 @@ class Takes(Kind):
     def print(self, value: tuple[tuple[int, int], ...] | None) -> str:
         return ", ".join(f"{frame}:{take}" for frame, take in value or ())
 
-    def plain(self, value: tuple[tuple[int, int], ...] | None) -> list[list[int]] | None:
-        return value and [list(pair) for pair in value]
+    def plain(self, value: tuple[tuple[int, int], ...] | None) -> str | None:
+        return self.print(value) if value else None
 
     def schema(self) -> dict:
-        pair = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2}
-        return {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": pair}]}
+        return {"type": ["string", "array", "null"], "examples": ["9:1, 12:2"]}
 
 
 @dataclass(frozen=True)
@@ -271,12 +270,11 @@ class Counts(Kind):
     def print(self, value: tuple[int, ...] | None) -> str:
         return ", ".join(map(str, value or ()))
 
-    def plain(self, value: tuple[int, ...] | None) -> list[int] | None:
-        return value and list(value)
+    def plain(self, value: tuple[int, ...] | None) -> str | None:
+        return self.print(value) if value else None
 
     def schema(self) -> dict:
-        number = {"type": "integer", "minimum": 1, "maximum": self.high}
-        return {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": number}]}
+        return {"type": ["string", "array", "null"], "examples": ["8, 16"]}
 
 
 @dataclass(frozen=True)

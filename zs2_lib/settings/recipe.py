@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from .row import Row
 from .table import ROWS, Settings
 
-_OF_THE_REQUEST = ("enabled", "returns", "sidecar", "source", "mask", "control")
+_OF_THE_REQUEST = ("enabled", "returns", "sidecar", "source", "mask", "control", "kept_clip")
 CARRIED = {name: row for name, row in ROWS.items() if name not in _OF_THE_REQUEST}
 """The settings that an infotext carries. That it carries them says that ZS² was enabled; files it can't carry."""
 LONGEST_NAME = 4096
@@ -55,7 +55,7 @@ def by_key(settings: Settings) -> dict[str, object]:
         return isinstance(value, str) and len(value) > LONGEST_NAME
 
     values = {row.key: row.kind.plain(getattr(settings, name)) for name, row in ROWS.items()}
-    for key in ("source", "mask"):
+    for key in ("source", "mask", "clip"):
         values[key] = "" if is_content(values[key]) else values[key]
     values["control"] = ["" if is_content(value) else value for value in values["control"]]
     return values

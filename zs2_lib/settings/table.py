@@ -201,6 +201,14 @@ class Settings:
         "were, bit for bit, and not only within rounding.",
         placeholder="8",
     )
+    kept_clip: str = setting(
+        "",
+        File(),
+        "Clip to go on from",
+        "The clip that this one is made of, with in_betweens, extended or retakes: what is kept of it are its "
+        "pictures, if they are there without loss (PNG, APNG), whatever a GPU makes of them now.",
+        key="clip",
+    )
     formats: tuple[str, ...] = setting(
         ("mp4",),
         Choices(tuple(FORMATS)),

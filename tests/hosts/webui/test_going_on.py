@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from host import AND, EULER_A, FRAMES, HIRES, KIND, UNBATCHED, change, difference
-from sources import EDIT, scene
+from sources import EDIT, scene, video
 from sources import folder as source_folder
+from webui import HostError, picture, png_base64
 
 EXACT = 0 if KIND.name == "a1111" else 1
 """How far kept pictures may be apart, of 255: some hosts decode all of a batch at once, and round by its size."""
@@ -77,3 +81,102 @@ def test_of_a_source_video(host):
     still = {**settings, "motion": 0, "momentum": 0}
     every = host.clip({**still, "source_every": 1, "frames": len(finer)}, **EDIT).frames
     assert difference(host.clip({**still, "in_betweens": 2}, **EDIT).frames, every) <= max(EXACT, 2)
+
+
+# --- by the clip's file --------------------------------------------------------------------------------------------
+
+
+def made(host, step: str, **values) -> dict:
+    return host.client.post(f"/zs2/v1/{step}", {"request": {"send_images": True}, **values})
+
+
+def pictures(answer: dict) -> np.ndarray:
+    return np.stack([picture(base64.b64decode(image)) for image in answer["images"]])
+
+
+def assert_same(pictures: np.ndarray, kept: np.ndarray, lossy: bool) -> None:
+    """`lossy`: those that an MP4 has, which alone knows them."""
+    if lossy:
+        assert np.abs(pictures - kept).mean() < 4
+    else:
+        assert difference(pictures, kept) <= EXACT
+
+
+@pytest.mark.parametrize("format", ["png", "mp4"])
+@pytest.mark.parametrize("name", ["Euler a", "hires.fix", "anchors", "prompt travel"])
+def test_by_the_recipe_in_its_file(host, name, format):
+    """What a route makes of a saved clip keeps its pictures; and so once more."""
+    settings, payload = CASES[name]
+    clip = host.clip({**settings, "formats": [format], "return": "video"}, save_images=True, **payload)
+    file, count = clip.info["zs2_clips"][0], len(clip.frames)
+
+    finer = made(host, "in-betweens", clip=file["name"], times=2)
+    assert difference(pictures(finer)[::2], clip.frames) <= EXACT
+    longer = made(host, "extend", clip=file["path"], frames=2)
+    assert len(longer["images"]) == count + 2
+    assert difference(pictures(longer)[:count], clip.frames) <= EXACT
+    longest = made(host, "extend", clip=longer["clips"][0]["name"], frames=2)
+    assert difference(pictures(longest)[: count + 2], pictures(longer)) <= EXACT
+    takes = [made(host, "retake", clip=file["name"], frame=3) for _ in range(2)]
+    once_more = made(host, "retake", clip=takes[0]["clips"][0]["name"], frame=4)
+    assert_same(pictures(takes[0])[:3], clip.frames[:3], lossy=format == "mp4" and name == "anchors")
+    assert difference(pictures(takes[0]), pictures(takes[1])) == 0
+    assert 'ZS2 retakes: "3:1"' in takes[0]["infotext"] and '"3:1, 4:2"' in once_more["infotext"]
+    assert_same(pictures(once_more)[:4], pictures(takes[0])[:4], lossy=format == "mp4" and name == "anchors")
+    assert difference(pictures(once_more)[4:5], pictures(takes[0])[4:5]) > 0
+
+
+def test_a_request_says_what_a_file_cannot_carry(host):
+    payload = {"init_images": [np.asarray(scene(0))], "denoising_strength": 0.7}
+    clip = host.clip({"return": "video"}, save_images=True, **payload)
+    name = clip.info["zs2_clips"][0]["name"]
+    with pytest.raises(HostError, match="422.*init_images"):
+        made(host, "extend", clip=name, frames=1)
+    given = {"send_images": True, "init_images": [png_base64(scene(0))]}
+    longer = made(host, "extend", clip=name, frames=1, request=given)
+    assert difference(pictures(longer)[:-1], clip.frames) <= EXACT
+
+
+@pytest.mark.parametrize(
+    ("step", "values", "words"),
+    [
+        ("extend", {"frames": 1}, ["clip", "none is given"]),
+        ("extend", {"clip": "CLIP"}, ["frames", "none is given"]),
+        ("extend", {"clip": "CLIP", "frames": 0}, ["frames", "0", "whole number"]),
+        ("extend", {"clip": "CLIP", "frame": 1}, ["'frame'", "frames"]),
+        ("retake", {"clip": "CLIP", "frame": 0}, ["frame", "the still", "seed"]),
+        ("retake", {"clip": "CLIP", "frame": 6}, ["frame", "6"]),
+        ("in-betweens", {"clip": "CLIP", "times": 5}, ["in_betweens", "5", "1 to 4"]),
+        ("in-betweens", {"clip": "/etc/passwd", "times": 2}, ["clip", "not allowed"]),
+        ("in-betweens", {"clip": "previews/../../x.mp4", "times": 2}, ["clip"]),
+        ("extend", {"clip": "LOOP", "frames": 1}, ["seamless", "nothing would stay the same"]),
+        ("extend", {"clip": "PLAIN", "frames": 1}, ["does not say how it was made"]),
+    ],
+)
+def test_what_cannot_be_gone_on_from(host, step, values, words):
+    clip = host.clip({"return": "video", "loop": values.get("clip") == "LOOP"}, steps=1, save_images=True)
+    entry = clip.info["zs2_clips"][0]
+    plain = host.outputs / "zs2 plain.mp4"
+    names = {"CLIP": entry["name"], "LOOP": entry["name"], "PLAIN": str(video(plain))}
+    if "clip" in values:
+        values = {**values, "clip": names.get(values["clip"], values["clip"])}
+    with pytest.raises(HostError) as refused:
+        made(host, step, **values)
+    assert refused.value.status == 422
+    assert [word for word in words if word not in refused.value.message] == []
+
+
+def test_loops(host):
+    """A ping-pong's files come back; in-betweens of a closed loop lie between its last and first frame as well."""
+    clip = host.clip({"return": "video", "formats": ["png"]}, save_images=True)
+    there = host.clip({"return": "video", "formats": ["png"], "loop": "ping-pong"}, save_images=True)
+    assert difference(there.frames, clip.frames) == 0
+    assert there.info["zs2_clips"][0]["frames"] == 2 * FRAMES - 2 == len(list(Path(path_of(there)).iterdir()))
+    loop, finer = (host.clip({"loop": "seamless", "in_betweens": times}).frames for times in (1, 2))
+    assert len(finer) == 2 * FRAMES and difference(finer[::2], loop) <= EXACT
+    closing = np.abs(np.diff(np.concatenate([finer[-2:], finer[:1]]), axis=0)).mean((1, 2, 3))
+    assert 0 < closing.max() <= 1.1 * np.abs(loop[0] - loop[-1]).mean()
+
+
+def path_of(result) -> str:
+    return result.info["zs2_clips"][0]["path"]

@@ -82,6 +82,11 @@ class Clips:
             self._write_taken()  # the last one is not saved yet by the host
 
     @property
+    def taken(self) -> int:
+        """How many frames were taken of the clip that is not finished."""
+        return len(self._frames)
+
+    @property
     def unfinished(self) -> bool:
         """Whether frames were taken of a clip that lacks others."""
         return bool(self._frames)

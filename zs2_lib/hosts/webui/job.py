@@ -20,6 +20,7 @@ from zs2_lib.settings.table import Settings
 from . import foreign, host, nesting, sampling, selected
 from .clips import Clips
 from .edit import SourceVideo, edit
+from .kept_clip import KeptClip
 from .limits import check_frames
 from .names import fitting, frame_name
 from .prompts import PromptTravel
@@ -86,6 +87,7 @@ class Job:
         self.source: SourceVideo | None = None
         self.control: ControlUnits | None = None
         self.clips: Clips | None = None
+        self.kept: KeptClip | None = None
         self.travel: PromptTravel | None = None
         self.sampling: sampling.ClipSampling | None = None
         self._undo = ExitStack()
@@ -122,6 +124,8 @@ class Job:
             self._check_init_images()
         check_frames(self.settings.length, "give fewer frames")
         self._take_control_units()
+        if self.settings.kept_clip:
+            self.kept = KeptClip(self.settings, self._undo, p.is_api, self.note)
         self.segments = Segments(p, self.settings, self._needs_all_frames())
         self.clips = Clips(p, self.settings, self.segments, self.source, self.request, self.note)
 
@@ -305,11 +309,15 @@ class Job:
 
     def add_frame(self, image: Image.Image) -> None:
         """Takes a finished frame."""
+        if self.kept and not self.segments.number:
+            self.kept.take_over(self.clips.taken, self.p.all_seeds[0], image)
         self.clips.add_frame(image)
 
     def postprocess(self, processed) -> None:
         """Puts the clips into the result, and leaves `p` as it was."""
         self._write_unfinished()
+        if self.kept:
+            self.kept.end()
         self.clips.leave_out(processed)
         self.end()
         self.request.put_into(processed, self.clips.written)

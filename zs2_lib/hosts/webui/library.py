@@ -9,7 +9,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from modules.shared import opts
 from zs2_lib.media.formats import FORMATS
 from zs2_lib.media.png import FRAME_NAME
 
+from .files import LONGEST_PATH, file_of
 from .names import FOLDER
 
 PREVIEWS = "zs2-previews"
@@ -112,6 +113,16 @@ def find(name: str) -> Path:
     if path == root or not path.is_relative_to(root) or not _is_of_clip(path):
         raise UnknownClip(name)
     return path
+
+
+def clip_of(value: str, undo: ExitStack, is_api: bool) -> Path:
+    """The clip that the setting `clip` gives: a name, a path or the base64 of a file, which is kept until `undo` is
+    closed. Raises SettingsError as `file_of` does.
+    """
+    if len(value) <= LONGEST_PATH:
+        with suppress(UnknownClip):
+            return find(value)
+    return file_of("clip", value, undo, is_api)
 
 
 def _is_of_clip(path: Path) -> bool:

@@ -32,13 +32,13 @@ from zs2_lib.media.text import read_text
 from zs2_lib.media.write import clip_bytes, write_clip
 from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import SettingsError, nearest
-from zs2_lib.settings.postprocessing import UPSCALE_FIRST, Postprocessing
+from zs2_lib.settings.postprocessing import INTERPOLATED_TO, UPSCALE_FIRST, UPSCALED_BY, UPSCALER, Postprocessing
 from zs2_lib.settings.schedule import number_text
 
 from .answer import named
-from .files import GIVEN, LONGEST_PATH, file_of, in_words, opened, temporary_folder
+from .files import GIVEN, in_words, opened, temporary_folder
 from .job import STOPPED
-from .library import UnknownClip, find
+from .library import clip_of
 from .limits import check_frames, max_source_pixels
 from .names import STOPPED as STOPPED_END
 from .names import beside, folder_of_result
@@ -47,8 +47,6 @@ log = logging.getLogger(__name__)
 
 JOB = "zs2-postprocess"
 """The name of the work in the host's state."""
-UPSCALER, UPSCALED_BY, INTERPOLATED_TO = "ZS2 upscaler", "ZS2 upscaled by", "ZS2 interpolated to"
-"""Keys in the infotext of the result, behind the recipe of the clip."""
 _RATE = re.compile(r"at ([\d.]+) fps")  # in the value of the last one
 _STEP = 8  # pixels: the host's upscalers cut to multiples of it
 
@@ -114,7 +112,7 @@ class Work:
     def __init__(self, settings: Postprocessing, undo: ExitStack, is_api: bool):
         self.settings, self.undo = settings, undo
         self._upscaler = _upscaler(settings) if settings.upscales else None
-        self._path = _path(settings.clip) or file_of("clip", settings.clip, undo, is_api)
+        self._path = clip_of(settings.clip, undo, is_api)
         self.is_given = self._path.name == GIVEN.format(key="clip")
         self._source = opened("clip", self._path)
         with in_words("clip"):
@@ -304,12 +302,6 @@ class Work:
         if stopped:
             values[STOPPED] = "before the end"
         return recipe.with_values(self._text, values)
-
-
-def _path(clip: str) -> Path | None:
-    """The clip of that name, if it is one."""
-    with suppress(UnknownClip):
-        return find(clip) if len(clip) <= LONGEST_PATH else None
 
 
 def _upscaler(settings: Postprocessing):

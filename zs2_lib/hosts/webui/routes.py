@@ -25,7 +25,7 @@ from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.schema import postprocessing_schema, schema
 from zs2_lib.settings.table import ROWS, Settings
 
-from . import access, library, pace, postprocess, serving
+from . import access, going_on, library, pace, postprocess, serving
 from .edit import SourceVideo
 from .files import temporary_folder
 from .limits import check_frames, max_frames, max_source_pixels
@@ -152,10 +152,41 @@ router.head("/clips/{name:path}", include_in_schema=False)(get_clip)
 )
 def post_postprocess(settings: dict = Body()) -> dict:
     """Waits for the host's queue; its progress is the host's, and so is its Interrupt."""
+    return _worked(postprocess.postprocess, settings)
+
+
+def _go_on(step: str, number: str) -> None:
+    """Adds the route of a step."""
+    properties = {
+        "clip": {"type": "string", "description": "A clip by name or path, or the base64 of its file."},
+        number: {"type": "integer", "minimum": 1},
+        "settings": {"type": "object", "description": "Settings of ZS² other than those of the recipe; a source."},
+        "request": {"type": "object", "description": "Fields of the host's request; init images, ControlNet units."},
+    }
+    about = {"type": "object", "required": ["clip", number], "properties": properties}
+
+    @router.post(
+        f"/{step}",
+        summary=f"{step.capitalize()}: a finished clip made anew with {number}, what is kept of it the same",
+        openapi_extra={"requestBody": {"content": {"application/json": {"schema": about}}}},
+        name=step,
+    )
+    def post(values: dict = Body()) -> dict:
+        return _worked(going_on.go_on, step, values)
+
+
+for step, (number, _) in going_on.STEPS.items():
+    _go_on(step, number)
+
+
+def _worked(work: Callable, *values) -> dict:
+    """work(*values), whose errors are answered with their message."""
     try:
-        return postprocess.postprocess(settings)
+        return work(*values)
     except SettingsError as error:
         raise HTTPException(422, str(error)) from error
+    except HTTPException:
+        raise
     except Exception as error:
         log.exception("the clip could not be made")
         raise HTTPException(500, f"{type(error).__name__}: {error}") from error
