@@ -118,7 +118,7 @@ class Work:
         with in_words("clip"):
             self._text = read_text(self._path) or ""
         self._recipe = recipe.parsed(self._text)[2]
-        self._closed = self._said("loop") not in (None, False, "off") and STOPPED not in self._recipe
+        self._closed = self._said("loop") not in (None, "off") and STOPPED not in self._recipe
         self._rate = self._rate_of_clip()
         self._to = exact_rate(settings.fps) if settings.fps else self._rate * settings.interpolate
         self._formats = settings.formats or (_format_of(self._path),)
@@ -128,7 +128,7 @@ class Work:
 
     def _said(self, name: str):
         """The value of a setting in the clip's recipe, None if it says nothing that can be read."""
-        with suppress(SettingsError, KeyError):
+        with suppress(SettingsError):
             return recipe.read(self._recipe, (name,)).get(name)
 
     def _rate_of_clip(self) -> Fraction:
