@@ -52,6 +52,9 @@ CONTROLS = (
     "anchor start",
     "formats",
     "prompts by frame",
+    "in-betweens ×",
+    "retakes",
+    "extended at",
     "json",
 )
 """What the labels of the controls speak of."""
@@ -458,6 +461,32 @@ def test_a_finished_clip_is_made_larger(host, page, tmp_path):
     time.sleep(1)
     page.run("arguments[0].click()", make)
     page.wait(f"return {result}.innerText.includes('there is nothing to do')", 30)
+    page.enable(tab, False)
+
+
+@pytest.mark.parametrize(
+    ("step", "frames"), [("extend", "12 frames"), ("retake", "4 frames"), ("in-betweens", "7 frames")]
+)
+def test_going_on_from_the_last_clip(host, page, step, frames):
+    """By the part's own button, with what its controls hold at first; the result plays."""
+    tab, part = "txt2img", "document.querySelector('#tab_txt2img [id$=\"going_on_{}\"]')"
+    result = part.format("result")
+    host.clip({"frames": 4, "formats": ["mp4"]}, save_images=True)
+    page.show_tab(tab)
+    page.enable(tab)
+    page.open_part(tab, "Go on from a clip")
+    if step == "retake":
+        page.set_value(tab, "From frame", 2)
+    button = page.run(f"return {part.format(step)}")
+    page.run("arguments[0].click()", button)
+    page.wait(f"return {result}.innerText.includes('{frames}')", 120)
+    page.wait(f"const film = {result}.querySelector('video'); return film && film.readyState > 2", 60)
+    page.screenshot(f"going-on-{step}", button)
+    if step == "retake":
+        page.set_value(tab, "From frame", 9)
+        time.sleep(1)
+        page.run("arguments[0].click()", button)
+        page.wait(f"return {result}.innerText.includes('give one from 1 to 3')", 30)
     page.enable(tab, False)
 
 
