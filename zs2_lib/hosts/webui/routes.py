@@ -95,17 +95,18 @@ def forecast(
 
 def _forecast(clip: Settings, width: int, height: int, steps: int, guided: bool) -> dict:
     """`width` and `height` are the latents'."""
-    segments = -(-clip.length // (clip.segment or clip.length))
-    size = -(-clip.length // segments)
+    segment = clip.segment or clip.length
+    kept = -(-min(segment, clip.length) // clip.in_betweens)
     of_pass = clip.frames_per_pass or automatic_frames_per_pass(max(height, 1), max(width, 1))
-    rows, played = clip.length * steps * (2 if guided else 1), len(clip.played(range(clip.length)))
+    passes = -(-kept // of_pass) + -(-(min(segment, clip.length) - kept) // of_pass)
+    rows = clip.length * steps * (2 if guided else 1)
     seconds, jobs = pace.seconds_for(pace.kind_of(clip.anchor_stride, clip.anchor_depth), rows * height * width)
     return {
-        "frames": played,
+        "frames": clip.length,
         "fps": clip.rate,
-        "clip_seconds": played / clip.rate,
-        "segments": segments,
-        "unet_passes_per_step": -(-size // of_pass),
+        "clip_seconds": clip.length / clip.rate,
+        "segments": -(-clip.length // segment),
+        "unet_passes_per_step": passes,
         "unet_rows": rows,
         "seconds": None if seconds is None else round(seconds, 2),
         "known_from_jobs": jobs,
