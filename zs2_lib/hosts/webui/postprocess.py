@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 
 from modules import shared
@@ -19,7 +18,7 @@ from modules.call_queue import queue_lock
 from modules.shared import opts
 from PIL import Image
 
-from zs2_lib.media.formats import FORMATS, check_clip, exact_rate
+from zs2_lib.media.formats import check_clip, exact_rate
 from zs2_lib.media.on_disk import OnDisk
 from zs2_lib.media.pictures import by, rgb_picture
 from zs2_lib.media.resample import interpolated, interpolated_count
