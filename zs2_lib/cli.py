@@ -71,6 +71,27 @@ def parser() -> Parser:
         description="ZS² samples a video from an image diffusion model; without --model from a tiny one that comes "
         "with it and knows coloured shapes on coloured backgrounds.",
     )
+    _add_basics(parser)
+    _add_clip_options(parser.add_argument_group("the clip"))
+    _add_going_on(
+        parser.add_argument_group(
+            "going on from a clip",
+            "A clip's file, its folder of frames, or an image, written here or by the WebUI, says how it was made; "
+            "what is given on the command line takes the place of what it says. Frames that are kept are made again, and "
+            "are the same: bit for bit on a CPU, to within rounding on a GPU.",
+        )
+    )
+    _add_faster(
+        parser.add_argument_group(
+            "more frames per second",
+            "Frames in between that follow the movement of those that are there, and leave them as they are, without "
+            "the checkpoint (which makes those of --in-betweens).",
+        )
+    )
+    return parser
+
+
+def _add_basics(parser: Parser) -> None:
     parser.add_argument(
         "prompt",
         nargs="?",
@@ -110,23 +131,6 @@ def parser() -> Parser:
         metavar="N|WxH",
         help="width and height in pixels, multiples of 8; default: the model's own (128 for the tiny one)",
     )
-    _add_clip_options(parser.add_argument_group("the clip"))
-    _add_going_on(
-        parser.add_argument_group(
-            "going on from a clip",
-            "A clip's file, its folder of frames, or an image, written here or by the WebUI, says how it was made; what "
-            "is given on the command line takes the place of what it says. Frames that are kept are made again, and "
-            "are the same: bit for bit on a CPU, to within rounding on a GPU.",
-        )
-    )
-    _add_faster(
-        parser.add_argument_group(
-            "more frames per second",
-            "Frames in between that follow the movement of those that are there, and leave them as they are, without "
-            "the checkpoint (which makes those of --in-betweens).",
-        )
-    )
-    return parser
 
 
 def _add_clip_options(group) -> None:
@@ -163,8 +167,8 @@ def _add_faster(group) -> None:
     group.add_argument(
         "--interpolator",
         metavar="NAME",
-        help=f"What makes these frames. Default {MINTERPOLATE}, which is FFmpeg's; here there are: "
-        f"{', '.join(names())}.".replace("%", "%%"),
+        help=f"What makes these frames: {', '.join(names())}. Default {MINTERPOLATE}, which is FFmpeg's; packages can "
+        "offer others, such as RIFE.".replace("%", "%%"),
     )
     group.add_argument(
         "--input",
