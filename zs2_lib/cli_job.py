@@ -110,6 +110,11 @@ class Interpolation:
     targets: Targets
 
 
+def model_name(path: str | None) -> str:
+    """What a recipe calls the model."""
+    return Path(path).name.removesuffix(".safetensors") if path else TINY
+
+
 def load(job: Job):
     """The pipeline. Refuses a model that cannot be loaded or that ZS² cannot sample with."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded
@@ -183,7 +188,7 @@ def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:
         "CFG scale": f"{job.cfg:g}",
         "Seed": job.seed,
         "Size": size,
-        "Model": Path(job.model).name.removesuffix(".safetensors") if job.model else TINY,
+        "Model": model_name(job.model),
         **recipe.texts(job.settings),
         **({INTERPOLATED_TO: interpolated_to(count, job.rate)} if job.faster else {}),
     }

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
-from zs2_lib.cli_job import TINY, Faster, Interpolation, Job, Refused, Targets
+from zs2_lib.cli_job import TINY, Faster, Interpolation, Job, Refused, Targets, model_name
 from zs2_lib.media.formats import FORMATS, check_clip, clip_path, exact_rate, split_clip_name
 from zs2_lib.media.interpolators import MINTERPOLATE
 from zs2_lib.media.read import open_source
@@ -181,7 +181,7 @@ def read_recipe(options: argparse.Namespace) -> Recipe:
         settings = change(settings, *numbers)
     except SettingsError as error:
         raise SettingsError(f"--{step}: {error}") from None
-    return Recipe(settings, prompt, negative, values, notes_on(values))
+    return Recipe(settings, prompt, negative, values, notes_on(values, options))
 
 
 def read_clip_name(step: str, text: str) -> tuple[str, tuple[int, ...]]:
@@ -219,15 +219,16 @@ def check_followed(step: str, values: Mapping[str, str], model: str | None) -> N
         )
 
 
-def notes_on(values: Mapping[str, str]) -> list[str]:
+def notes_on(values: Mapping[str, str], options: argparse.Namespace) -> list[str]:
     """Sentences about what a recipe says and is not followed."""
     followed = {*FOLLOWED, INTERPOLATED_TO, *map(recipe.infotext_key, recipe.CARRIED.values())}
     others = [key for key in values if key not in followed]
     notes = [f"not followed of the recipe: {', '.join(others)}"] if others else []
-    if INTERPOLATED_TO in values:
+    if INTERPOLATED_TO in values and options.interpolate is None:
         notes.append(f"the clip was interpolated to {values[INTERPOLATED_TO]}; --interpolate does so again")
-    if "Model" not in values:
-        notes.append("the recipe names no model")
+    made_with, model = values.get("Model", "that the recipe does not name"), model_name(options.model)
+    if made_with != model:
+        notes.append(f"the clip was made with the model {made_with}, not {model}")
     return notes
 
 
