@@ -54,7 +54,7 @@ class FinishedClip:
 
     def _said(self, name: str):
         """The value of a setting in the recipe, None if it says nothing that can be read."""
-        with suppress(SettingsError, KeyError):
+        with suppress(SettingsError):
             return recipe.read(self.values, (name,)).get(name)
 
 
