@@ -35,6 +35,8 @@ def retaken(clip: Settings, frame: int, take: int | None = None) -> Settings:
             f"frame: {frame!r} is not allowed; give one from 1 to {clip.frames - 1}, the last of the clip (frame 0 is "
             "the still: choose another seed)"
         )
+    if take is not None:
+        take = WholeNumber(1, 999_999_999).check("take", take)
     before = clip.retakes or ()
     if take is None:
         take = max((number for _, number in before), default=0) + 1

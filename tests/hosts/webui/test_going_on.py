@@ -99,9 +99,9 @@ def pictures(answer: dict) -> np.ndarray:
 
 
 def assert_same(pictures: np.ndarray, kept: np.ndarray, lossy: bool) -> None:
-    """`lossy`: those that an MP4 has, which alone knows them."""
+    """`lossy`: those that an MP4 has, which alone knows them; it keeps little of what is noise."""
     if lossy:
-        assert np.abs(pictures - kept).mean() < 4
+        assert np.abs(pictures - kept).mean() < (30 if KIND.full_shape else 4)
     else:
         assert difference(pictures, kept) <= EXACT
 
@@ -124,7 +124,9 @@ def test_by_the_recipe_in_its_file(host, name, format):
     takes = [made(host, "retake", clip=file["name"], frame=RETAKEN) for _ in range(2)]
     once_more = made(host, "retake", clip=takes[0]["clips"][0]["name"], frame=RETAKEN + 1)
     assert_same(pictures(takes[0])[:RETAKEN], clip.frames[:RETAKEN], lossy=format == "mp4" and name == "anchors")
-    assert difference(pictures(takes[0]), pictures(takes[1])) == 0
+    assert difference(pictures(takes[0])[RETAKEN:], pictures(takes[1])[RETAKEN:]) > 0  # each time another
+    again = made(host, "retake", clip=file["name"], frame=RETAKEN, take=1)
+    assert difference(pictures(again), pictures(takes[0])) == 0
     assert f'ZS2 retakes: "{RETAKEN}:1"' in takes[0]["infotext"]
     assert f'"{RETAKEN}:1, {RETAKEN + 1}:2"' in once_more["infotext"]
     assert_same(
@@ -153,6 +155,7 @@ def test_a_request_says_what_a_file_cannot_carry(host):
         ("extend", {"clip": "CLIP"}, ["frames", "none is given"]),
         ("extend", {"clip": "CLIP", "frames": 0}, ["frames", "0", "whole number"]),
         ("extend", {"clip": "CLIP", "frame": 1}, ["'frame'", "frames"]),
+        ("retake", {"clip": "CLIP", "frame": 1, "take": 0}, ["take", "0", "whole number"]),
         ("retake", {"clip": "CLIP", "frame": 0}, ["frame", "the still", "seed"]),
         ("retake", {"clip": "CLIP", "frame": FRAMES}, ["frame", str(FRAMES)]),
         ("in-betweens", {"clip": "CLIP", "times": 5}, ["in_betweens", "5", "1 to 4"]),

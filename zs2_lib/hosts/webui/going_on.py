@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
@@ -29,6 +30,8 @@ STEPS: dict[str, tuple[str, Callable[..., Settings]]] = {
     "in-betweens": ("times", going_on.with_in_betweens),
 }
 """What can be made of a clip: the key of the number that it takes, and the settings that it gives."""
+MORE = {"retake": ("take",)}
+"""The keys of further numbers, which may be left out."""
 OF_ALL = ("clip", "settings", "request")
 NOT_PASTED = ("batch_size", "styles")
 SAME_AS_FIRST = ("hr_sampler_name", "hr_scheduler", "hr_checkpoint_name")
@@ -53,7 +56,8 @@ def go_on(step: str, values: Mapping, is_api: bool = True) -> dict:
     """Makes of the clip that `values` name another one, by a generation of the host, and saves it.
 
     step: one of `STEPS`.
-    values: `clip` (a name, a path or base64), the number that the step takes, and, where they are to be others than in
+    values: `clip` (a name, a path or base64), the number that the step takes, for a retake `take` (else one that was
+        not asked for of this clip in this session), and, where they are to be others than in
         the recipe, `settings` of ZS² and fields of the host's `request`. What a file cannot carry has to be in those:
         a source video (`settings`), init images and ControlNet units (`request`).
     is_api: whether the clip's path comes from a request.
@@ -62,7 +66,8 @@ def go_on(step: str, values: Mapping, is_api: bool = True) -> dict:
     and `notes`. Raises SettingsError, and what the host raises.
     """
     number, function = STEPS[step]
-    keys = (*OF_ALL, number)
+    more = MORE.get(step, ())
+    keys = (*OF_ALL, number, *more)
     for key in values:
         if key not in keys:
             raise SettingsError(f"{key!r} is not known here; the keys are {', '.join(keys)}{nearest(key, keys)}")
@@ -72,11 +77,24 @@ def go_on(step: str, values: Mapping, is_api: bool = True) -> dict:
     request, changes = _mapping(values, "request"), _mapping(values, "settings")
     with ExitStack() as undo:
         text, infotext, before = read_recipe(clip_of(values["clip"], undo, is_api))
-        after = function(before, values[number])
+        after = function(before, values[number], **{key: values[key] for key in more if values.get(key) is not None})
+        if step == "retake" and values.get("take") is None:
+            after = _another_take(text, before, after)
         settings = {**recipe.by_key(after), **changes, "enabled": True, "clip": values["clip"]}
         tab = _tab(infotext)
         _check_given(infotext, tab, request, settings)
         return _answer(*_generated(tab, text, infotext, request, settings))
+
+
+_asked: Counter = Counter()
+"""How often a retake of a clip (its infotext) from a frame on was asked for in this session."""
+
+
+def _another_take(text: str, before: Settings, after: Settings) -> Settings:
+    """`after`, a retake of the clip of the recipe `text`, with a number that was not asked for yet."""
+    (frame, take) = after.retakes[-1]
+    _asked[text, frame] += 1
+    return going_on.retaken(before, frame, take + _asked[text, frame] - 1)
 
 
 def _mapping(values: Mapping, key: str) -> dict:

@@ -161,6 +161,7 @@ def _go_on(step: str, number: str) -> None:
     properties = {
         "clip": {"type": "string", "description": "A clip by name or path, or the base64 of its file."},
         number: {"type": "integer", "minimum": 1},
+        **{key: {"type": "integer", "minimum": 1} for key in going_on.MORE.get(step, ())},
         "settings": {"type": "object", "description": "Settings of ZS² other than those of the recipe; a source."},
         "request": {"type": "object", "description": "Fields of the host's request; init images, ControlNet units."},
     }
