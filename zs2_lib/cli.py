@@ -78,7 +78,7 @@ def parser() -> Parser:
             "going on from a clip",
             "A clip's file, its folder of frames, or an image, written here or by the WebUI, says how it was made; "
             "what is given on the command line takes the place of what it says. Frames that are kept are taken "
-            "from a folder of frames or an APNG, and made again where the file has lost something, which on a CPU gives "
+            "from a folder or an APNG, and made again where the file has lost something, which on a CPU gives "
             "the same bit for bit.",
         )
     )
