@@ -14,7 +14,7 @@ from sources import EDIT, folder, mask, scene
 from webui import HostError
 
 FRAMES, SEGMENT = 9, 4
-"""Segments of 3 frames: a clip is cut into equal ones, of at most so many."""
+"""Segments of 4, 4 and 1 frames."""
 LONG_CLIP = {"frames": FRAMES, "frames_per_pass": 2}
 
 
@@ -69,6 +69,19 @@ def test_segments_are_the_whole_clip(host, payload, segment):
     assert change(whole) > 0.1
     assert len(result.info["infotexts"]) == len(result.info["all_seeds"]) == FRAMES
     assert "ZS2 stopped" not in result.info["extra_generation_params"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"anchor_stride": 3, "anchor_start": 0.1}], ids=["exact", "anchors"])
+def test_going_on_over_segments(host, settings):
+    """What is kept is the same with in-betweens, whose segments have as many more frames, and in a longer clip."""
+    exact = 0 if KIND.name == "a1111" else 1
+    clip = chained(host, settings, **EULER_A).frames
+    finer = chained(host, {**settings, "in_betweens": 2}, **EULER_A).frames
+    assert len(finer) == 2 * FRAMES - 1 and difference(finer[::2], clip) <= exact
+    for frames in (3, 6):
+        shorter = chained(host, {**settings, "frames": frames}, **EULER_A).frames
+        longer = chained(host, {**settings, "extended": str(frames)}, **EULER_A).frames
+        assert difference(longer[:frames], shorter) <= exact
 
 
 def test_segments_of_anchors(host):
