@@ -145,15 +145,11 @@ def draw_sheet(figures: Figures, shown: Sequence[dict]) -> None:
     """
     rows = {}
     for case in CASES:
-        for what, key, place in (
-            ("largest step", "step", -1),
-            ("median step", "step", 0.5),
-            ("longest way", "way", -1),
-        ):
+        for what, key in {"largest step": "step", "median step": "step", "longest way": "way"}.items():
             ranked = sorted((pairs[case][what] for pairs in shown), key=lambda pair: pair[key])
-            rows[f"{case}\n{what}"] = ranked[place if place == -1 else int(len(ranked) * place)]
+            rows[f"{case}\n{what}"] = ranked[len(ranked) // 2 if what == "median step" else -1]
     title = f"Two kept frames, and {max(TIMES) - 1} in-betweens: by the model (left) and by minterpolate (right)"
-    with figures.grid("sheet", title, [""] * len(MAKERS), list(rows), 6.4, 1.6) as grid:
+    with figures.grid("sheet", title, [""] * len(MAKERS), list(rows), 5.2, 1.4) as grid:
         for axes_row, pair in zip(grid, rows.values()):
             for axes, maker in zip(axes_row, MAKERS):
                 apart = ((0, 0), (0, 0), (0, 4), (0, 0))
@@ -354,9 +350,10 @@ def report(data: dict, figures: Figures) -> str:
         "1 and 1/n, so does a repeated frame with 1 and 1. "
         f"Of {count * (frames - 1)} pairs in each case these are nearly equal (step under {NEARLY_EQUAL:g}): {told}; "
         "they are left out of the ratios, which would be of roundings. *Detour*: way - step, mean of all pairs, and in "
-        "brackets the largest of those that are nearly equal. *Largest step*: of the finer clip over the clip's, mean. *Sharpness*: "
-        "the variance of the Laplacian of an in-between over the mean of the kept frames around it; mean, and the "
-        "least twentieth. *All right*: in-betweens with shape, colour and background as asked for.\n\n"
+        "brackets the largest of those that are nearly equal. *Largest step*: of the finer clip over the clip's, mean. "
+        "*Sharpness*: the variance of the Laplacian of an in-between over the mean of the kept frames around it; mean, "
+        "and the least twentieth. *All right*: in-betweens with shape, colour and background as asked for, with the "
+        "95 % bootstrap interval over clips.\n\n"
         + table(
             ("case", "×", "by", "way", "range", "longest", "range", "detour", "largest step")
             + ("sharpness", "5 %", "all right"),
