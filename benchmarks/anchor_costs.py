@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from zs2_lib.core.anchors import AnchorRows, Rule, phase_of
+from zs2_lib.core.anchor_rows import AnchorRows, Rule, phase_of
 from zs2_lib.core.blocks import DEPTHS
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.rows import Rows

@@ -32,7 +32,7 @@ from benchmarks import (
 from benchmarks import clip as whole_clip
 from benchmarks.clips import Job, decode, describe, load, sample, text2video_zero_times
 from benchmarks.judge import BACKGROUNDS, COLOURS, SHAPES, example_prompts, load_judge
-from zs2_lib.core.anchors import phase_of
+from zs2_lib.core.anchor_rows import phase_of
 from zs2_lib.hosts.diffusers.checkpoints import TINY_SD
 from zs2_lib.settings.presets import PRESETS
 

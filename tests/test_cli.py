@@ -9,8 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 pytest.importorskip("diffusers")
 
@@ -18,11 +19,15 @@ from zs2_lib import __main__ as program
 from zs2_lib import cli
 from zs2_lib.hosts.diffusers import checkpoints
 from zs2_lib.hosts.diffusers import sampling as host
+from zs2_lib.media import interpolators
 from zs2_lib.media.formats import FORMATS
+from zs2_lib.media.read import open_source
 from zs2_lib.media.text import read_text
 from zs2_lib.settings import recipe, table
 from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.table import Settings
+
+av = pytest.importorskip("av")
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "a red circle on a blue background"
@@ -47,9 +52,9 @@ def pipe(monkeypatch):
 tiny_pipe = functools.cache(functools.partial(checkpoints.load_pipeline, device="cpu"))
 
 
-def refused(capsys, *arguments, main=cli.main) -> str:
+def refused(capsys, *arguments, main=cli.main, prompt=(PROMPT,)) -> str:
     """The one line with which the command line refuses `arguments`."""
-    assert main([PROMPT, *arguments]) == 2
+    assert main([*prompt, *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     *notes, line = err.splitlines()
@@ -78,7 +83,6 @@ def test_every_format(pipe, tmp_path, capsys):
     outputs = [argument for file in files for argument in ("-o", str(file))]
     make(*outputs, *QUICK, "--negative", "green: dark, small", "--motion", "0:0.01, 2:0.05", "--fps", "5")
     out = capsys.readouterr().out
-    av = pytest.importorskip("av")
     text = (
         f"{PROMPT}\nNegative prompt: green: dark, small\nSteps: 2, Sampler: DDIM, CFG scale: 5, Seed: 1, Size: 64x64, "
         'Model: tiny-sd, ZS2 frames: 3, ZS2 fps: 5, ZS2 motion: "0:0.01, 2:0.05", ZS2 inertia: 0, ZS2 momentum: 0.98, '
@@ -261,6 +265,244 @@ def test_the_frames_of_finished_segments_stay(pipe, tmp_path, short_segments, mo
     (folder,) = tmp_path.iterdir()
     assert sorted(path.name for path in folder.iterdir()) == [f"{number:05}.png" for number in range(1, 5)]
     assert f"the 4 finished frames are in {folder}" in capsys.readouterr().err
+
+
+# --- going on from a clip ------------------------------------------------------------------------------
+
+
+def go_on(*arguments) -> None:
+    assert cli.main([*map(str, arguments)]) == 0
+
+
+def pictures(folder: Path) -> list[bytes]:
+    found = []
+    for file in sorted(folder.iterdir()):
+        with Image.open(file) as image:
+            found.append(image.convert("RGB").tobytes())
+    return found
+
+
+def picture_with(path: Path, text: str) -> Path:
+    """A picture that carries `text`, as the WebUI writes it."""
+    about = PngImagePlugin.PngInfo()
+    about.add_text("parameters", text)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=about)
+    return path
+
+
+@pytest.fixture
+def clip(pipe, tmp_path) -> Path:
+    """The frames of a clip, in a folder whose name is hard to read; beside them are an MP4 and a GIF."""
+    prompt = 'a "red" circle,\nNegative prompt: none, at: all 🙂'
+    path = tmp_path / "it's @1, 50%"
+    more = ["--negative", "dark: green,\nblue", "--motion", "0.2", "--prompts", "0: left\n2: right", "--cfg", "3"]
+    make(*(f"-o{path}.{format}" for format in ("png", "mp4", "gif")), *QUICK, *more, prompt=prompt)
+    return path
+
+
+@pytest.mark.parametrize("end", ["", ".mp4", ".gif", "/00002.png"])
+def test_the_recipe_makes_the_same_clip(clip, tmp_path, end):
+    go_on("--recipe", f"{clip}{end}", "-o", tmp_path / "again.png")
+    assert pictures(tmp_path / "again") == pictures(clip)
+    assert read_text(tmp_path / "again").split("ZS2 formats")[0] == read_text(clip).split("ZS2 formats")[0]
+
+
+def test_what_is_given_takes_the_place_of_the_recipe(clip, pipe, tmp_path):
+    more = ["--seed", "1", "--negative", "", "--cfg", "1", "--prompts", "", "--motion", "0.05", "--fps", "4"]
+    go_on("--recipe", clip, "-o", tmp_path / "a.png", *more, PROMPT)
+    assert_clip_of_the_library(tmp_path / "a", pipe, PROMPT, Settings(frames=3), guidance=1.0)
+    assert recipe.parsed(read_text(tmp_path / "a"))[2]["ZS2 fps"] == "4"
+
+
+def test_an_extended_clip_keeps_its_frames(clip, tmp_path):
+    go_on("--extend", f"{clip}.mp4@2", "-o", tmp_path / "once.png")
+    go_on("--extend", f"{tmp_path / 'once'}@1", "-o", tmp_path / "twice.png")
+    go_on("--recipe", tmp_path / "twice", "--in-betweens", "2", "-o", tmp_path / "finer.png")
+    once, twice, finer = (pictures(tmp_path / name) for name in ("once", "twice", "finer"))
+    assert once[:3] == pictures(clip) and len(set(once)) == 5
+    assert twice[:5] == once and len(set(twice)) == 6
+    assert finer[::2] == twice and len(set(finer)) == 11
+
+
+def test_a_retake_keeps_the_frames_before(clip, tmp_path):
+    go_on("--retake", f"{clip}@1", "-o", tmp_path / "one.png")
+    go_on("--retake", f"{tmp_path / 'one'}@2", "-o", tmp_path / "two.png")
+    go_on("--retake", f"{clip}.gif@1:1", "-o", tmp_path / "the first.png", "-o", tmp_path / "a.gif")
+    first, one, two = pictures(clip), pictures(tmp_path / "one"), pictures(tmp_path / "two")
+    assert one[0] == first[0] and two[:2] == one[:2]
+    assert len({first[1], one[1]}) == 2 and len({first[2], one[2], two[2]}) == 3
+    assert pictures(tmp_path / "the first") == one
+
+
+def test_a_recipe_of_a_webui(pipe, tmp_path, capsys):
+    values = {"Steps": 2, "Sampler": "Euler a", "Schedule type": "Karras", "CFG scale": 7.0, "Seed": 1, "Size": "64x64"}
+    values |= {"Model hash": "abc", "Model": "tiny-sd", "Clip skip": 2, "Version": "v1.10.1"}
+    text = recipe.parameters(PROMPT, "dark", {**values, **recipe.texts(Settings(frames=3, formats=("webp",)))})
+    go_on("--recipe", picture_with(tmp_path / "00001-1.png", text), "-o", tmp_path / "a.png")
+    how = {"guidance": 7.0, "negative_prompt": "dark"}
+    assert_clip_of_the_library(tmp_path / "a", pipe, PROMPT, Settings(frames=3), **how)
+    said = capsys.readouterr().err
+    assert "zs2: not followed of the recipe: Schedule type, Clip skip\n" in said
+    assert "zs2: the recipe's sampler is Euler a, here it is the checkpoint's own, DDIM\n" in said
+    still = recipe.parameters(PROMPT, "dark", {**values, "Model": "dream"})
+    model = ["--model", tmp_path / "tiny.safetensors"]
+    go_on("--recipe", picture_with(tmp_path / "still.png", still), "-o", tmp_path / "b.png", "--frames", "2", *model)
+    assert "zs2: the clip was made with the model dream, not tiny\n" in capsys.readouterr().err
+    assert_clip_of_the_library(tmp_path / "b", pipe, PROMPT, Settings(frames=2), **how)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--extend", "clip"], "--extend: 'clip' is not allowed; give a clip and a number, such as clip.mp4@8"),
+        (["--extend", "@3"], "--extend: '@3' is not allowed"),
+        (["--extend", "{clip}@0"], "--extend: frames: 0 is not allowed; give a whole number from 1"),
+        (["--extend", "{clip}@2", "--frames", "9"], "--frames is not allowed with --extend, which decides it"),
+        (["--extend", "{clip}@2", "--loop"], 'extended: 3 is not allowed with loop "seamless"'),
+        (["--extend", "{clip}@2", "--recipe", "{clip}"], "argument --recipe: not allowed with argument --extend"),
+        (["--extend", "{still}@2"], "--extend: {still} does not say how it was made; give a file that ZS² wrote"),
+        (["--retake", "{clip}@0"], "--retake: frame: 0 is not allowed; give one from 1 to 2, the last of the clip"),
+        (["--retake", "{clip}@3"], "--retake: frame: 3 is not allowed"),
+        (["--retake", "clip@1:x"], "--retake: 'clip@1:x' is not allowed; give a clip and a number, such as clip.mp4@4"),
+        (["--retake", "{clip}.mkv@1"], "--retake: there is no file or folder {clip}.mkv"),
+        (["--recipe", "{clip}.txt"], "--recipe: it's @1, 50%.txt is no video, or it is damaged"),
+        (["--recipe", "{empty}"], "--recipe: {empty} does not say how it was made"),
+        (
+            ["--recipe", "{still}"],
+            "--recipe: the clip was made with the model 'sd_xl', which is not searched for; give",
+        ),
+        (["--recipe", "{edit}"], "--recipe: the clip was made with an init image, which its file does not carry"),
+        (["--recipe", "{odd}"], "Seed of the recipe: 'x' is not allowed"),
+        ([], "there is no prompt; give one, or a clip that has one"),
+    ],
+)
+def test_wrong_clips_to_go_on_from(clip, tmp_path, capsys, arguments, words):
+    Path(f"{clip}.txt").write_text("not a clip")
+    values = {"Steps": 2, "Seed": 1, "Size": "64x64"}
+    texts = {"still": {**values, "Model": "sd_xl"}, "edit": {**values, "Denoising strength": 0.7}}
+    texts |= {"odd": {**values, "Seed": "x"}}
+    files = {
+        name: picture_with(tmp_path / f"{name}.png", recipe.parameters(PROMPT, "", about))
+        for name, about in texts.items()
+    }
+    files |= {"clip": clip, "empty": picture_with(tmp_path / "empty.png", "")}
+    capsys.readouterr()
+    output = ["-o", str(tmp_path / "out.gif")]
+    given = [argument.format(**files) for argument in arguments]
+    assert refused(capsys, *output, *given, prompt=()).startswith(words.format(**files))
+    assert not (tmp_path / "out.gif").exists()
+
+
+def test_nothing_goes_on_from_a_loop(pipe, tmp_path, capsys):
+    make("-o", tmp_path / "a.gif", *QUICK, "--loop")
+    capsys.readouterr()
+    for step in ("--extend", "--retake"):
+        line = refused(capsys, step, f"{tmp_path / 'a.gif'}@2", "-o", str(tmp_path / "b.gif"), prompt=())
+        assert 'it is a loop ("seamless")' in line
+    go_on("--recipe", tmp_path / "a.gif", "--in-betweens", "2", "-o", tmp_path / "b.png")
+    go_on("--recipe", tmp_path / "a.gif", "-o", tmp_path / "a.png")
+    assert pictures(tmp_path / "b")[::2] == pictures(tmp_path / "a") and len(pictures(tmp_path / "b")) == 6
+
+
+# --- more frames per second ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loop", "played", "count"),
+    [("off", [0, 1, 2], 5), ("seamless", [0, 1, 2], 6), ("ping-pong", [0, 1, 2, 1], 8)],
+)
+def test_frames_are_interpolated(pipe, tmp_path, capsys, loop, played, count):
+    """The frames that are there stay as they are; of a clip that repeats, those after the last lead to the first."""
+    outputs = ["-o", tmp_path / "a.png", "-o", tmp_path / "a.webp"]
+    make(*QUICK, *outputs, "--loop", loop, "--motion", "0.2", "--interpolate", "x2", "--sidecar")
+    assert f"a: {count} frames of 64x64, {count / 16:.3g} s, seed 1" in capsys.readouterr().out
+    make(*QUICK, "-o", tmp_path / "b.png", "--loop", loop if loop == "seamless" else "off", "--motion", "0.2")
+    few, more = pictures(tmp_path / "b"), pictures(tmp_path / "a")
+    assert more[::2] == [few[number] for number in played] and len(more) == count
+    assert read_text(tmp_path / "a.webp").endswith(f"ZS2 interpolated to: {count} frames at 16 fps")
+    about = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert (about["frames"], about["fps"]) == (count, 16)
+    assert open_source(tmp_path / "a.webp").info.frames == count and open_source(tmp_path / "a.webp").clip_fps() == 16
+    if loop != "ping-pong":  # so does one that is there, of which the folder's text tells rate and loop
+        go_on("--input", tmp_path / "b", "-o", tmp_path / "c.png", "--interpolate", "16")
+        assert pictures(tmp_path / "c") == more
+        go_on("--input", tmp_path / "c", "-o", tmp_path / "d.png", "--interpolate", "24")
+        assert len(pictures(tmp_path / "d")) == {5: 7, 6: 9}[count]
+        assert read_text(tmp_path / "d").startswith(PROMPT) and read_text(tmp_path / "d").endswith("at 24 fps")
+    assert not [path for path in tmp_path.iterdir() if "frames" in path.name]
+
+
+def with_sound(path: Path, frames: int, fps: int) -> Path:
+    """A video whose frames get brighter, with a tone."""
+    with av.open(str(path), "w") as container:
+        video, sound = container.add_stream("libx264", rate=fps), container.add_stream("aac", rate=44100)
+        video.width = video.height = 64
+        for number in range(frames):
+            pixels = np.full((64, 64, 3), 10 * number, np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(video.encode(None))
+        samples = np.sin(np.arange(44100 * frames // fps) / 10).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    return path
+
+
+def test_a_video_that_is_there_is_interpolated(tmp_path, monkeypatch, capsys):
+    """With its sound, and without a checkpoint."""
+    monkeypatch.setattr(checkpoints, "load_pipeline", None)
+    video = with_sound(tmp_path / "a.mp4", frames=12, fps=6)
+    outputs = [argument for name in ("b.mp4", "b.webm", "b.gif") for argument in ("-o", tmp_path / name)]
+    go_on("--input", video, *outputs, "--interpolate", "x3")
+    assert f"{tmp_path / 'b.mp4'}: 34 frames of 64x64, 1.89 s" in capsys.readouterr().out
+    for name, sound in {"b.mp4": True, "b.webm": True, "b.gif": False}.items():
+        source = open_source(tmp_path / name)
+        assert (source.info.frames, source.info.has_audio) == (34, sound), name
+        assert read_text(tmp_path / name) == "ZS2 interpolated to: 34 frames at 18 fps"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.gif", "b.mp4", "b.webm"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--interpolate", "x5"], "--interpolate: 'x5' is not allowed; give x2 to x4, or more frames per second than"),
+        (["--interpolate", "x1"], "--interpolate: 'x1' is not allowed"),
+        (
+            ["--interpolate", "6"],
+            "--interpolate: '6' is not allowed; give x2 to x4, or more frames per second than the",
+        ),
+        (["--interpolate", "inf"], "--interpolate: 'inf' is not allowed"),
+        (["--interpolate", "60"], "--interpolate: '60' is not allowed with gif: fps is 60, but gif takes"),
+        (
+            ["--interpolate", "x2", "--interpolator", "x"],
+            "--interpolator: 'x' is not allowed; give one of minterpolate",
+        ),
+        (["--interpolate", "x2", "--seed", "1"], "--seed is not allowed with --input, which samples nothing"),
+        (["--interpolate", "x2", "-o", "{video}"], "--output: {video} is the input; choose another name"),
+        (["--interpolator", "minterpolate"], "--input: there is nothing to do; give --interpolate as well"),
+        (["--interpolate", "x2", "--input", "no.mp4"], "--input: there is no file or folder no.mp4"),
+    ],
+)
+def test_wrong_interpolations(tmp_path, capsys, arguments, words):
+    video = with_sound(tmp_path / "a.mp4", frames=6, fps=6)
+    given = ["--input", str(video), "-o", str(tmp_path / "b.gif"), *(text.format(video=video) for text in arguments)]
+    assert refused(capsys, *given, prompt=()).startswith(words.format(video=video))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_an_interpolator_that_fails_leaves_the_frames(pipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(interpolators._registered, "broken", lambda before, after, time: None)
+    arguments = [*QUICK, "-o", str(tmp_path / "a.mp4"), "--interpolate", "x2", "--interpolator", "broken"]
+    assert cli.main([PROMPT, *arguments]) == 1
+    (folder,) = tmp_path.iterdir()
+    assert len(pictures(folder)) == 3
+    said = capsys.readouterr().err
+    assert f"the 3 finished frames are in {folder}" in said
+    assert "error: the interpolator 'broken' has to give a PIL image" in said
+    assert refused(capsys, "-o", str(tmp_path / "a.gif"), "--interpolator", "broken").startswith(
+        "--interpolator: there"
+    )
 
 
 # --- wrong values --------------------------------------------------------------------------------------

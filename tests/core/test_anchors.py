@@ -17,7 +17,8 @@ from torch import nn
 import unet_classes
 import zs2_lib
 from unet_classes import call, diffusers_unet, hooked, ldm_unet, normals, random_weights
-from zs2_lib.core.anchors import AnchorRows, Anchors, Rule, phase_of
+from zs2_lib.core.anchor_rows import AnchorRows, Rule, phase_of
+from zs2_lib.core.anchors import Anchors
 from zs2_lib.core.blocks import DEPTHS, deep_control_modules, deep_modules
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.constants import Constants

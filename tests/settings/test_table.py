@@ -14,6 +14,7 @@ from zs2_lib.media.source import Selection
 from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.schedule import PromptKeyframes, Schedule
+from zs2_lib.settings.schema import schema
 from zs2_lib.settings.table import ROWS, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,6 +208,24 @@ def test_settings_as_json(key, value):
     """Which are read back as they were."""
     settings = Settings.from_mapping({key: value, **NEEDS.get(key, {})})
     assert Settings.from_mapping(json.loads(json.dumps(recipe.by_key(settings)))) == settings
+
+
+def test_the_schema_takes_what_is_allowed_and_no_wrong_types():
+    """What a text has to look like, it does not say; 0 is what some settings are with a source."""
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(schema())
+    for key, values in ALLOWED.items():
+        for value in values:
+            settings = Settings.from_mapping({key: value, **NEEDS.get(key, {})})
+            for mapping in ({key: value}, recipe.by_key(settings)):
+                validator.validate(json.loads(json.dumps(mapping)))
+    for key, values in REFUSED.items():
+        is_text = "string" in json.dumps(schema()["properties"][key])
+        for value in values:
+            unknown_to_json = isinstance(value, (int, float)) and not abs(value) < 1e300
+            if unknown_to_json or value == 0 or (is_text and isinstance(value, (str, list))):
+                continue
+            assert not validator.is_valid(json.loads(json.dumps({key: value}))), (key, value)
 
 
 def test_repeated_formats_are_written_once():

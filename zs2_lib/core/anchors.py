@@ -19,13 +19,12 @@ ControlNet, FreeU) sees the rows it expects.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from .anchor_rows import AnchorRows, Rule, phase_of
 from .blocks import deep_control_modules, deep_modules
 from .carried import Last, together
 from .constants import Constants
@@ -35,118 +34,6 @@ from .matching import Grid, spread
 from .rows import Rows, cut
 from .timeline import Timeline
 
-# --- which rows are anchors ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class AnchorRows:
-    """The anchors of a call: the row numbers `index`, and the same as `rows`, each following on the anchor before.
-
-    `after[r]` is the position among the anchors of the first one of row r's group that is not before it (of the last,
-    for a row that comes after it), and `weight[r]` how much of the anchor before that one row r takes: 0 for an anchor,
-    and after the last.
-    """
-
-    index: tuple[int, ...]
-    rows: Rows
-    after: tuple[int, ...]
-    weight: tuple[float, ...]
-
-    @classmethod
-    def of(cls, rows: Rows, rule: Rule, before: Mapping = {}) -> AnchorRows:
-        """The frames that the `rule` tells.
-
-        So is each group's last frame in the call, unless it is one of the rule's ends, and comes after another anchor
-        in its section and in the call. `before` has each group's last anchor before the call: after such an end it is
-        what the next one follows on.
-        """
-        previous = zip(rows.groups, rows.previous)
-        previous = tuple(before.get(group, frame) if rule.holds(frame) else frame for group, frame in previous)
-        rows = Rows(rows.frames, rows.groups, previous)
-        last = dict(zip(rows.groups, rows.frames))
-        regular = [rule.tells(frame) for frame in rows.frames]
-        held = {group for group, anchor in zip(rows.groups, regular) if anchor and rule.holds(last[group])}
-        index = tuple(
-            row
-            for row, (frame, group) in enumerate(zip(rows.frames, rows.groups))
-            if regular[row] or (frame == last[group] and group not in held)
-        )
-        anchors, position = rows.thinned(index), {row: position for position, row in enumerate(index)}
-        final = {group: place for place, group in enumerate(anchors.groups)}
-        after, weight, following = [0] * len(rows), [0.0] * len(rows), {}
-        for row, (frame, group) in reversed(list(enumerate(zip(rows.frames, rows.groups)))):
-            if row in position:
-                following[group] = position[row]
-            after[row] = next_one = following.get(group, final[group])
-            if group in following:
-                end = anchors.frames[next_one]
-                weight[row] = (end - frame) / (end - anchors.previous[next_one])
-        return cls(index, anchors, tuple(after), tuple(weight))
-
-    def gaps(self, before: list) -> list[tuple[tuple[int, ...], tuple[int, ...], torch.Tensor]]:
-        """The rows between the same anchors, these anchors (one or two), and how much each row takes of each of them,
-        (rows, anchors).
-
-        Anchors are counted by their places in the call, after one for each of the groups `before` it, which an earlier
-        call has left.
-        """
-        last, start = {group: place for place, group in enumerate(before)}, []
-        for place, group in enumerate(self.rows.groups, len(before)):
-            start.append(last.get(group))
-            last[group] = place
-        found: dict[tuple[int, ...], list[int]] = {}
-        for row, (after, weight) in enumerate(zip(self.after, self.weight)):
-            if row not in self.index:
-                ends = (start[after], len(before) + after) if weight else (len(before) + after,)
-                found.setdefault(ends, []).append(row)
-        return [
-            (
-                tuple(rows),
-                ends,
-                torch.tensor([(self.weight[row], 1 - self.weight[row]) for row in rows])[:, -len(ends) :],
-            )
-            for ends, rows in found.items()
-        ]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Which kept frames are anchors at a step: frame 0, the last of each segment of so many frames, and each whose
-    number leaves the remainder `phase` when divided by `stride`.
-
-    Frames are `step` apart. `ends` are the last frames of what was a clip: frames that come after the last anchor of
-    such a section follow it, unless it has none.
-    """
-
-    stride: int
-    phase: int = 0
-    segment: int | None = None
-    ends: tuple[int, ...] = ()
-    step: int = 1
-
-    def tells(self, frame: int) -> bool:
-        """Whether it is an anchor."""
-        regular = frame == 0 or frame % self.stride == self.phase
-        return regular or bool(self.segment and (frame + self.step) % self.segment == 0 and frame not in self.ends)
-
-    def holds(self, frame: int) -> bool:
-        """Whether it is an end that other anchors come before."""
-        if frame not in self.ends:
-            return False
-        begin = frame // self.segment * self.segment if self.segment else 0
-        begin = max([begin, *(end + self.step for end in self.ends if end < frame)])
-        return any(self.tells(other) for other in range(begin, frame + 1, self.step))
-
-
-def phase_of(step: int, stride: int) -> int:
-    """Which frames are anchors at a step: each remainder once in `stride` steps, far from that of the step before."""
-    golden = (5**0.5 - 1) / 2 * stride
-    apart = min((k for k in range(1, stride + 1) if math.gcd(k, stride) == 1), key=lambda k: abs(k - golden))
-    return step * apart % stride
-
-
-# --- the hooks ----------------------------------------------------------------------------------------------
-
 
 class Anchors(Hooks):
     """Anchor passes over the kept frames of a clip: the hooks on a UNet's deep blocks, what they carry and keep.
@@ -154,7 +41,7 @@ class Anchors(Hooks):
     `stride` 1 is off: no hook is set. At the first step, and up to the part `start` of the diffusion's time, all frames
     go through all blocks. A pass must hold whole gaps between anchors, as `frames_that_fit` counts them, if it is to
     equal a part of a longer one; so do the segments of `segment` frames that a long clip is sampled in. Inside the deep
-    blocks self-attention averages over anchors. In-betweens go through all blocks.
+    blocks self-attention averages over anchors. In-betweens are no anchors: they change as the kept frames around them.
     """
 
     NAME = "anchors"
@@ -179,13 +66,23 @@ class Anchors(Hooks):
         """Of each guidance group the last anchor before this call: how its deep output has changed since the step
         before, and its features.
         """
-        self.kept = Kept(timeline.kept_frames, timeline.in_betweens, self._constants)
+        self.kept = Kept(timeline.kept_number, self._constants)
         """The deep output of each kept frame and guidance group at the step before."""
+        self.in_betweens = Kept(timeline.in_between_number, self._constants)
+        """The same of the in-betweens."""
+        self.begin_segment(range(timeline.frames))
+        self._changes: tuple = ()
+        """How the deep output of the last kept frames has changed, and their features, (rows, places, …); and for each
+        of their guidance groups the row of a frame.
+        """
         self.suspended = False
         """Whether all steps compute all frames in full."""
         self._phase = 0
         self._in_full = False
+        self._idle = False
         self._acted = False
+        self._store = self.kept
+        self._rows: AnchorRows | None = None
         self._replaced: tuple | None = None
         """In this pass: its rows, what was kept of them before, and of how many frames."""
 
@@ -212,9 +109,10 @@ class Anchors(Hooks):
 
     def restart(self, step: int = 0, time: float = 0.0) -> None:
         """Forgets what was carried, and at the first step what was kept."""
-        self.carried, self._replaced = {}, None
+        self.carried, self._replaced, self._changes = {}, None, ()
         if step == 0:
             self.kept.clear()
+            self.in_betweens.clear()
         self._in_full = self.suspended or not self.kept or time < self.start
         self._phase = phase_of(step, self.stride)
 
@@ -222,21 +120,25 @@ class Anchors(Hooks):
         super().begin(now)
         self._selected: dict = {}
         self._shallow: torch.Tensor | None = None
-        self._of_kept = now is not None and all(map(self._timeline.is_kept, now.rows.frames))
-        if now is not None and not self.is_identity:
-            self._acted, self._replaced = not self._of_kept, None
-            if self._of_kept:
-                before = {group: last.frame for group, (last, _) in self.carried.items()}
-                self._rows = AnchorRows.of(now.rows, self._rule, before)
+        if now is None or self.is_identity:
+            return
+        kept = set(map(self._timeline.is_kept, now.rows.frames))
+        self._idle = len(kept) > 1  # a call that is kept whole, in which all frames are computed in full
+        self._store, self._acted, self._replaced = self.kept if True in kept else self.in_betweens, self._idle, None
+        if self._store is self.kept:
+            before = {group: last.frame for group, (last, _) in self.carried.items()}
+            self._rows = AnchorRows.of(now.rows, self._rule, before)
+        else:  # the blocks have to be given something
+            self._rows = AnchorRows((0,), now.rows.take([0]), (0,) * len(now.rows), ())
 
     @property
     def act(self) -> bool:
-        return super().act and self._of_kept
+        return super().act and not self._idle
 
     def begin_segment(self, frames: range) -> None:
         """The frames of the clip that are sampled from here on."""
-        first, last = (self._timeline.kept_before(frame) for frame in (frames.start, frames.stop - 1))
-        self.kept.begin(first, (last - first) // self._timeline.in_betweens + 1)
+        for store in (self.kept, self.in_betweens):
+            store.begin(frames)
 
     def end(self, now: Pass) -> None:
         super().end(now)
@@ -248,7 +150,7 @@ class Anchors(Hooks):
     def restore(self, state: tuple[dict, ...]) -> None:
         super().restore(state)
         if self._replaced:
-            self.kept.restore(*self._replaced)
+            self._store.restore(*self._replaced)
 
     @property
     def _rule(self) -> Rule:
@@ -306,40 +208,51 @@ class Anchors(Hooks):
             return None
         self.now.seen = self.now.rows
         given = output[0] if isinstance(output, tuple) else output  # in `diffusers` an attention's is a tuple of one
-        made = given if self._in_full else self._between(given)
-        self.kept.put(self.now.rows, made)
+        made = given if self._in_full else self._changed(given)
+        self._store.put(self.now.rows, made)
         self._acted = True
         return (made,) if isinstance(output, tuple) else made
 
-    def _between(self, given: torch.Tensor) -> torch.Tensor:
-        """The deep output of all rows (rows, channels, height, width), from that of the anchors, `given`."""
-        self._check_order()
-        anchors, constants, shallow = self._rows, self._constants, self._shallow
+    def _changed(self, given: torch.Tensor) -> torch.Tensor:
+        """The deep output of all rows (rows, channels, height, width); `given` is that of the anchors."""
+        shallow = self._shallow
         if shallow is None:
             raise RuntimeError(
                 "anchors: the last of the UNet's deep blocks was called without the first; "
                 + another_extension("calls the UNet's blocks itself", f"{SWITCH_OFF}, or set the anchor stride to 1")
             )
-        if (
-            shallow.shape[2:] != given.shape[2:]
-        ):  # of odd sizes, which a host fits as it joins what skips the deep blocks
+        if shallow.shape[2:] != given.shape[2:]:  # of odd sizes, which a host fits as it joins what skips the blocks
             shallow = torch.nn.functional.interpolate(shallow, given.shape[2:], mode="nearest")
-        own = self.kept.get(self.now.rows, given)
-        self._replaced = self.now.rows, own, dict(self.kept.known)
+        own = self._store.get(self.now.rows, given)
+        self._replaced = self.now.rows, own, dict(self._store.known)
         grid = Grid.of(given)
-        features, change = grid.features(shallow), grid.split(given - constants.take(own, anchors.index))
-        of_ends, before = (
+        features = grid.features(shallow)
+        if self._store is self.in_betweens:
+            return self._as_kept(own, grid, features)
+        made = self._as_anchors(given, own, grid, features)
+        if self._timeline.in_betweens > 1:
+            places: dict = {}
+            for place, (frame, group) in enumerate(zip(self.now.rows.frames, self.now.rows.groups)):
+                places.setdefault(group, {})[frame] = place
+            self._changes = grid.split(made - own), features, places
+        return made
+
+    def _as_anchors(self, given: torch.Tensor, own: torch.Tensor, grid: Grid, features: torch.Tensor) -> torch.Tensor:
+        """`own`, what kept frames have kept, changed as the anchors have."""
+        self._check_order()
+        anchors, constants = self._rows, self._constants
+        change, of_ends = (
+            grid.split(given - constants.take(own, anchors.index)),
             constants.take(features, anchors.index),
-            [group for group in dict.fromkeys(anchors.rows.groups) if group in self.carried],
         )
+        before = [group for group in dict.fromkeys(anchors.rows.groups) if group in self.carried]
         if before:
             carried = zip(*(self.carried[group] for group in before))
             change, of_ends = (torch.cat([together(of), to]) for of, to in zip(carried, (change, of_ends)))
 
         made = own.clone()
         for rows, ends, weights in anchors.gaps(before):
-            of = constants.take(change, ends), constants.take(features, rows), constants.take(of_ends, ends)
-            constants.add(made, rows, grid.joined(spread(*of, weights, constants)))
+            self._add(made, rows, ends, weights, (change, features, of_ends), grid)
         constants.put(made, anchors.index, given)
 
         last = {group: place for place, group in enumerate(anchors.rows.groups)}
@@ -348,6 +261,34 @@ class Anchors(Hooks):
         for place, (group, anchor) in enumerate(last.items()):
             self.carried[group] = tuple(Last(anchors.rows.frames[anchor], block, place) for block in blocks)
         return made
+
+    def _as_kept(self, own: torch.Tensor, grid: Grid, features: torch.Tensor) -> torch.Tensor:
+        """`own`, what in-betweens have kept, changed as the kept frames around them have; after the last of a pass as
+        that one.
+        """
+        change, of_kept, places = self._changes or (None, None, {})
+        step, gaps = self._timeline.in_betweens, {}
+        for row, (frame, group) in enumerate(zip(self.now.rows.frames, self.now.rows.groups)):
+            before, part = self._timeline.kept_before(frame), frame % step / step
+            known = places.get(group, {})
+            if before not in known:
+                raise RuntimeError(
+                    f"anchors: frame {frame} of guidance group {group} is an in-between that did not come after the "
+                    "kept frame before it; " + another_extension("reorders the UNet's batch")
+                )
+            ends = tuple(known[end] for end in (before, before + step) if end in known)
+            gaps.setdefault(ends, []).append((row, [1 - part, part][: len(ends)] if len(ends) > 1 else [1.0]))
+        made = own.clone()
+        for ends, rows in gaps.items():
+            index, weights = zip(*rows)
+            self._add(made, index, ends, torch.tensor(weights), (change, features, of_kept), grid)
+        return made
+
+    def _add(self, made: torch.Tensor, rows, ends, weights: torch.Tensor, of: tuple, grid: Grid) -> None:
+        """Adds to the `rows` of `made` what they take of the change of their `ends`, by `weights` (rows, ends)."""
+        constants, (change, features, of_ends) = self._constants, of
+        taken = constants.take(change, ends), constants.take(features, rows), constants.take(of_ends, ends)
+        constants.add(made, rows, grid.joined(spread(*taken, weights, constants)))
 
     def _check_order(self) -> None:
         last = {group: end.frame for group, (end, _) in self.carried.items()}

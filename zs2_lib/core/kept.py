@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .constants import Constants
@@ -12,13 +14,15 @@ SHARE = 1 / 4
 
 
 class Kept:
-    """A tensor (…) for each frame, of so many from the `first` on that are `step` apart, and guidance group.
+    """A tensor (…) for each guidance group and frame of a range, of those that `number` counts: it says how many of
+    them come before a frame.
 
     In main memory it is pinned, so that a GPU copies without anyone waiting; where it cannot be, it is not.
     """
 
-    def __init__(self, frames: int, step: int, constants: Constants):
-        self.first, self.frames, self.step = 0, frames, step
+    def __init__(self, number: Callable[[int], int], constants: Constants):
+        self._number = number
+        self._first, self.frames = 0, 0
         self._constants = constants
         self._groups: dict = {}
         """Of each group the tensors of all frames (frames, …)."""
@@ -31,9 +35,10 @@ class Kept:
     def clear(self) -> None:
         self._groups, self.known = {}, {}
 
-    def begin(self, first: int, frames: int) -> None:
-        """Forgets all, and is for other frames from here on."""
-        self.first, self.frames = first, frames
+    def begin(self, frames: range) -> None:
+        """Forgets all, and is for these frames from here on."""
+        self._first = self._number(frames.start)
+        self.frames = self._number(frames.stop) - self._first
         self.clear()
 
     def put(self, rows: Rows, values: torch.Tensor) -> None:
@@ -96,5 +101,5 @@ class Kept:
         for row, (frame, group) in enumerate(zip(rows.frames, rows.groups)):
             index, frames = places.setdefault(group, ([], []))
             index.append(row)
-            frames.append((frame - self.first) // self.step)
+            frames.append(self._number(frame) - self._first)
         return places

@@ -38,6 +38,14 @@ class Timeline:
         """The last kept frame up to `frame`."""
         return frame - frame % self.in_betweens
 
+    def kept_number(self, frame: int) -> int:
+        """How many kept frames there are before `frame`."""
+        return -(-frame // self.in_betweens)
+
+    def in_between_number(self, frame: int) -> int:
+        """How many in-betweens there are before `frame`."""
+        return frame - self.kept_number(frame)
+
     def together(self, frames: Iterable[int]) -> list[int]:
         """Those of `frames`, rising, that can be computed at once, without those that other frames wait for: kept
         frames up to an end, or the in-betweens before the next of them.

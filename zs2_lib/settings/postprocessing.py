@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from zs2_lib.media import interpolators
 from zs2_lib.media.formats import FORMATS
-from zs2_lib.media.interpolators import MINTERPOLATE
+from zs2_lib.media.interpolators import MINTERPOLATE, InterpolatorError
 
 from .kinds import Choice, Choices, File, Kind, Number, SettingsError, WholeNumber, nearest
-from .table import Row, setting
+from .row import Row
+from .table import setting
 
 UPSCALE_FIRST, INTERPOLATE_FIRST = "upscale first", "interpolate first"
 UPSCALER, UPSCALED_BY, INTERPOLATED_TO = "ZS2 upscaler", "ZS2 upscaled by", "ZS2 interpolated to"
@@ -134,3 +136,17 @@ ROWS = {
     for option in fields(Postprocessing)
 }
 """Each setting's row, by its name."""
+
+
+def check_interpolator(name: str, key: str = "interpolator") -> None:
+    """Raises SettingsError that names `key` if there is no interpolator of that name, or it cannot be loaded."""
+    if name not in interpolators.names():
+        raise SettingsError(
+            f"{key}: {name!r} is not allowed; give one of {', '.join(interpolators.names())}"
+            f"{nearest(name, interpolators.names())}"
+        )
+    try:
+        if name != MINTERPOLATE:
+            interpolators.loaded(name)
+    except InterpolatorError as error:
+        raise SettingsError(f"{key}: {error}") from error

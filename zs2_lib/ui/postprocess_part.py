@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import html
-import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from pathlib import Path
-from urllib.parse import quote
 
 import gradio as gr
-from modules import shared, ui_tempdir
 
 from zs2_lib.hosts.webui import library, postprocess
 from zs2_lib.media import interpolators
 from zs2_lib.media.formats import FORMATS
-from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.postprocessing import NO_UPSCALER, ROWS, Postprocessing
 
+from . import work
 from .controls import FORMS, ElemId, file_controls, path_of
-
-log = logging.getLogger(__name__)
 
 OFF, RATE = "off", "to a rate"
 FACTORS = {OFF: 1, "×2": 2, "×3": 3, "×4": 4, RATE: 1}
-STYLE = "max-width: 100%; max-height: 60vh"
 
 
 def build(elem_id: ElemId) -> None:
@@ -62,8 +53,7 @@ def build(elem_id: ElemId) -> None:
         result = gr.HTML(elem_id=elem_id("postprocess_result"))
     interpolate.change(lambda chosen: gr.update(visible=chosen == RATE), [interpolate], [fps], show_progress=False)
     inputs = [*clips, upscaler, scale, interpolate, fps, interpolator, order, formats]
-    no_queue = getattr(shared.cmd_opts, "no_gradio_queue", False)  # which progress needs
-    make.click(_make_at_once if no_queue else _make, inputs, [result], show_progress=False)
+    work.on_click(make, _make, inputs, result)
     stop.click(postprocess.stop, [], [], show_progress=False)
 
 
@@ -84,42 +74,21 @@ def _make(upload, path, upscaler, scale, interpolate, fps, interpolator, order, 
             order=order,
             formats=formats or (),
         )
-        with ExitStack() as undo, ThreadPoolExecutor(1) as thread:
-            work = postprocess.Work(settings, undo, is_api=False)
-            running = thread.submit(work.run)
-            while not wait([running], timeout=0.5).done:
-                yield _bar(work.made, work.count)
-            yield _shown(running.result())
-    except SettingsError as error:
-        yield html.escape(str(error))
+        with ExitStack() as undo:
+            job = postprocess.Work(settings, undo, is_api=False)
+            yield from work.followed(lambda: _shown(job.run()), lambda: _progress(job))
     except Exception as error:
-        log.exception("the clip could not be made")
-        yield html.escape(f"{type(error).__name__}: {error}")
+        yield work.failure(error)
 
 
-def _make_at_once(*values) -> str:
-    """What `_make` shows in the end."""
-    *_, last = _make(*values)
-    return last
-
-
-def _bar(done: int, of: int) -> str:
+def _progress(job: postprocess.Work) -> str:
+    done, of = job.made, job.count
     text = "waiting for the WebUI" if not done else "writing the files" if done == of else f"frame {done} of {of}"
-    return f'<progress value="{done}" max="{of}" style="width: 100%"></progress><p>{text}</p>'
+    return work.bar(done / of, text)
 
 
 def _shown(result: postprocess.Result) -> str:
-    """The first file that a browser plays, the paths of all, and the notes."""
-    playable = next((path for format, path in result.files.items() if not FORMATS[format].is_folder), None)
     lines = [f"{result.frames} frames of {result.size[0]}x{result.size[1]}, {result.fps:g} per second"]
     lines += ["Stopped before the end."] * result.stopped
     lines += [f"Saved: {path}" for path in result.files.values()] + result.notes
-    return (_player(playable) if playable else "") + "".join(f"<p>{html.escape(line)}</p>" for line in lines)
-
-
-def _player(path: Path) -> str:
-    ui_tempdir.register_tmp_file(shared.demo, str(path))  # which lets the page have it
-    source = f'src="file={html.escape(quote(str(path)))}" style="{STYLE}"'
-    if FORMATS[path.suffix[1:]].plays_in_gallery:
-        return f'<img {source} alt="the clip">'
-    return f"<video {source} controls loop autoplay muted></video>"
+    return work.shown(result.files.values(), lines)

@@ -20,7 +20,13 @@ def build(elem_id: ElemId, is_img2img: bool) -> None:
             elem_id=elem_id("recipe_file"),
             tooltip="An MP4, WebM, GIF, WebP or APNG of ZS²: how it was made is in the file.",
         )
-        text = gr.Textbox(label="How it was made", lines=4, visible=False, elem_id=elem_id("recipe_text"))
+        text = gr.Textbox(
+            label="How it was made",
+            lines=4,
+            visible=False,
+            elem_id=elem_id("recipe_text"),
+            tooltip="The text that the file carries: prompts, the tab's settings, and those of ZS².",
+        )
         about = gr.HTML(elem_id=elem_id("recipe_about"))
         button = gr.Button("Use this recipe", visible=False, elem_id=elem_id("recipe_use"), size="sm")
     clip.change(_read, [clip], [text, about, button], show_progress=False)

@@ -177,6 +177,7 @@ KINDS = (
             "padding": ONE_BATCH,
             "not deterministic SDE": "the host's SDE samplers are deterministic always",
             "outpainting": "the host has no script for it",
+            "pasted prompts": "the host leaves the prompt as it is when it pastes, until it was started twice",
             "agent scheduler": "the extension does not load there (ImportError: registered_param_bindings)",
         },
     ),

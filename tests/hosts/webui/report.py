@@ -69,7 +69,7 @@ class Row:
 
 def code(kind: Kind) -> str:
     """A digest of the extension's code that runs on hosts of `kind`, by which a result says what it is a result of."""
-    elsewhere = ("zs2_lib/cli.py", "zs2_lib/__main__.py", "zs2_lib/hosts/diffusers/", "zs2_lib/hosts/webui/")
+    elsewhere = ("zs2_lib/cli", "zs2_lib/__main__.py", "zs2_lib/hosts/diffusers/", "zs2_lib/hosts/webui/")
     of_others = "a1111" if kind.is_family else "forge"
     digest = hashlib.sha256()
     for path in sorted([*ROOT.glob("zs2_lib/**/*.py"), *ROOT.glob("scripts/*.py")]):

@@ -371,3 +371,26 @@ def test_faults_leave_no_trace(host, folder, unit, kind, site):
         except HostError as error:
             assert kind == "exception" and "failed as asked" in str(error)
     assert difference(still(host, own), before) == 0
+
+
+# --- going on ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["ControlNet", "T2I-Adapter", "ControlNet, canny"])
+def test_going_on_from_a_clip_with_control_images(host, folder, unit):
+    """Kept frames have their images and are the same, in-betweens have what lies between, in passes as well."""
+    units, settings = [enabled(UNITS[unit])], {"control": [str(folder)], "motion": 0.05, "momentum": 0.75}
+    for passes in ({}, {"frames_per_pass": 2}):
+        kept = clip(host, units, {**settings, **passes}).frames
+        finer = clip(host, units, {**settings, **passes, "in_betweens": 2}).frames
+        assert len(finer) == 2 * FRAMES - 1 and difference(finer[::2], kept) == 0
+        shorter = clip(host, units, {**settings, **passes, "frames": 3}).frames
+        longer = clip(host, units, {**settings, **passes, "extended": "3"}).frames
+        assert difference(longer[:3], shorter) == 0
+        taken = clip(host, units, {**settings, **passes, "retakes": "2:1"}).frames
+        assert difference(taken[:2], kept[:2]) == 0 and difference(taken[2:], kept[2:]) > 0
+    alone = clip(host, units, {"control": [str(folder)], "in_betweens": 2}).frames
+    steps = np.abs(np.diff(alone, axis=0)).mean((1, 2, 3))
+    if unit == "ControlNet, canny":  # whose edges of what lies between are others
+        return
+    assert steps.min() > 0 and steps.max() < np.abs(np.diff(alone[::2], axis=0)).mean((1, 2, 3)).max()

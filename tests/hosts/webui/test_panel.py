@@ -52,6 +52,9 @@ CONTROLS = (
     "anchor start",
     "formats",
     "prompts by frame",
+    "in-betweens ×",
+    "retakes",
+    "extended at",
     "json",
 )
 """What the labels of the controls speak of."""
@@ -427,35 +430,63 @@ def test_source_video(page, clip, tmp_path):
     page.wait(f"return {about}.includes('ends at 0.5')", 30)
 
 
-def test_a_finished_clip_is_made_larger(page, tmp_path):
-    """An uploaded clip, upscaled and interpolated by the part's own button, plays on the page."""
-    tab = "txt2img"
+def test_a_finished_clip_is_made_larger(host, page, tmp_path):
+    """The last clip of the session, then one that is uploaded, by the part's own button; the result plays."""
+    tab, part = "txt2img", "document.querySelector('#tab_txt2img [id$=postprocess_{}]')"
+    result, film = part.format("result"), part.format("result") + ".querySelector('video')"
+    host.clip({"frames": 4, "formats": ["mp4"]}, save_images=True)
     page.show_tab(tab)
     page.enable(tab)
     page.open_part(tab, "Upscale and interpolate")
-    clip = str(video(tmp_path / "walk.mp4"))
-    page.browser.find_element("css selector", f"#tab_{tab} [id$=postprocess_clip_file] input[type=file]").send_keys(
-        clip
-    )
-    page.wait(f"return document.querySelector('#tab_{tab} [id$=postprocess_clip_file]').innerText.includes('walk')", 20)
-    for label, value in {"Upscaler": "Lanczos", "Interpolate": "×2"}.items():
-        page.choose(tab, label, value)
+    make = page.run(f"return {part.format('make')}")
+    page.choose(tab, "Interpolate", "×2")
     time.sleep(1)
-    make = page.run(f"return document.querySelector('#tab_{tab} [id$=postprocess_make]')")
+    page.run("arguments[0].click()", make)
+    page.wait(f"return {result}.innerText.includes('7 frames of {STILL['width']}x')", 60)
+
+    upload = page.browser.find_element("css selector", f"#tab_{tab} [id$=postprocess_clip_file] input[type=file]")
+    upload.send_keys(str(video(tmp_path / "walk.mp4")))
+    page.wait(f"return {part.format('clip_file')}.innerText.includes('walk')", 20)
+    page.choose(tab, "Upscaler", "Lanczos")
+    time.sleep(1)
     page.screenshot("postprocess", make)
     page.run("arguments[0].click()", make)
-    video_of = f"document.querySelector('#tab_{tab} [id$=postprocess_result] video')"
-    page.wait(f"return {video_of} && {video_of}.videoWidth === 256 && {video_of}.readyState > 2", 60)
-    text = page.run(f"return document.querySelector('#tab_{tab} [id$=postprocess_result]').innerText")
+    page.wait(f"return {film} && {film}.videoWidth === 256 && {film}.readyState > 2", 60)
+    text = page.run(f"return {result}.innerText")
     page.screenshot("postprocess-result", make)
     assert "11 frames of 256x256, 16 per second" in text and "walk-x2-16fps.mp4" in text
+
     page.choose(tab, "Upscaler", "None")
     page.choose(tab, "Interpolate", "off")
     time.sleep(1)
     page.run("arguments[0].click()", make)
-    page.wait(
-        f"return document.querySelector('#tab_{tab} [id$=postprocess_result]').innerText.includes('nothing to')", 30
-    )
+    page.wait(f"return {result}.innerText.includes('there is nothing to do')", 30)
+    page.enable(tab, False)
+
+
+@pytest.mark.parametrize(
+    ("step", "frames"), [("extend", "12 frames"), ("retake", "4 frames"), ("in-betweens", "7 frames")]
+)
+def test_going_on_from_the_last_clip(host, page, step, frames):
+    """By the part's own button, with what its controls hold at first; the result plays."""
+    tab, part = "txt2img", "document.querySelector('#tab_txt2img [id$=\"going_on_{}\"]')"
+    result = part.format("result")
+    host.clip({"frames": 4, "formats": ["mp4"]}, save_images=True)
+    page.show_tab(tab)
+    page.enable(tab)
+    page.open_part(tab, "Go on from a clip")
+    if step == "retake":
+        page.set_value(tab, "From frame", 2)
+    button = page.run(f"return {part.format(step)}")
+    page.run("arguments[0].click()", button)
+    page.wait(f"return {result}.innerText.includes('{frames}')", 120)
+    page.wait(f"const film = {result}.querySelector('video'); return film && film.readyState > 2", 60)
+    page.screenshot(f"going-on-{step}", button)
+    if step == "retake":
+        page.set_value(tab, "From frame", 9)
+        time.sleep(1)
+        page.run("arguments[0].click()", button)
+        page.wait(f"return {result}.innerText.includes('give one from 1 to 3')", 30)
     page.enable(tab, False)
 
 

@@ -109,7 +109,8 @@ def test_a_rate_and_a_name_that_is_taken(host, place):
 
 def test_recipe_and_sound_stay(host, place):
     """The text of a clip that the host made, with what was done to it; a clip that loops is interpolated to its end."""
-    result = host.clip({"frames": 4, "formats": ["png"], "loop": True, "fps": 10}, save_images=True)
+    settings = {"frames": 3, "in_betweens": 2, "formats": ["png"], "loop": "seamless", "fps": 5}
+    result = host.clip(settings, save_images=True)
     clip = Path(result.info["zs2_clips"][0]["path"])
     answer = work(host, clip, upscaler="Nearest", scale=2, interpolate=2, formats=["mp4", "png"])
     mp4, png = answer["clips"]
@@ -117,12 +118,12 @@ def test_recipe_and_sound_stay(host, place):
     before, after = result.infotext, comment(text)
     assert after.startswith(before) and after == answer["infotext"]
     assert (
-        after[len(before) :] == ", ZS2 upscaler: Nearest, ZS2 upscaled by: 2, ZS2 interpolated to: 8 frames at 20 fps"
+        after[len(before) :] == ", ZS2 upscaler: Nearest, ZS2 upscaled by: 2, ZS2 interpolated to: 12 frames at 20 fps"
     )
-    assert mp4["seed"] == STILL["seed"] and (mp4["frames"], mp4["fps"]) == (8, 20)
-    assert host.client.infotext((Path(png["path"]) / "00008.png").read_bytes()) == after
+    assert mp4["seed"] == STILL["seed"] and (mp4["frames"], mp4["fps"]) == (12, 20)
+    assert host.client.infotext((Path(png["path"]) / "00012.png").read_bytes()) == after
     again = work(host, png["path"], fps=40)["clips"][0]
-    assert (again["frames"], again["fps"]) == (16, 40)
+    assert (again["frames"], again["fps"]) == (24, 40)
 
     tone = video(place / "tone.mp4", count=24, sound=True)
     for format in ("mp4", "webm"):

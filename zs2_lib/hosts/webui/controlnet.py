@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import numpy as np
+from PIL import Image
 
+from zs2_lib.media.resample import interpolated, interpolated_count
 from zs2_lib.media.source import Source
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import FROM_SOURCE, Settings
@@ -36,6 +38,25 @@ class Pictures:
         with in_words(self.key):
             for _, picture in self.source.read(self.numbers):
                 yield np.asarray(picture.convert("RGB"))
+
+
+class FinerPictures(Pictures):
+    """Those of a clip with in-betweens, which show what lies between the `picks` of the kept frames by their flow."""
+
+    def __init__(self, source: Source, picks: np.ndarray, key: str, settings: Settings):
+        super().__init__(source, picks, key)
+        self._times = settings.in_betweens
+        kept, part = np.divmod(np.arange(settings.length), self._times)
+        here, there = self.index[kept], self.index[np.minimum(kept + 1, len(picks) - 1)]
+        nearest = np.where(2 * part < self._times, here, there) * self._times  # where they begin again
+        self.index = np.where(there == here + 1, here * self._times + part, nearest)
+
+    def __len__(self) -> int:
+        return interpolated_count(len(self.numbers), 1, self._times)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        pictures = (Image.fromarray(picture) for picture in super().__iter__())
+        return map(np.asarray, interpolated(pictures, 1, self._times))
 
 
 class InitImages:
@@ -119,7 +140,8 @@ def pictures_of(
         )
     elif count > frames:
         note(f"ControlNet unit {number} has {count} frames for {frames}: the first {frames} are used.")
-    return Pictures(video, fitted(count, frames, settings.control_fit), key)
+    picks = fitted(count, frames, settings.control_fit)
+    return FinerPictures(video, picks, key, settings) if settings.in_betweens > 1 else Pictures(video, picks, key)
 
 
 def short(value) -> str:

@@ -49,13 +49,14 @@ NOT_RESTORED = (
 )
 
 
-def go_on(step: str, values: Mapping) -> dict:
+def go_on(step: str, values: Mapping, is_api: bool = True) -> dict:
     """Makes of the clip that `values` name another one, by a generation of the host, and saves it.
 
     step: one of `STEPS`.
     values: `clip` (a name, a path or base64), the number that the step takes, and, where they are to be others than in
         the recipe, `settings` of ZS² and fields of the host's `request`. What a file cannot carry has to be in those:
         a source video (`settings`), init images and ControlNet units (`request`).
+    is_api: whether the clip's path comes from a request.
 
     Returns the host's answer: `images`, if the request's `send_images` is true, and of its `info` `clips`, `infotext`
     and `notes`. Raises SettingsError, and what the host raises.
@@ -70,7 +71,7 @@ def go_on(step: str, values: Mapping) -> dict:
             raise SettingsError(f"{key}: none is given; give the clip to go on from, and {number}")
     request, changes = _mapping(values, "request"), _mapping(values, "settings")
     with ExitStack() as undo:
-        text, infotext, before = read_recipe(clip_of(values["clip"], undo, is_api=True))
+        text, infotext, before = read_recipe(clip_of(values["clip"], undo, is_api))
         after = function(before, values[number])
         settings = {**recipe.by_key(after), **changes, "enabled": True, "clip": values["clip"]}
         tab = _tab(infotext)

@@ -14,6 +14,7 @@ from PIL import Image
 from zs2_lib.core.clip import Clip
 from zs2_lib.hosts.undo import override, unwrapped_copy, wrap
 from zs2_lib.settings import recipe
+from zs2_lib.settings.finished import STOPPED
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import Settings
 
@@ -32,8 +33,6 @@ LORA_NOTE = (
     "that takes longer."
 )
 ANCHORS_NOTE = "Anchor stride {stride} was not used: {reason}."
-STOPPED = "ZS2 stopped"
-"""Key in the infotext of a clip of which the sampling was interrupted or skipped."""
 WHOLE_NOTE = (
     "Each UNet pass held all frames, not {frames}: another extension's {others} works on attention, and may count on "
     "them."

@@ -8,11 +8,9 @@ from __future__ import annotations
 import base64
 import logging
 import math
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 
 from modules import shared
@@ -20,24 +18,27 @@ from modules.call_queue import queue_lock
 from modules.shared import opts
 from PIL import Image
 
-from zs2_lib.media import interpolators
-from zs2_lib.media.formats import FORMATS, check_clip, exact_rate
-from zs2_lib.media.interpolators import InterpolatorError
+from zs2_lib.media.formats import check_clip, exact_rate
 from zs2_lib.media.on_disk import OnDisk
 from zs2_lib.media.pictures import by, rgb_picture
 from zs2_lib.media.resample import interpolated, interpolated_count
-from zs2_lib.media.sound import add_audio
-from zs2_lib.media.source import Selection
 from zs2_lib.media.text import read_text
 from zs2_lib.media.write import clip_bytes, write_clip
 from zs2_lib.settings import recipe
+from zs2_lib.settings.finished import STOPPED, FinishedClip, interpolated_to
 from zs2_lib.settings.kinds import SettingsError, nearest
-from zs2_lib.settings.postprocessing import INTERPOLATED_TO, UPSCALE_FIRST, UPSCALED_BY, UPSCALER, Postprocessing
+from zs2_lib.settings.postprocessing import (
+    INTERPOLATED_TO,
+    UPSCALE_FIRST,
+    UPSCALED_BY,
+    UPSCALER,
+    Postprocessing,
+    check_interpolator,
+)
 from zs2_lib.settings.schedule import number_text
 
 from .answer import named
 from .files import GIVEN, in_words, opened, temporary_folder
-from .job import STOPPED
 from .library import clip_of
 from .limits import check_frames, max_source_pixels
 from .names import STOPPED as STOPPED_END
@@ -47,7 +48,6 @@ log = logging.getLogger(__name__)
 
 JOB = "zs2-postprocess"
 """The name of the work in the host's state."""
-_RATE = re.compile(r"at ([\d.]+) fps")  # in the value of the last one
 _STEP = 8  # pixels: the host's upscalers cut to multiples of it
 
 
@@ -116,29 +116,13 @@ class Work:
         self.is_given = self._path.name == GIVEN.format(key="clip")
         self._source = opened("clip", self._path)
         with in_words("clip"):
-            self._text = read_text(self._path) or ""
-        self._recipe = recipe.parsed(self._text)[2]
-        self._closed = self._said("loop") not in (None, False, "off") and STOPPED not in self._recipe
-        self._rate = self._rate_of_clip()
+            self._clip = FinishedClip(self._source, read_text(self._path))
+        self._closed, self._rate = self._clip.closed, self._clip.rate
         self._to = exact_rate(settings.fps) if settings.fps else self._rate * settings.interpolate
         self._formats = settings.formats or (_format_of(self._path),)
         self._check_times()
         self._check_size()
         self._pictures = self._stream()
-
-    def _said(self, name: str):
-        """The value of a setting in the clip's recipe, None if it says nothing that can be read."""
-        with suppress(SettingsError, KeyError):
-            return recipe.read(self._recipe, (name,)).get(name)
-
-    def _rate_of_clip(self) -> Fraction:
-        """As the file has it; a folder, which has none, as its recipe says."""
-        if self._path.is_dir():
-            later = _RATE.search(self._recipe.get(INTERPOLATED_TO, ""))
-            fps = float(later[1]) if later else (self._said("fps") or 0) * (self._said("in_betweens") or 1)
-            if fps:
-                return exact_rate(fps)
-        return self._source.clip_fps()
 
     def _check_times(self) -> None:
         settings, frames = self.settings, self._source.info.frames
@@ -217,14 +201,10 @@ class Work:
 
     def _interpolated(self, pictures: Iterator[Image.Image]) -> Iterator[Image.Image]:
         name = self.settings.interpolator
-        if name not in interpolators.names():
-            raise SettingsError(
-                f"interpolator: {name!r} is not allowed; give one of {', '.join(interpolators.names())}"
-                f"{nearest(name, interpolators.names())}"
-            )
+        check_interpolator(name)
         try:
             return interpolated(pictures, self._rate, self._to, name, self._closed)
-        except (InterpolatorError, RuntimeError) as error:
+        except RuntimeError as error:
             raise SettingsError(f"interpolator: {error}") from error
 
     def _upscaled(self, pictures: Iterator[Image.Image]) -> Iterator[Image.Image]:
@@ -274,11 +254,8 @@ class Work:
 
     def _add_sound(self, result: Result, format: str) -> None:
         """Gives the file the sound of the clip, as long as its frames last."""
-        if not (self._source.info.has_audio and FORMATS[format].sound):
-            return
-        frames = min(self._source.info.frames, math.ceil(result.frames * self._rate / self._to))
         try:
-            add_audio(result.files[format], self._source, Selection(frames=frames))
+            self._clip.add_sound(result.files[format], format, result.frames, self._to)
         except Exception as error:
             log.error("no sound in %s", result.files[format], exc_info=error)
             result.notes.append(f"The clip as {format} has no sound: {error}")
@@ -298,10 +275,10 @@ class Work:
         if self._upscaler:
             values = {UPSCALER: self.settings.upscaler, UPSCALED_BY: number_text(self.settings.scale)}
         if self.settings.interpolates:
-            values[INTERPOLATED_TO] = f"{frames} frames at {number_text(round(float(self._to), 3))} fps"
+            values[INTERPOLATED_TO] = interpolated_to(frames, self._to)
         if stopped:
             values[STOPPED] = "before the end"
-        return recipe.with_values(self._text, values)
+        return recipe.with_values(self._clip.text, values)
 
 
 def _upscaler(settings: Postprocessing):

@@ -89,23 +89,24 @@ def forecast(
         clip = Settings.from_mapping({"enabled": True, **settings})
         if clip.source:
             clip = SourceVideo(clip, undo, is_api=True).settings
-        check_frames(clip.frames, "give fewer frames")
+        check_frames(clip.length, "give fewer frames")
         return _forecast(clip, width // 8, height // 8, steps, guided=cfg_scale != 1)
 
 
 def _forecast(clip: Settings, width: int, height: int, steps: int, guided: bool) -> dict:
     """`width` and `height` are the latents'."""
-    segments = -(-clip.frames // (clip.segment or clip.frames))
-    size = -(-clip.frames // segments)
+    segment = clip.segment or clip.length
+    kept = -(-min(segment, clip.length) // clip.in_betweens)
     of_pass = clip.frames_per_pass or automatic_frames_per_pass(max(height, 1), max(width, 1))
-    rows = clip.frames * steps * (2 if guided else 1)
+    passes = -(-kept // of_pass) + -(-(min(segment, clip.length) - kept) // of_pass)
+    rows = clip.length * steps * (2 if guided else 1)
     seconds, jobs = pace.seconds_for(pace.kind_of(clip.anchor_stride, clip.anchor_depth), rows * height * width)
     return {
-        "frames": clip.frames,
-        "fps": clip.fps,
-        "clip_seconds": clip.frames / clip.fps,
-        "segments": segments,
-        "unet_passes_per_step": -(-size // of_pass),
+        "frames": clip.length,
+        "fps": clip.rate,
+        "clip_seconds": clip.length / clip.rate,
+        "segments": -(-clip.length // segment),
+        "unet_passes_per_step": passes,
         "unet_rows": rows,
         "seconds": None if seconds is None else round(seconds, 2),
         "known_from_jobs": jobs,

@@ -1,11 +1,11 @@
-"""Test-only extension: offers interpolators to ZS², as an extension that is no package does, and an upscaler of which
-the model cannot be loaded.
+"""Test-only extension: offers interpolators to ZS², as an extension that is no package does; makes the host list an
+upscaler whose model cannot be loaded, and the two that need no model, which Forge Neo has and does not list.
 """
 
 import logging
 
-from modules import script_callbacks
-from modules.upscaler import Upscaler, UpscalerData
+from modules import script_callbacks, shared
+from modules.upscaler import Upscaler, UpscalerData, UpscalerLanczos, UpscalerNearest
 from PIL import Image
 
 
@@ -33,6 +33,9 @@ class Idle(Upscaler):
 
 
 def offer():
+    for upscaler in (Idle(), UpscalerLanczos(), UpscalerNearest()):
+        if upscaler.scalers[0].name not in [listed.name for listed in shared.sd_upscalers]:
+            shared.sd_upscalers += upscaler.scalers
     try:
         from zs2_lib.media import interpolators
     except ImportError as error:

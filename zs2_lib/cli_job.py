@@ -1,0 +1,281 @@
+"""The work of the command line: a clip that is sampled, or one that is there and gets more frames per second."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from zs2_lib.media.formats import clip_path, exact_rate
+from zs2_lib.media.on_disk import OnDisk
+from zs2_lib.media.resample import interpolated, interpolated_count
+from zs2_lib.media.write import write_clip, write_sidecar
+from zs2_lib.settings import recipe
+from zs2_lib.settings.finished import FinishedClip, interpolated_to
+from zs2_lib.settings.postprocessing import INTERPOLATED_TO
+from zs2_lib.settings.table import Settings
+
+TINY = "tiny-sd"
+"""The name of the tiny checkpoint in a recipe."""
+BAR = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+
+
+class Refused(Exception):
+    """Ends the program with its message, one line, and exit status 2."""
+
+
+class Failed(Exception):
+    """The same, with exit status 1."""
+
+
+@dataclass(frozen=True)
+class Faster:
+    """More frames per second by an interpolator: pictures at `rate` become such at the rate `to`.
+
+    closed: the clip goes on with its first picture after the last one.
+    """
+
+    rate: Fraction
+    to: Fraction
+    interpolator: str
+    closed: bool
+
+    def count(self, frames: int) -> int:
+        return interpolated_count(frames, self.rate, self.to, self.closed)
+
+    def pictures(self, frames: Iterable[Image.Image]) -> Iterator[Image.Image]:
+        return interpolated(frames, self.rate, self.to, self.interpolator, self.closed)
+
+
+Targets = list[tuple[Path, str]]
+"""Each file's path without suffix, and its format."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to be sampled, checked: what it is made with, and the files that it becomes."""
+
+    prompt: str
+    negative: str
+    model: str | None
+    config: str | None
+    settings: Settings
+    targets: Targets
+    size: tuple[int | None, int | None]
+    """Width and height in pixels; None for the model's own."""
+    seed: int
+    steps: int
+    cfg: float
+    faster: Faster | None
+    sampler: str | None
+    """The one that its recipe names."""
+    notes: Sequence[str]
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames per second of the files."""
+        return self.faster.to if self.faster else exact_rate(self.settings.rate)
+
+    @property
+    def count(self) -> int:
+        """Frames of the files."""
+        played = len(self.settings.played(range(self.settings.length)))
+        return self.faster.count(played) if self.faster else played
+
+    @property
+    def waits(self) -> bool:
+        """Whether the frames are needed more than once, or took so long that a failure may not lose them."""
+        several = len(self.targets) > 1 or self.settings.loop == "ping-pong" or self.faster
+        return bool(several) or self.settings.length > (self.settings.segment or self.settings.length)
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """A clip that is there, and the files that it becomes."""
+
+    clip: FinishedClip
+    faster: Faster
+    targets: Targets
+
+
+def model_name(path: str | None) -> str:
+    """What a recipe calls the model."""
+    return Path(path).name.removesuffix(".safetensors") if path else TINY
+
+
+def load(job: Job):
+    """The pipeline. Refuses a model that cannot be loaded or that ZS² cannot sample with."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.simplefilter("ignore", FutureWarning)  # the libraries' words to their programmers
+    # imported here: they take seconds, which wrong values need not wait for, and they read the environment above
+    from diffusers.utils.logging import disable_progress_bar
+
+    from zs2_lib.hosts.diffusers import checkpoints
+
+    disable_progress_bar()
+    if job.model is None and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(
+            1
+        )  # of so small a model threads mostly wait for each other, on a busy machine for minutes
+    try:
+        pipe = checkpoints.load_pipeline(job.model, job.config)
+        checkpoints.check_pipeline(pipe)
+    except ValueError as error:
+        raise Refused(error) from None
+    return pipe
+
+
+def make(pipe, job: Job) -> None:
+    """Samples the clip and writes its files."""
+    sampler = type(pipe.scheduler).__name__.removesuffix("Scheduler")
+    if job.sampler and job.sampler.lower() != sampler.lower():
+        say(f"the recipe's sampler is {job.sampler}, here it is the checkpoint's own, {sampler}")
+    write(sample(pipe, job), job, sampler)
+
+
+def sample(pipe, job: Job) -> Iterator[Image.Image]:
+    """The frames, sampled segment by segment; each is decoded when it is asked for."""
+    from zs2_lib.hosts.diffusers import sampling as host  # see `load`
+
+    with tqdm(total=1.0, bar_format=BAR) as bar:
+
+        def show(progress: host.Progress) -> None:
+            first, last = progress.frames
+            bar.n = progress.done
+            bar.set_description(f"step {progress.step}/{progress.steps}, frames {first}-{last}")
+
+        frames = host.sample_clip(
+            pipe,
+            job.prompt,
+            job.settings,
+            job.seed,
+            negative_prompt=job.negative or None,
+            steps=job.steps,
+            guidance=job.cfg,
+            width=job.size[0],
+            height=job.size[1],
+            progress=show,
+        )
+        for number, frame in enumerate(frames, 1):
+            if number == job.settings.length:
+                bar.n = 1.0
+            bar.set_description(f"decoded frame {number} of {job.settings.length}")
+            yield frame
+
+
+def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:
+    """Writes the files, with the generation parameters in them, and says where they are."""
+    frames = iter(frames)
+    first = next(frames)
+    size, count, place = f"{first.width}x{first.height}", job.count, job.targets[0][0]
+    values = {
+        "Steps": job.steps,
+        "Sampler": sampler,
+        "CFG scale": f"{job.cfg:g}",
+        "Seed": job.seed,
+        "Size": size,
+        "Model": model_name(job.model),
+        **recipe.texts(job.settings),
+        **({INTERPOLATED_TO: interpolated_to(count, job.rate)} if job.faster else {}),
+    }
+    text = recipe.parameters(job.prompt, job.negative, values)
+    frames = itertools.chain([first], frames)
+    with ExitStack() as scope:
+        if job.waits:
+            frames = job.settings.played(scope.enter_context(on_disk(frames, place)))
+        if job.faster:
+            frames = in_between(scope, frames, job.faster, job.targets, count)
+        for target, format in job.targets:
+            file = write_clip(frames, target, format, job.rate, text)
+            print(f"{file}: {count} frames of {size}, {float(count / job.rate):.3g} s, seed {job.seed}")
+    if job.settings.sidecar:
+        write_sidecars(job, count, text)
+
+
+def interpolate(work: Interpolation) -> None:
+    """Writes the files of a clip that is there, with its text and its sound, and says where they are."""
+    clip, faster = work.clip, work.faster
+    info, count = clip.source.info, faster.count(clip.source.info.frames)
+    text = recipe.with_values(clip.text, {INTERPOLATED_TO: interpolated_to(count, faster.to)})
+    with ExitStack() as scope:
+        frames = in_between(scope, pictures(clip), faster, work.targets, count)
+        for target, format in work.targets:
+            file = write_clip(frames, target, format, faster.to, text)
+            try:
+                clip.add_sound(file, format, count, faster.to)
+            except (ValueError, RuntimeError) as error:
+                say(f"{file} has no sound: {error}")
+            print(f"{file}: {count} frames of {info.size[0]}x{info.size[1]}, {float(count / faster.to):.3g} s")
+
+
+def pictures(clip: FinishedClip) -> Iterator[Image.Image]:
+    """Those of the file."""
+    try:
+        for _, picture in clip.source.frames():
+            yield picture
+    except ValueError as error:  # it is damaged
+        raise Failed(error) from error
+
+
+def in_between(
+    scope: ExitStack, frames: Iterable[Image.Image], faster: Faster, targets: Targets, count: int
+) -> Iterable[Image.Image]:
+    """`frames` with those in between, `count` of them; where there are several files, they wait on the disk."""
+
+    def shown() -> Iterator[Image.Image]:
+        with tqdm(total=count, bar_format=BAR) as bar:
+            for number, frame in enumerate(faster.pictures(frames), 1):
+                bar.set_description(f"interpolated frame {number} of {count}", refresh=False)
+                bar.update()
+                yield frame
+
+    return scope.enter_context(on_disk(shown(), targets[0][0])) if len(targets) > 1 else shown()
+
+
+def write_sidecars(job: Job, frames: int, text: str) -> None:
+    """A JSON file beside each clip; one that cannot be written is said, the clips are there."""
+    about = {"infotext": text, "prompt": job.prompt, "negative_prompt": job.negative, "seed": job.seed}
+    about |= {"frames": frames, "fps": round(float(job.rate), 3), "settings": recipe.by_key(job.settings)}
+    about["host"] = "diffusers"
+    for target in dict.fromkeys(target for target, _ in job.targets):
+        files = {format: clip_path(path, format).name for path, format in job.targets if path == target}
+        try:
+            print(write_sidecar(target, {**about, "files": files}))
+        except OSError as error:
+            say(f"the JSON beside {target} could not be written: {error}")
+
+
+@contextmanager
+def on_disk(frames: Iterable[Image.Image], target: Path) -> Iterator[OnDisk]:
+    """Scope in which the frames are in a folder beside `target`, where they stay if anything fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    kept = OnDisk(tempfile.mkdtemp(prefix=f"{target.name}-frames-", dir=target.parent))
+    try:
+        for frame in frames:
+            kept.append(frame)
+        yield kept
+    except BaseException:
+        if len(kept):
+            say(f"the {len(kept)} finished frames are in {kept.folder}")
+        else:
+            kept.folder.rmdir()
+        raise
+    shutil.rmtree(kept.folder)
+
+
+def say(text: str) -> None:
+    print(f"zs2: {text}", file=sys.stderr)
