@@ -282,11 +282,11 @@ def pictures(folder: Path) -> list[bytes]:
     return found
 
 
-def picture_with(path: Path, text: str) -> Path:
+def picture_with(path: Path, text: str, image: Image.Image | None = None) -> Path:
     """A picture that carries `text`, as the WebUI writes it."""
     about = PngImagePlugin.PngInfo()
     about.add_text("parameters", text)
-    Image.new("RGB", (8, 8)).save(path, pnginfo=about)
+    (image or Image.new("RGB", (8, 8))).save(path, pnginfo=about)
     return path
 
 
@@ -332,6 +332,27 @@ def test_a_retake_keeps_the_frames_before(clip, tmp_path):
     assert one[0] == first[0] and two[:2] == one[:2]
     assert len({first[1], one[1]}) == 2 and len({first[2], one[2], two[2]}) == 3
     assert pictures(tmp_path / "the first") == one
+
+
+@pytest.mark.parametrize("end", ["", ".apng"])
+def test_between_anchors_the_frames_before_a_retake_are_taken_over(pipe, tmp_path, end):
+    """Computed again they would follow from the other anchors behind them; with another prompt they are others."""
+    more = ["--frames", "6", "--motion", "0.2", "--anchor-stride", "4", "--anchor-start", "0", "--steps", "4"]
+    make("-o", tmp_path / "a.png", "-o", tmp_path / "a.apng", *QUICK, *more)
+    go_on("--retake", f"{tmp_path / 'a'}{end}@3", "-o", tmp_path / "b.png")
+    go_on("--retake", f"{tmp_path / 'a'}{end}@3", "-o", tmp_path / "c.png", "a blue square")
+    before, after, others = (pictures(tmp_path / name) for name in "abc")
+    assert after[:3] == before[:3] and not {*after[3:]} & {*before[3:]}
+    assert not {*others} & {*before}
+
+
+def test_kept_pictures_are_compared_with_what_is_made(clip, tmp_path, capsys):
+    """A clip by another checkpoint, or whose pictures were changed, is told from the one of its recipe."""
+    with Image.open(clip / "00002.png") as image:
+        changed = picture_with(clip / "00002.png", image.info["parameters"], image.rotate(90))
+    go_on("--extend", f"{clip}@1", "-o", tmp_path / "a.png")
+    assert "zs2: The frames that were kept are up to " in capsys.readouterr().err
+    assert pictures(tmp_path / "a")[1] == pictures(changed.parent)[1]
 
 
 def test_a_recipe_of_a_webui(pipe, tmp_path, capsys):

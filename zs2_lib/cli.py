@@ -77,8 +77,9 @@ def parser() -> Parser:
         parser.add_argument_group(
             "going on from a clip",
             "A clip's file, its folder of frames, or an image, written here or by the WebUI, says how it was made; "
-            "what is given on the command line takes the place of what it says. What is kept of a clip is made "
-            "again, and is the same: bit for bit on a CPU, to within rounding on a GPU.",
+            "what is given on the command line takes the place of what it says. Frames that are kept are taken "
+            "from a folder of frames or an APNG, and made again where the file has lost something, which on a CPU gives "
+            "the same bit for bit.",
         )
     )
     _add_faster(

@@ -23,7 +23,7 @@ from zs2_lib.media.on_disk import OnDisk
 from zs2_lib.media.resample import interpolated, interpolated_count
 from zs2_lib.media.write import write_clip, write_sidecar
 from zs2_lib.settings import recipe
-from zs2_lib.settings.finished import FinishedClip, interpolated_to
+from zs2_lib.settings.finished import FinishedClip, Kept, interpolated_to
 from zs2_lib.settings.postprocessing import INTERPOLATED_TO
 from zs2_lib.settings.table import Settings
 
@@ -82,6 +82,8 @@ class Job:
     sampler: str | None
     """The one that its recipe names."""
     notes: Sequence[str]
+    kept: Kept | None
+    """The pictures of the clip that it goes on from."""
 
     @property
     def rate(self) -> Fraction:
@@ -174,7 +176,11 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
             if number == job.settings.length:
                 bar.n = 1.0
             bar.set_description(f"decoded frame {number} of {job.settings.length}")
+            if job.kept:
+                job.kept.take_over(number - 1, frame)
             yield frame
+    for note in job.kept.notes if job.kept else ():
+        say(note)
 
 
 def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:

@@ -21,7 +21,7 @@ from zs2_lib.media.read import open_source
 from zs2_lib.media.text import read_text
 from zs2_lib.media.write import check_replaceable
 from zs2_lib.settings import going_on, postprocessing, recipe
-from zs2_lib.settings.finished import FinishedClip
+from zs2_lib.settings.finished import FinishedClip, Kept
 from zs2_lib.settings.kinds import Choice, Number, Prompts, SettingsError, WholeNumber
 from zs2_lib.settings.postprocessing import INTERPOLATED_TO, check_interpolator
 from zs2_lib.settings.presets import PRESETS, Preset
@@ -32,6 +32,8 @@ from zs2_lib.settings.table import ROWS, Settings
 STEPS, CFG = 20, 5
 GOING_ON = {"recipe": (), "extend": ("frames", "extended"), "retake": ("retakes",)}
 """The options that name a clip to go on from, and the settings that each of them decides."""
+LEAVES_FRAMES = ("output", "model", "config", "in_betweens", "fps", "sidecar", "interpolate", "interpolator")
+"""Options that leave those frames as they are that a clip has."""
 OF_INTERPOLATION = ("input", "output", "interpolate", "interpolator")
 OF_RECIPE = {"seed": "Seed", "steps": "Steps", "cfg": "CFG scale", "size": "Size"}
 FOLLOWED = (*OF_RECIPE.values(), "Sampler", "Model", "Model hash", "Version", "ZS2 notes")
@@ -80,7 +82,7 @@ def read_job(options: argparse.Namespace) -> Job:
         cfg = read_number(Number(0, 100), *named["cfg"], CFG)
     check_packages(formats, faster)
     how = (prompt, negative, options.model, options.config, settings, targets, size, seed, steps, cfg, faster)
-    return Job(*how, made.values.get("Sampler"), made.notes)
+    return Job(*how, made.values.get("Sampler"), made.notes, read_kept(options, made, settings))
 
 
 def read_number(kind: Number, name: str, text: str | None, default):
@@ -141,6 +143,8 @@ class Recipe:
     """
 
     settings: Settings
+    before: Settings | None = None
+    """The settings of the clip itself."""
     prompt: str | None = None
     negative: str = ""
     values: Mapping[str, str] = field(default_factory=dict)
@@ -156,7 +160,7 @@ class Recipe:
 
 def read_recipe(options: argparse.Namespace) -> Recipe:
     """The recipe of the clip that the options name, changed to go on from it. Raises SettingsError."""
-    step = next((step for step in GOING_ON if getattr(options, step) is not None), None)
+    step = step_of(options)
     if step is None:
         return Recipe(Settings(enabled=True))
     file, numbers = read_clip_name(step, getattr(options, step))
@@ -176,12 +180,31 @@ def read_recipe(options: argparse.Namespace) -> Recipe:
     check_followed(step, values, options.model)
     rows = [row for row in clip_options() if row.name in recipe.CARRIED]
     try:
-        settings = Settings(enabled=True, **recipe.read(values, [row.name for row in rows]))
+        before = Settings(enabled=True, **recipe.read(values, [row.name for row in rows]))
         change = {"recipe": lambda clip: clip, "extend": going_on.extended, "retake": going_on.retaken}[step]
-        settings = change(settings, *numbers)
+        settings = change(before, *numbers)
     except SettingsError as error:
         raise SettingsError(f"--{step}: {error}") from None
-    return Recipe(settings, prompt, negative, values, notes_on(values, options))
+    return Recipe(settings, before, prompt, negative, values, notes_on(values, options))
+
+
+def read_kept(options: argparse.Namespace, made: Recipe, settings: Settings) -> Kept | None:
+    """What is kept of the clip that the options name; nothing of one that is to be another from its first frame on."""
+    step = step_of(options)
+    given = {name for name, value in vars(options).items() if value is not None}
+    if step is None or settings == replace(made.before, formats=settings.formats) or given - {*LEAVES_FRAMES, step}:
+        return None
+    file, _ = read_clip_name(step, getattr(options, step))
+    try:
+        clip = FinishedClip(open_source(file), read_text(file))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise Refused(f"--{step}: {error}") from None
+    return Kept(clip, made.before, settings)
+
+
+def step_of(options: argparse.Namespace) -> str | None:
+    """The option by which a clip to go on from is named, if one is."""
+    return next((step for step in GOING_ON if getattr(options, step) is not None), None)
 
 
 def read_clip_name(step: str, text: str) -> tuple[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""A finished clip: what its file, or the folder of its frames, says of itself."""
+"""A finished clip: what its file, or the folder of its frames, says of itself, and which of its pictures are kept."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from fractions import Fraction
 from pathlib import Path
 
 from zs2_lib.media.formats import FORMATS, exact_rate
+from zs2_lib.media.kept import KeptPictures
 from zs2_lib.media.sound import add_audio
 from zs2_lib.media.source import Selection, Source
 
 from . import recipe
+from .going_on import kept_frames
 from .kinds import SettingsError
-from .postprocessing import INTERPOLATED_TO
+from .postprocessing import INTERPOLATED_TO, UPSCALED_BY
 from .schedule import number_text
+from .table import Settings
 
 STOPPED = "ZS2 stopped"
 """Key in the infotext of a clip of which the sampling was interrupted or skipped."""
+OTHER_PICTURES = (
+    "The frames that were kept are up to {most} of 255 from what was computed again: the checkpoint, the settings or "
+    "the machine may be others than those of the clip, and what is new may not join without a jump."
+)
 _RATE = re.compile(r"at ([\d.]+) fps")  # as `interpolated_to` writes it
 
 
@@ -56,6 +63,33 @@ class FinishedClip:
         """The value of a setting in the recipe, None if it says nothing that can be read."""
         with suppress(SettingsError):
             return recipe.read(self.values, (name,)).get(name)
+
+
+class Kept:
+    """The pictures of the clip that take the place of those of a clip with the settings `after`, which is made of it.
+
+    The computation is the same, and on a CPU so are the pictures, bit for bit; a GPU's kernels round differently by
+    the size of a batch. Of a file that has lost something of its pictures (MP4 and the like) none are taken, except
+    where the frames before a retake come out otherwise: those between anchors follow from the anchors behind them as
+    well.
+
+    before: the settings of the clip.
+    """
+
+    def __init__(self, clip: FinishedClip, before: Settings, after: Settings):
+        path, count = clip.source.path, clip.source.info.frames
+        follow = after.retakes != before.retakes and after.anchor_stride > 1
+        self._exact = not follow and (path.is_dir() or path.suffix == ".apng")
+        others = UPSCALED_BY in clip.values or INTERPOLATED_TO in clip.values or count == 1 < before.length
+        frames = kept_frames(before, after) if (follow or self._exact) and not others else {}
+        self._pictures = KeptPictures(clip.source, frames)
+        self.take_over = self._pictures.take_over
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know, once all frames have come."""
+        most = self._pictures.most
+        return [OTHER_PICTURES.format(most=most)] if self._exact and most > 1 else []
 
 
 def interpolated_to(frames: int, rate: Fraction) -> str:
