@@ -26,6 +26,7 @@ SECTIONS = (
     "length",
     "files",
     "anchors",
+    "in_betweens",
     "methods",
     "ladders",
     "smoothness",

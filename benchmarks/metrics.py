@@ -32,6 +32,19 @@ def jerk(frames: np.ndarray) -> float | None:
     return float(second / first) if first else None
 
 
+def turn(frames: np.ndarray) -> list[float]:
+    """The mean absolute second difference at each frame but the first and the last, of 255."""
+    return _mean_over_frames(np.diff(frames.astype(np.float32), n=2, axis=0))
+
+
+def sharpness(frames: np.ndarray) -> list[float]:
+    """The variance of the Laplacian of each frame's brightness."""
+    import cv2
+
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    return [float(cv2.Laplacian(frame, cv2.CV_64F).var()) for frame in grey]
+
+
 def flicker(frames: np.ndarray) -> list[float]:
     """What of each change movement does not explain, of 255.
 

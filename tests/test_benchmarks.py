@@ -16,7 +16,19 @@ pytest.importorskip("cv2")
 pytest.importorskip("matplotlib")
 
 from benchmarks import __main__ as command
-from benchmarks import anchor_costs, anchors, clip_score, counting, document, gpu, ladders, metrics, noise, timing
+from benchmarks import (
+    anchor_costs,
+    anchors,
+    clip_score,
+    counting,
+    document,
+    gpu,
+    in_betweens,
+    ladders,
+    metrics,
+    noise,
+    timing,
+)
 from benchmarks import clip as whole_clip
 from benchmarks.clips import Job, decode, describe, load, sample, text2video_zero_times
 from benchmarks.judge import BACKGROUNDS, COLOURS, SHAPES, example_prompts, load_judge
@@ -73,6 +85,16 @@ def test_jerk_is_0_for_a_steady_change_and_2_for_to_and_fro():
 def test_jerk_of_independent_pictures():
     noise = np.random.default_rng(0).normal(128, 20, (16, 32, 32, 3))
     assert metrics.jerk(noise) == pytest.approx(math.sqrt(3), abs=0.02)
+
+
+def test_a_picture_turns_where_it_leaves_its_way():
+    grey = [np.full((4, 4, 3), value, np.uint8) for value in (0, 10, 20, 30, 20)]
+    assert metrics.turn(np.stack(grey)) == [0, 0, 20]
+
+
+def test_a_cross_fade_is_less_sharp():
+    one, other, between = metrics.sharpness(np.stack([picture(), picture(60), (picture() // 2 + picture(60) // 2)]))
+    assert one == other and between < 0.8 * one
 
 
 def test_attributes_asked_for_and_kept():
@@ -521,3 +543,41 @@ def test_anchors_become_a_page(pipe, tmp_path):
     assert all(f'<a id="anchors-fast-{bar}"></a>' in text for bar in ("fidelity", "motion", "flicker", "sd1"))
     assert all(f"| {preset} | " in text for preset in PRESETS) and "nan" not in text.lower()
     assert (tmp_path / "benchmarks" / "anchors_by_cost.png").stat().st_size > 5000
+
+
+# --- in-betweens --------------------------------------------------------------------------------------
+
+
+def test_in_betweens_become_a_page(pipe, tmp_path):
+    """From a clip of a few steps: kept frames are the same, bit for bit; each pair has its figures."""
+    task = {"prompt": PROMPT, "attributes": (0, 0, 0), "seed": 3, "frames": 3, "steps": 3}
+    clip = in_betweens.quality(pipe, load_judge(), task)
+    in_betweens.draw_sheet(document.Figures(tmp_path / "benchmarks", "in_betweens"), [clip.pop("shown")])
+    for case in in_betweens.CASES:
+        assert clip[case]["difference"] == {"latents": 0, "pictures": 0}
+        for n in (2, 4):
+            made = clip[case]["made"]["minterpolate"][str(n)]
+            assert [len(made[key]) for key in ("change", "sharpness", "turn", "right")] == [
+                2 * n, 2 * (n - 1), 2 * n - 1, 2 * (n - 1)
+            ]  # fmt: skip
+    times = {name: [1.0, 1.0] for name in ("λ = 0.05 ×1", "balanced ×1")}
+    times |= {name: [2.0, 2.0] for name in ("λ = 0.05 ×2", "balanced ×2")} | {"minterpolate": [0.01, 0.01]}
+    save(tmp_path, "in_betweens", {"frames": 3, "steps": 3, "clips": [clip], "times": times})
+    text = document.render(tmp_path, ["in_betweens"], command.section).read_text(encoding="utf-8")
+    rows = ("exact-2-way", "balanced-4-sharpness", "exact-4-fidelity", "balanced-flicker", "time")
+    assert '<a id="in-betweens-kept"></a>' in text and all(f'<a id="in-betweens-{row}"></a>' in text for row in rows)
+    assert "nan" not in text.lower() and (tmp_path / "benchmarks" / "in_betweens_sheet.png").stat().st_size > 5000
+    assert "| λ = 0.05 | 2.00 |" in text  # of the time
+
+
+def test_pairs_of_kept_frames_and_what_lies_between():
+    """A jump that minterpolate repeats, and a pair that is nearly equal."""
+    made = {"change": [0.0, 20.0, 0.3, 0.4], "sharpness": [0.5, 1.0], "turn": [20.0, 19.7, 0.1], "right": [1, 0]}
+    clip = {"change": [20.0, 0.5], "right": [1, 1, 0], "made": {"minterpolate": {"2": made}}}
+    data = {"clips": [{"balanced": clip}]}
+    jump, equal = found = in_betweens.pairs(data, "balanced", "minterpolate", 2)
+    assert (jump.way, jump.longest, jump.repeats, jump.right) == (1, 1, True, (1,))
+    assert equal.parts == (0.3, 0.4) and equal.sharpness == (1.0,) and not equal.repeats
+    assert in_betweens.apart(found) == [jump] and in_betweens.detour(found) == pytest.approx(0.1)
+    assert in_betweens.turns(data, "balanced", "minterpolate", 2) == pytest.approx((19.7, 10.05))
+    assert in_betweens.largest_step(data, "balanced", "minterpolate", 2) == 1
