@@ -324,6 +324,8 @@ def test_a_source_decides_what_is_left_open():
         ),
         (dict(frames=1, in_betweens=2), "A clip of 1 frame has no in-betweens."),
         (dict(motion=0, retakes="3:1"), "Retakes have no effect with motion 0: all frames have the same noise."),
+        (dict(retakes="3:1", anchor_stride=4), "With anchors the frames just before a retake follow from those behind"),
+        (dict(retakes="3:1", anchor_stride=4, kept_clip="clip.png"), None),
         (dict(retakes="3:1, 8:1"), "The retake at frame 8 is not reached: the last of 8 frames is frame 7."),
         (dict(noise_model="progressive", inertia=0.5), 'Inertia 0.5 has no effect with the noise model "progressive"'),
     ],

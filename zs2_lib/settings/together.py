@@ -86,6 +86,11 @@ def notes(settings) -> list[str]:
         found.append("A clip of 1 frame has no in-betweens.")
     if settings.retakes and settings.motion.bounds[1] == 0 and settings.noise_model == "dependency":
         found.append(f"Retakes have no effect with motion {settings.motion}: all frames have the same noise.")
+    if settings.retakes and settings.anchor_stride > 1 and not settings.kept_clip:
+        found.append(
+            "With anchors the frames just before a retake follow from those behind it as well, and change a little; "
+            "Retake of the clip's file keeps its pictures."
+        )
     if settings.retakes and settings.frames and settings.retakes[-1][0] >= settings.frames:
         found.append(
             f"The retake at frame {settings.retakes[-1][0]} is not reached: the last of {settings.frames} frames is "

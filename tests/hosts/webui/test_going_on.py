@@ -62,6 +62,8 @@ def assert_goes_on(host, settings: dict, most: int = EXACT, **payload) -> None:
     longer = host.clip({**settings, "frames": len(clip) + 3, "extended": str(len(clip))}, **payload).frames
     assert len(longer) == len(clip) + 3 and difference(longer[: len(clip)], clip) <= most
     assert difference(longer[-1:], clip[-1:]) > 0
+    if "anchor_stride" in settings:  # a retake of its file: below
+        return
     first, second = (host.clip({**settings, "retakes": f"{RETAKEN}:{take}"}, **payload).frames for take in (1, 2))
     for take in (first, second):
         assert difference(take[:RETAKEN], clip[:RETAKEN]) <= most
