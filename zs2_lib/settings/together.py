@@ -88,7 +88,7 @@ def notes(settings) -> list[str]:
         found.append(f"Retakes have no effect with motion {settings.motion}: all frames have the same noise.")
     if settings.retakes and settings.anchor_stride > 1 and not settings.kept_clip:
         found.append(
-            "With anchors the frames just before a retake follow from those behind it as well, and change a little; "
+            "With anchors the frames just before a retake follow from those behind it as well, and change; "
             "Retake of the clip's file keeps its pictures."
         )
     if settings.retakes and settings.frames and settings.retakes[-1][0] >= settings.frames:

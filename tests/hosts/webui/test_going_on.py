@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
-from host import AND, EULER_A, FRAMES, HIRES, KIND, UNBATCHED, change, difference, without
+from host import AND, EULER_A, FRAMES, HIRES, KIND, STILL, UNBATCHED, change, difference, without
 from sources import EDIT, scene, video
 from sources import folder as source_folder
 from webui import HostError, picture, png_base64
@@ -137,6 +138,22 @@ def test_by_the_recipe_in_its_file(host, name, format):
         lossy=format == "mp4" and name == "anchors",
     )
     assert difference(pictures(once_more)[RETAKEN + 1 :][:1], pictures(takes[0])[RETAKEN + 1 :][:1]) > 0
+
+
+def test_by_a_file_that_was_remuxed(host):
+    """Copied once into another container, as FFmpeg's `-c copy` does, it makes the same clip again."""
+    clip = host.clip({"return": "video"}, save_images=True, prompt=STILL["prompt"] + ' 🎬, "quoted"\nand a line: more')
+    copied = host.outputs / "zs2 copied.mkv"
+    with av.open(clip.info["zs2_clips"][0]["path"]) as old, av.open(str(copied), "w") as new:
+        new.metadata.update(old.metadata)
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    again = made(host, "in-betweens", clip=str(copied), times=1)
+    assert again["infotext"] == clip.infotext
+    assert difference(pictures(again), clip.frames) <= EXACT
 
 
 def test_a_request_says_what_a_file_cannot_carry(host):
