@@ -70,17 +70,18 @@ class InitImages:
         return len(self.index)
 
 
-def fitted(count: int, frames: int, fit: str) -> np.ndarray:
+def fitted(count: int, frames: int, fit: str, at_first: int) -> np.ndarray:
     """Which of `count` control images belongs to each of `frames` frames (frames,): the first ones if there are enough,
     else by `fit`: "hold" keeps the last, "loop" begins again, "stretch" spreads them evenly.
+
+    A clip that has been extended had so many frames `at_first`, which keep their images.
     """
-    if count >= frames:
-        return np.arange(frames)
+    index = np.arange(frames)
     if fit == "loop":
-        return np.arange(frames) % count
-    if fit == "stretch":
-        return np.rint(np.arange(frames) * (count - 1) / (frames - 1)).astype(int)
-    return np.minimum(np.arange(frames), count - 1)
+        return index % count
+    if fit == "stretch" and count < at_first:
+        index = np.rint(index * (count - 1) / (at_first - 1)).astype(int)
+    return np.minimum(index, count - 1)
 
 
 def given_units(read: Callable[[], list[tuple]], settings: Settings, note: Callable[[str], None]) -> list[tuple]:
@@ -140,7 +141,7 @@ def pictures_of(
         )
     elif count > frames:
         note(f"ControlNet unit {number} has {count} frames for {frames}: the first {frames} are used.")
-    picks = fitted(count, frames, settings.control_fit)
+    picks = fitted(count, frames, settings.control_fit, min(settings.extended or (frames,)))
     return FinerPictures(video, picks, key, settings) if settings.in_betweens > 1 else Pictures(video, picks, key)
 
 
