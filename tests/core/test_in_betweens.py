@@ -172,7 +172,7 @@ def test_attention_of_an_in_between(scans, per_pass, closed, affine, times):
 # --- clips -----------------------------------------------------------------------------------------------------------
 
 
-def sample(unet, kept=KEPT, layout="blocks", segment=None, cuts=1, whole=False, retakes=(), steps=3, **settings):
+def sample(unet, kept=KEPT, layout="blocks", segment=None, cuts="", whole=False, retakes=(), steps=3, **settings):
     """The latents of all frames of an ancestral sampler, the same for each frame whatever else there is."""
     times = settings.get("in_betweens", 1)
     noise = ClipNoise(1, [0.05] * kept, [0.4] * kept, in_betweens=times, retakes=retakes)
@@ -188,7 +188,7 @@ def sample(unet, kept=KEPT, layout="blocks", segment=None, cuts=1, whole=False, 
                 rows = LAYOUTS[layout](len(frames))
                 _, t, text = inputs(rows, len(frames), x)
                 clip.begin_step(step, step / steps)
-                parts = torch.arange(len(rows)).tensor_split(cuts)
+                parts = torch.arange(len(rows)).split(len(frames)) if cuts == "batches" else [torch.arange(len(rows))]
                 eps = torch.cat([
                     clip.call(functools.partial(call, unet), rows.take(part.tolist()), of[part], t[part], text[part])
                     for part in parts
@@ -213,7 +213,9 @@ SETTINGS = {
     "passes": dict(frames_per_pass=2),
     "anchors": dict(anchor_stride=3),
     "anchors of all steps": dict(anchor_stride=4, anchor_depth="strong", frames_per_pass=3),
-    "two calls": dict(cuts=2, frames_per_pass=3),
+    "calls": dict(cuts="batches", frames_per_pass=3),
+    "calls, one frame a pass": dict(cuts="batches", frames_per_pass=1),
+    "calls, anchors": dict(cuts="batches", anchor_stride=2),
 }
 settings = pytest.mark.parametrize("name", SETTINGS)
 
@@ -229,10 +231,12 @@ def test_kept_frames_never_see_in_betweens(unet, layout, times, name):
     assert (finer[others] - sample(unet, layout=layout, in_betweens=times, steps=0)[others]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["one pass", "passes", "two calls"])
-def test_in_betweens_in_passes_of_their_own_or_among_the_kept(unet, name):
-    finer = sample(unet, in_betweens=3, **SETTINGS[name])
-    assert (sample(unet, in_betweens=3, whole=True) - finer).abs().max() < 1e-4
+@pytest.mark.parametrize("name", ["one pass", "passes", "calls", "calls, one frame a pass"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_in_betweens_in_passes_of_their_own_or_among_the_kept(unet, layout, name):
+    """Also where a call of the host begins between a kept frame and what lies behind it."""
+    finer = sample(unet, layout=layout, in_betweens=3, **SETTINGS[name])
+    assert (sample(unet, layout=layout, in_betweens=3, whole=True) - finer).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["one pass", "passes", "anchors"])
@@ -250,7 +254,7 @@ def test_in_betweens_of_segments(unet, name):
 def test_an_extended_clip_begins_with_the_clip(unet, segment, layout, name):
     """Once and twice, also beyond the end of a segment."""
     options = {"layout": layout, **SETTINGS[name]}
-    if name == "two calls" and layout == "interleaved":
+    if "calls" in name and layout == "interleaved":
         return  # the calls are cut elsewhere, and so are the passes
     clip = sample(unet, kept=4, **options)
     longer = sample(unet, kept=7, extended=(4,), segment=segment, **options)

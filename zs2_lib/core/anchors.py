@@ -229,13 +229,26 @@ class Anchors(Hooks):
         features = grid.features(shallow)
         if self._store is self.in_betweens:
             return self._as_kept(own, grid, features)
+        carried = dict(self.carried)
         made = self._as_anchors(given, own, grid, features)
         if self._timeline.in_betweens > 1:
-            places: dict = {}
-            for place, (frame, group) in enumerate(zip(self.now.rows.frames, self.now.rows.groups)):
-                places.setdefault(group, {})[frame] = place
-            self._changes = grid.split(made - own), features, places
+            self._keep_for_in_betweens(grid.split(made - own), features, carried)
         return made
+
+    def _keep_for_in_betweens(self, change: torch.Tensor, features: torch.Tensor, carried: dict) -> None:
+        """How the kept frames of the pass have changed, and their features; and the same of the last ones of other
+        calls, as far as it is `carried`, as their last in-betweens may be yet to come.
+        """
+        places: dict = {}
+        for place, (frame, group) in enumerate(zip(self.now.rows.frames, self.now.rows.groups)):
+            places.setdefault(group, {})[frame] = place
+        first = min(self.now.rows.frames)
+        if others := [group for group in carried if group not in places or min(places[group]) > first]:
+            of_others = zip(*(carried[group] for group in others))
+            change, features = (torch.cat([of, together(last)]) for of, last in zip((change, features), of_others))
+            for place, group in enumerate(others, len(self.now.rows)):
+                places.setdefault(group, {})[carried[group][0].frame] = place
+        self._changes = change, features, places
 
     def _as_anchors(self, given: torch.Tensor, own: torch.Tensor, grid: Grid, features: torch.Tensor) -> torch.Tensor:
         """`own`, what kept frames have kept, changed as the anchors have."""

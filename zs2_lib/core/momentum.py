@@ -281,18 +281,18 @@ class TemporalMomentum(Hooks):
         return torch.lerp(x, self._constants.take(averages, index), of_frames)
 
     def _keep_for_in_betweens(self, use: tuple[str, int], rows: Rows, averages: torch.Tensor, carried: dict) -> None:
-        """`averages` (rows, …) of kept frames, and those `carried` to them where their first was left out: inside the
-        deep blocks are anchors alone.
+        """`averages` (rows, …) of kept frames, and those `carried` to them where they begin after the pass does (inside
+        the deep blocks are anchors alone) or belong to another call, whose last in-betweens may be yet to come.
         """
         places: dict = {}
         for place, (frame, group) in enumerate(zip(rows.frames, rows.groups)):
             places.setdefault(group, []).append((frame, place))
         first = min(self.now.rows.frames)
-        if before := [group for group, (first_of, *_) in places.items() if first_of[0] > first and group in carried]:
+        if before := [group for group in carried if group not in places or places[group][0][0] > first]:
             block = together([carried[group] for group in before]).to(averages.dtype)
             averages = torch.cat((averages, block))
             for place, group in enumerate(before, len(rows)):
-                places[group].append((carried[group].frame, place))
+                places.setdefault(group, []).append((carried[group].frame, place))
         self._averages[use] = averages, places
 
     def _weights_for(self, rows: Rows, carried: dict, like: torch.Tensor) -> Weights:
