@@ -432,21 +432,12 @@ def _flicker(data: dict) -> str:
                 rows.append((case, n, maker, f"{even:.3f}", f"{kept:.2f}", f"{between:.2f}", f"{kept / between:.2f}"))
     head = ("case", "×", "by", "first / last part", "turn at kept", "at in-betweens", "kept / in-betweens")
     return (
-        "\n### Flicker between kept frames and in-betweens\n\nWith anchors only some kept frames go through the whole "
-        "UNet, but all in-betweens do. *First / last part*: the mean change from a kept frame to the first in-between "
-        "over that from the last one to the next kept frame. *Turn*: the mean second difference (of the frames before, "
-        f"at and after), at kept frames and at in-betweens. From in-between to in-between of ×{max(TIMES)} the changes "
-        f"beside anchors differ from those at {EXACT[0]} without by {_apart_from_exact(data):.2f} at most: where that "
-        "is little, in-betweens show the clip without anchors, and kept frames the one with them, so that the picture "
-        "goes to and fro; what it goes is the detour above.\n\n" + table(head, rows)
+        "\n### Flicker between kept frames and in-betweens\n\nWith anchors only some kept frames go through the whole UNet "
+        "in a step; in-betweens change as the kept frames around them do. *First / last part*: the mean change from a "
+        "kept frame to the first in-between over that from the last one to the next kept frame. *Turn*: the mean second "
+        "difference (of the frames before, at and after), at kept frames and at in-betweens. What a picture goes to and "
+        "fro is the detour above.\n\n" + table(head, rows)
     )
-
-
-def _apart_from_exact(data: dict) -> float:
-    """The largest difference of changes from in-between to in-between, with anchors and without."""
-    n = max(TIMES)
-    inner = [[pair.parts[1:-1] for pair in pairs(data, case, MODEL, n)] for case in (*BALANCED, EXACT[0])]
-    return float(np.abs(np.subtract(*inner)).max())
 
 
 def _times(data: dict) -> str:
@@ -469,6 +460,5 @@ def _times(data: dict) -> str:
         f"\n### Time\n\nA clip of {frames} frames ×2 ({2 * frames - 1} frames) and without in-betweens, sampled and "
         f"decoded in turns ({len(found[FLOW])} rounds), and minterpolate, for which an added frame takes "
         f"{1000 * metrics.median(found[FLOW]):.1f} ms at 128×128 pixels. *In-between / frame of the clip*: what an "
-        "added frame takes, over what one takes without in-betweens; with anchors an in-between costs more than a kept "
-        "frame.\n\n" + table(head, rows)
+        "added frame takes, over what one takes without in-betweens.\n\n" + table(head, rows)
     )
