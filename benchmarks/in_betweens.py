@@ -432,11 +432,11 @@ def _flicker(data: dict) -> str:
                 rows.append((case, n, maker, f"{even:.3f}", f"{kept:.2f}", f"{between:.2f}", f"{kept / between:.2f}"))
     head = ("case", "×", "by", "first / last part", "turn at kept", "at in-betweens", "kept / in-betweens")
     return (
-        "\n### Flicker between kept frames and in-betweens\n\nWith anchors only some kept frames go through the whole UNet "
-        "in a step; in-betweens change as the kept frames around them do. *First / last part*: the mean change from a "
-        "kept frame to the first in-between over that from the last one to the next kept frame. *Turn*: the mean second "
-        "difference (of the frames before, at and after), at kept frames and at in-betweens. What a picture goes to and "
-        "fro is the detour above.\n\n" + table(head, rows)
+        "\n### Flicker between kept frames and in-betweens\n\nWith anchors only some kept frames go through the whole "
+        "UNet in a step; in-betweens change as the kept frames around them do. *First / last part*: the mean change "
+        "from a kept frame to the first in-between over that from the last one to the next kept frame. *Turn*: the "
+        "mean second difference (of the frames before, at and after), at kept frames and at in-betweens. What a "
+        "picture goes to and fro is the detour above.\n\n" + table(head, rows)
     )
 
 

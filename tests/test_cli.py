@@ -382,7 +382,10 @@ def test_a_recipe_of_a_webui(pipe, tmp_path, capsys):
         (["--extend", "{clip}@2", "--loop"], 'extended: 3 is not allowed with loop "seamless"'),
         (["--extend", "{clip}@2", "--recipe", "{clip}"], "argument --recipe: not allowed with argument --extend"),
         (["--extend", "{still}@2"], "--extend: {still} does not say how it was made; give a file that ZS² wrote"),
-        (["--retake", "{clip}@0"], "--retake: frame: 0 is not allowed; give one from 1 to 2, the last of the clip"),
+        (
+            ["--retake", "{clip}@0"],
+            "--retake: frame: 0 is not allowed; give a whole number from 1 to 2, the last of the clip",
+        ),
         (["--retake", "{clip}@3"], "--retake: frame: 3 is not allowed"),
         (["--retake", "clip@1:x"], "--retake: 'clip@1:x' is not allowed; give a clip and a number, such as clip.mp4@4"),
         (["--retake", "{clip}.mkv@1"], "--retake: there is no file or folder {clip}.mkv"),

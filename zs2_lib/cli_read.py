@@ -66,6 +66,8 @@ def read_job(options: argparse.Namespace) -> Job:
     with refusals():
         targets, formats = read_targets(options.output)
         made = read_recipe(options)
+        if (step := step_of(options)) in ("extend", "retake"):
+            check_output(targets, Path(read_clip_name(step, getattr(options, step))[0]))
         prompt = made.prompt if options.prompt is None else options.prompt
         if prompt is None:
             raise SettingsError("there is no prompt; give one, or a clip that has one (--recipe, --extend, --retake)")
@@ -83,6 +85,13 @@ def read_job(options: argparse.Namespace) -> Job:
     check_packages(formats, faster)
     how = (prompt, negative, options.model, options.config, settings, targets, size, seed, steps, cfg, faster)
     return Job(*how, made.values.get("Sampler"), made.notes, read_kept(options, made, settings))
+
+
+def check_output(targets: list[tuple[Path, str]], clip: Path) -> None:
+    """Raises SettingsError where the clip that is gone on from would be replaced."""
+    for target, format in targets:
+        if clip_path(target, format).resolve() == clip.resolve():
+            raise SettingsError(f"--output: {clip_path(target, format)} is the input; choose another name")
 
 
 def read_number(kind: Number, name: str, text: str | None, default):
@@ -276,9 +285,7 @@ def read_interpolation(options: argparse.Namespace) -> Interpolation:
             raise
         except (OSError, ValueError, RuntimeError) as error:
             raise SettingsError(f"--input: {error}") from None
-        for target, format in targets:
-            if clip_path(target, format).resolve() == clip.source.path.resolve():
-                raise SettingsError(f"--output: {clip_path(target, format)} is the input; choose another name")
+        check_output(targets, clip.source.path)
     check_packages(formats, faster)
     return Interpolation(clip, faster, targets)
 

@@ -80,7 +80,9 @@ class Kept:
         path, count = clip.source.path, clip.source.info.frames
         follow = after.retakes != before.retakes and after.anchor_stride > 1
         self._exact = not follow and (path.is_dir() or path.suffix == ".apng")
-        others = UPSCALED_BY in clip.values or INTERPOLATED_TO in clip.values or count == 1 < before.length
+        others = (
+            any(key in clip.values for key in (UPSCALED_BY, INTERPOLATED_TO, STOPPED)) or count == 1 < before.length
+        )
         frames = kept_frames(before, after) if (follow or self._exact) and not others else {}
         self._pictures = KeptPictures(clip.source, frames)
         self.take_over = self._pictures.take_over

@@ -30,11 +30,10 @@ def retaken(clip: Settings, frame: int, take: int | None = None) -> Settings:
     """
     if clip.closed:
         raise SettingsError(LOOP.format(done="retaken"))
-    if isinstance(frame, bool) or not isinstance(frame, int) or not 1 <= frame < clip.frames:
-        raise SettingsError(
-            f"frame: {frame!r} is not allowed; give one from 1 to {clip.frames - 1}, the last of the clip (frame 0 is "
-            "the still: choose another seed)"
-        )
+    try:
+        frame = WholeNumber(1, clip.frames - 1).check("frame", frame)
+    except SettingsError as error:
+        raise SettingsError(f"{error}, the last of the clip (frame 0 is the still: choose another seed)") from None
     if take is not None:
         take = WholeNumber(1, 999_999_999).check("take", take)
     before = clip.retakes or ()

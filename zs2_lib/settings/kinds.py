@@ -313,6 +313,12 @@ class File(Kind):
     def check(self, key: str, value) -> str:
         if not isinstance(value, str):
             raise SettingsError(f"{key}: {value!r} is not allowed; give a text")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise SettingsError(
+                f"{key}: {value[:100]!r} is not allowed; give a text, not a half of a character"
+            ) from None
         return value.strip()
 
 

@@ -167,6 +167,46 @@ def test_a_request_says_what_a_file_cannot_carry(host):
     assert difference(pictures(longer)[:-1], clip.frames) <= EXACT
 
 
+def test_styles_are_not_taken_out_of_the_prompt(host):
+    """The host would paste the text of a style as the style, and apply it to whatever comes then."""
+    (host.data / "styles.csv").write_text('name,prompt,negative_prompt\nfoo,"{prompt}, a yellow star on green",\n')
+    clip = host.clip({"return": "video"}, save_images=True, styles=["foo"])
+    longer = made(host, "extend", clip=clip.info["zs2_clips"][0]["name"], frames=1)
+    assert difference(pictures(longer)[:-1], clip.frames) <= EXACT and not longer["notes"]
+
+
+@pytest.mark.parametrize("more", [{"request": {"cfg_scale": 2, "send_images": True}}, {"settings": {"motion": 0.5}}])
+def test_a_clip_that_is_to_be_another_keeps_no_pictures(host, more):
+    clip = host.clip({"return": "video", "formats": ["png"]}, save_images=True)
+    longer = made(host, "extend", clip=clip.info["zs2_clips"][0]["name"], frames=1, **more)
+    assert difference(pictures(longer)[1:FRAMES], clip.frames[1:]) > 0
+    assert ("CFG scale '5.0' is '2.0' now" in " ".join(longer["notes"])) == ("request" in more)
+
+
+def interrupted(host, job):
+    while host.client.progress()["progress"] < 0.1 and job.is_alive():
+        pass
+    host.client.interrupt()
+    return job.result()
+
+
+def test_a_clip_that_was_stopped(host):
+    """Its pictures are no frames: all are computed anew. What is stopped itself is kept among the previews."""
+    settings, payload = {"return": "video", "formats": ["png"]}, {"save_images": True}
+    whole = host.clip(settings, **payload)
+    keep = {"save_incomplete_images": True}
+    job = host.in_background(host.clip, settings, steps=150, override_settings=keep, **payload)
+    stopped = interrupted(host, job)
+    name = next(entry["name"] for entry in stopped.info["zs2_clips"] if entry.get("stopped"))
+    longer = made(host, "extend", clip=name, frames=1, request={"steps": STILL["steps"], "send_images": True})
+    assert difference(pictures(longer)[:-1], whole.frames) <= EXACT
+
+    step = {"clip": whole.info["zs2_clips"][0]["name"], "frames": 8, "request": {"steps": 150}}
+    job = host.in_background(host.client.post, "/zs2/v1/extend", step)
+    entry = interrupted(host, job)["clips"][0]
+    assert entry["stopped"] and Path(entry["path"]).exists() and entry["name"].startswith("previews/")
+
+
 @pytest.mark.parametrize(
     ("step", "values", "words"),
     [
@@ -180,6 +220,12 @@ def test_a_request_says_what_a_file_cannot_carry(host):
         ("in-betweens", {"clip": "CLIP", "times": 5}, ["in_betweens", "5", "1 to 4"]),
         ("in-betweens", {"clip": "/etc/passwd", "times": 2}, ["clip", "not allowed"]),
         ("in-betweens", {"clip": "previews/../../x.mp4", "times": 2}, ["clip"]),
+        ("extend", {"clip": 5, "frames": 1}, ["clip", "give a text"]),
+        ("extend", {"clip": "\ud800", "frames": 1}, ["clip", "half of a character"]),
+        ("extend", {"clip": "CLIP", "frames": 1, "request": {"steps": "x"}}, ["request", "steps"]),
+        ("extend", {"clip": "CLIP", "frames": 1, "request": {"send_image": True}}, ["send_image", "send_images"]),
+        ("extend", {"clip": "CLIP", "frames": 1, "request": {"alwayson_scripts": [1]}}, ["alwayson_scripts", "object"]),
+        ("extend", {"clip": "CLIP", "frames": 1, "settings": {"frames": 2}}, ["frames", "extend decides it"]),
         ("extend", {"clip": "LOOP", "frames": 1}, ["seamless", "nothing would stay the same"]),
         ("extend", {"clip": "PLAIN", "frames": 1}, ["does not say how it was made"]),
     ],

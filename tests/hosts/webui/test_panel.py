@@ -486,7 +486,7 @@ def test_going_on_from_the_last_clip(host, page, step, frames):
         page.set_value(tab, "From frame", 9)
         time.sleep(1)
         page.run("arguments[0].click()", button)
-        page.wait(f"return {result}.innerText.includes('give one from 1 to 3')", 30)
+        page.wait(f"return {result}.innerText.includes('from 1 to 3')", 30)
     page.enable(tab, False)
 
 

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import logging
+import base64
+import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 
-from fastapi import FastAPI
-from modules import infotext_utils, scripts
-from modules.api import models
-from modules.api.api import Api
-from modules.call_queue import queue_lock
-
+from zs2_lib.media.formats import FORMATS
 from zs2_lib.settings import going_on, recipe
 from zs2_lib.settings.kinds import SettingsError, nearest
 from zs2_lib.settings.table import Settings
 
+from . import remake
 from .kept_clip import read_recipe
-from .library import clip_of
-
-log = logging.getLogger(__name__)
+from .library import clip_of, name_of, previews_folder
 
 STEPS: dict[str, tuple[str, Callable[..., Settings]]] = {
     "extend": ("frames", going_on.extended),
@@ -32,24 +26,15 @@ STEPS: dict[str, tuple[str, Callable[..., Settings]]] = {
 """What can be made of a clip: the key of the number that it takes, and the settings that it gives."""
 MORE = {"retake": ("take",)}
 """The keys of further numbers, which may be left out."""
+DECIDED = {"extend": ("frames", "extended"), "retake": ("retakes",), "in-betweens": ("in_betweens",)}
+"""The settings that a step decides."""
 OF_ALL = ("clip", "settings", "request")
-NOT_PASTED = ("batch_size", "styles")
-SAME_AS_FIRST = ("hr_sampler_name", "hr_scheduler", "hr_checkpoint_name")
-"""Fields which a host pastes words into that its API refuses; it leaves alone what is given, and be it None."""
-FILLS = ("fill", "original", "latent noise", "latent nothing")
-OF_IMG2IMG = {
-    "denoising_strength": lambda params: params.get("Denoising strength"),
-    "image_cfg_scale": lambda params: params.get("Image CFG scale"),
-    "mask_blur": lambda params: params.get("Mask blur"),
-    "inpainting_mask_invert": lambda params: int(params.get("Mask mode") == "Inpaint not masked"),
-    "inpainting_fill": lambda params: FILLS.index(params.get("Masked content", "original")),
-    "inpaint_full_res": lambda params: params.get("Inpaint area") == "Only masked",
-    "inpaint_full_res_padding": lambda params: params.get("Masked area padding"),
-}
-"""Fields of a request to img2img, for which no host says how its API calls what it pastes."""
-NOT_RESTORED = (
-    "This WebUI's API could not read the infotext ({error}): what other extensions' scripts had in it was left out."
-)
+NO_CHANGE = ("source", "mask", "control", "formats", "return", "sidecar", "fps", "init_images", "send_images")
+NO_CHANGE += ("save_images", "alwayson_scripts", "resize_mode", "inpainting_mask_invert")
+"""Settings and fields of a request that do not say that a clip is to look otherwise: what a file cannot carry."""
+DIFFERS = "Not as the clip was made: {differences}. What is new may not join without a jump."
+NOT_COMPARED = ("Version", "hashes")
+"""Parts of the keys whose texts say nothing of the pictures."""
 
 
 def go_on(step: str, values: Mapping, is_api: bool = True) -> dict:
@@ -57,9 +42,9 @@ def go_on(step: str, values: Mapping, is_api: bool = True) -> dict:
 
     step: one of `STEPS`.
     values: `clip` (a name, a path or base64), the number that the step takes, for a retake `take` (else one that was
-        not asked for of this clip in this session), and, where they are to be others than in
-        the recipe, `settings` of ZS² and fields of the host's `request`. What a file cannot carry has to be in those:
-        a source video (`settings`), init images and ControlNet units (`request`).
+        not asked for of this clip in this session), and, where they are to be others than in the recipe, `settings` of
+        ZS² and fields of the host's `request`. What a file cannot carry has to be in those: a source video
+        (`settings`), init images, a mask and ControlNet units (`request`).
     is_api: whether the clip's path comes from a request.
 
     Returns the host's answer: `images`, if the request's `send_images` is true, and of its `info` `clips`, `infotext`
@@ -67,23 +52,35 @@ def go_on(step: str, values: Mapping, is_api: bool = True) -> dict:
     """
     number, function = STEPS[step]
     more = MORE.get(step, ())
-    keys = (*OF_ALL, number, *more)
-    for key in values:
-        if key not in keys:
-            raise SettingsError(f"{key!r} is not known here; the keys are {', '.join(keys)}{nearest(key, keys)}")
-    for key, empty in (("clip", ""), (number, None)):
-        if values.get(key, empty) == empty:
-            raise SettingsError(f"{key}: none is given; give the clip to go on from, and {number}")
+    _check_keys(values, (*OF_ALL, number, *more), number)
     request, changes = _mapping(values, "request"), _mapping(values, "settings")
+    for key in changes:
+        if key in (*DECIDED[step], "clip", "enabled"):
+            raise SettingsError(f"settings: {key!r} is not allowed here, {step} decides it; leave it out")
     with ExitStack() as undo:
         text, infotext, before = read_recipe(clip_of(values["clip"], undo, is_api))
         after = function(before, values[number], **{key: values[key] for key in more if values.get(key) is not None})
         if step == "retake" and values.get("take") is None:
             after = _another_take(text, before, after)
-        settings = {**recipe.by_key(after), **changes, "enabled": True, "clip": values["clip"]}
+        settings = {**recipe.by_key(after), **changes, "enabled": True, "return": "video"}
+        if not {*changes, *request} - {*NO_CHANGE}:
+            settings["clip"] = values["clip"]
         tab = _tab(infotext)
         _check_given(infotext, tab, request, settings)
-        return _answer(*_generated(tab, text, infotext, request, settings))
+        answer = remake.generated(tab, text, request, settings)
+        answer["notes"] += _differences(text, answer["infotext"])
+        for clip in answer["clips"]:
+            _keep(clip)
+        return answer
+
+
+def _check_keys(values: Mapping, keys: tuple[str, ...], number: str) -> None:
+    for key in values:
+        if key not in keys:
+            raise SettingsError(f"{key!r} is not known here; the keys are {', '.join(keys)}{nearest(key, keys)}")
+    for key in ("clip", number):
+        if values.get(key, "") in ("", None):
+            raise SettingsError(f"{key}: none is given; give the clip to go on from, and {number}")
 
 
 _asked: Counter = Counter()
@@ -92,13 +89,14 @@ _asked: Counter = Counter()
 
 def _another_take(text: str, before: Settings, after: Settings) -> Settings:
     """`after`, a retake of the clip of the recipe `text`, with a number that was not asked for yet."""
-    (frame, take) = after.retakes[-1]
+    frame, take = after.retakes[-1]
     _asked[text, frame] += 1
     return going_on.retaken(before, frame, take + _asked[text, frame] - 1)
 
 
 def _mapping(values: Mapping, key: str) -> dict:
-    value = values.get(key) or {}
+    value = values.get(key)
+    value = {} if value is None else value
     if not isinstance(value, Mapping):
         raise SettingsError(f"{key}: {value!r} is not allowed; give an object")
     return dict(value)
@@ -121,69 +119,49 @@ def _check_given(infotext: Mapping[str, str], tab: str, request: Mapping, settin
             "init_images: the clip was made of an init image, which its file does not carry; give it as "
             "`request.init_images`"
         )
+    if "Mask blur" in infotext and not (request.get("mask") or settings.get("mask")):
+        raise SettingsError(
+            "mask: the clip was made with a mask, which its file does not carry; give it as `request.mask`, or a mask "
+            "video as `settings.mask`"
+        )
     units = [key for key in infotext if key.startswith("ControlNet ")]
-    if units and "ControlNet" not in request.get("alwayson_scripts", {}):
+    if units and "ControlNet" not in (request.get("alwayson_scripts") or {}):
         raise SettingsError(
             f"ControlNet: the clip was made with {len(units)} unit(s), whose images its file does not carry; give them "
             "as `request.alwayson_scripts`, as when it was made"
         )
 
 
-# --- the host's generation -------------------------------------------------------------------------------------------
+# --- what came of it -------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _api() -> Api:
-    """The host's API, whether it serves it or not."""
-    return Api(FastAPI(), queue_lock)
+def _differences(before: str, after: str) -> list[str]:
+    """What the infotext `after` says of how pictures are made that `before`, that of the clip, says otherwise."""
+    if not after:
+        return []
+    (prompt, negative, old), (new_prompt, new_negative, new) = recipe.parsed(before), recipe.parsed(after)
+    pairs = {"prompt": (prompt, new_prompt), "negative prompt": (negative, new_negative)}
+    pairs |= {key: (old[key], new.get(key, "none")) for key in old if not key.startswith("ZS2 ")}
+    found = [
+        f"{key} {_short(a)} is {_short(b)} now"
+        for key, (a, b) in pairs.items()
+        if a != b and not any(part in key for part in NOT_COMPARED)
+    ]
+    return [DIFFERS.format(differences="; ".join(found))] if found else []
 
 
-def _generated(tab: str, text: str, infotext: Mapping, request: dict, settings: dict) -> tuple[object, list[str]]:
-    """The host's answer to a request of the recipe `text`, and notes."""
-    api, is_txt2img = _api(), tab == "txt2img"
-    model = models.StableDiffusionTxt2ImgProcessingAPI if is_txt2img else models.StableDiffusionImg2ImgProcessingAPI
-    payload = {"send_images": False, "save_images": True, **_fields(text, model), **request}
-    payload["override_settings"] = {**_overrides(text), **request.get("override_settings", {})}
-    always_on = {**payload.get("alwayson_scripts", {}), "ZS2": {"args": [settings]}}
-    payload["alwayson_scripts"], notes = always_on, []
-    try:  # with what other extensions have in it; some hosts fail at that
-        runner = scripts.scripts_txt2img if is_txt2img else scripts.scripts_img2img
-        api.apply_infotext(model(**payload, infotext=text), tab, script_runner=runner, mentioned_script_args={})
-        payload["infotext"] = text
-    except Exception as error:
-        log.warning("the host could not read an infotext in a request", exc_info=error)
-        notes.append(NOT_RESTORED.format(error=type(error).__name__))
-    return (api.text2imgapi if is_txt2img else api.img2imgapi)(model(**payload)), notes
+def _short(text: str) -> str:
+    return repr(text if len(text) < 60 else text[:60] + "…")
 
 
-def _fields(text: str, model: type) -> dict:
-    """The fields of a request that the recipe has, most of them found by the host's own way of pasting."""
-    known = getattr(model, "model_fields", None) or model.__fields__
-    values, params = {}, infotext_utils.parse_generation_parameters(text)
-    for field in infotext_utils.paste_fields["txt2img"]["fields"]:  # those of the other tab name no field of the API
-        if getattr(field, "api", None) in known and field.api not in NOT_PASTED:
-            values[field.api] = field.function(params) if field.function else params.get(field.label)
-    for name, of_text in OF_IMG2IMG.items():
-        if name in known:
-            values[name] = of_text(params)
-    values = {name: _plain(value) for name, value in values.items()}
-    return {name: value for name, value in values.items() if value is not None or name in SAME_AS_FIRST}
-
-
-def _plain(value):
-    """What a control would show, as an API takes it."""
-    if isinstance(value, dict) and "__type__" in value:  # an update of the control
-        value = value.get("value")
-    return None if isinstance(value, str) and value.startswith("Use same ") else value
-
-
-def _overrides(text: str) -> dict:
-    params = infotext_utils.parse_generation_parameters(text)
-    return {name: value for _, name, value in infotext_utils.get_override_settings(params)}
-
-
-def _answer(answer, notes: list[str]) -> dict:
-    info = json.loads(answer.info)
-    said = info.get("extra_generation_params", {}).get("ZS2 notes", "")
-    result = {"clips": info.get("zs2_clips", []), "infotext": (info.get("infotexts") or [""])[-1]}
-    return {**result, "notes": [*notes, *filter(None, [said])], "images": answer.images or []}
+def _keep(clip: dict) -> None:
+    """Puts a clip that the host did not save, as one that was stopped, to the previews, where it is kept for a day."""
+    if "data" in clip and not Path(clip["path"]).is_absolute():
+        folder = previews_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        suffix = FORMATS[clip["format"]].suffix or ".zip"
+        path = folder / f"{secrets.token_hex(8)}{suffix}"
+        path.write_bytes(base64.b64decode(clip["data"]))
+        clip["path"] = str(path)
+        if name := name_of(path):
+            clip["name"] = name

@@ -315,7 +315,7 @@ class Job:
     def postprocess(self, processed) -> None:
         """Puts the clips into the result, and leaves `p` as it was."""
         self._write_unfinished()
-        if self.kept:
+        if self.kept and not self.clips.stopped:
             self.kept.end()
         self.clips.leave_out(processed)
         self.end()

@@ -17,6 +17,7 @@ from modules.shared import opts
 
 from zs2_lib.media.formats import FORMATS
 from zs2_lib.media.png import FRAME_NAME
+from zs2_lib.settings.kinds import File
 
 from .files import LONGEST_PATH, file_of
 from .names import FOLDER
@@ -119,6 +120,7 @@ def clip_of(value: str, undo: ExitStack, is_api: bool) -> Path:
     """The clip that the setting `clip` gives: a name, a path or the base64 of a file, which is kept until `undo` is
     closed. Raises SettingsError as `file_of` does.
     """
+    value = File().check("clip", value)
     if len(value) <= LONGEST_PATH:
         with suppress(UnknownClip):
             return find(value)
