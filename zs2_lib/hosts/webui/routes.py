@@ -99,12 +99,12 @@ def _forecast(clip: Settings, width: int, height: int, steps: int, guided: bool)
     kept = -(-min(segment, clip.length) // clip.in_betweens)
     of_pass = clip.frames_per_pass or automatic_frames_per_pass(max(height, 1), max(width, 1))
     passes = -(-kept // of_pass) + -(-(min(segment, clip.length) - kept) // of_pass)
-    rows = clip.length * steps * (2 if guided else 1)
+    rows, played = clip.length * steps * (2 if guided else 1), len(clip.played(range(clip.length)))
     seconds, jobs = pace.seconds_for(pace.kind_of(clip.anchor_stride, clip.anchor_depth), rows * height * width)
     return {
-        "frames": clip.length,
+        "frames": played,
         "fps": clip.rate,
-        "clip_seconds": clip.length / clip.rate,
+        "clip_seconds": played / clip.rate,
         "segments": -(-clip.length // segment),
         "unet_passes_per_step": passes,
         "unet_rows": rows,
