@@ -290,7 +290,7 @@ class Anchors(Hooks):
                     "kept frame before it; " + another_extension("reorders the UNet's batch")
                 )
             ends = tuple(known[end] for end in (before, before + step) if end in known)
-            gaps.setdefault(ends, []).append((row, [1 - part, part][: len(ends)] if len(ends) > 1 else [1.0]))
+            gaps.setdefault(ends, []).append((row, [1 - part, part] if len(ends) > 1 else [1.0]))
         made = own.clone()
         for ends, rows in gaps.items():
             index, weights = zip(*rows)
