@@ -237,8 +237,8 @@ class PromptTravel:
             before, after = (_lengthened(encoded(common, text), tokens) for text in blend[:2])
             return _blended(before, after, blend.weight) if blend.weight else before
 
-        numbered, steps = enumerate(required_prompts, self.first), self.in_betweens
-        frames = [(common, self.prompts.at(frame / steps)) for frame, common in numbered]
+        numbered, times = enumerate(required_prompts, self.first), self.in_betweens
+        frames = [(common, self.prompts.at(frame / times)) for frame, common in numbered]
         tokens = math.lcm(*(_tokens(encoded(common, text)) for common, blend in frames for text in blend[:2]))
         batch = [blended(common, blend) for common, blend in frames]
         if positive:
