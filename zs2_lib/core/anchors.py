@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .anchor_rows import AnchorRows, Rule, phase_of
 from .blocks import deep_control_modules, deep_modules
-from .carried import Last, together
+from .carried import Last, places_with, together
 from .constants import Constants
 from .hooks import SWITCH_OFF, Hooks, Pass, another_extension
 from .kept import Kept
@@ -239,16 +239,12 @@ class Anchors(Hooks):
         """How the kept frames of the pass have changed, and their features; and the same of the last ones of other
         calls, as far as it is `carried`, as their last in-betweens may be yet to come.
         """
-        places: dict = {}
-        for place, (frame, group) in enumerate(zip(self.now.rows.frames, self.now.rows.groups)):
-            places.setdefault(group, {})[frame] = place
-        first = min(self.now.rows.frames)
-        if others := [group for group in carried if group not in places or min(places[group]) > first]:
-            of_others = zip(*(carried[group] for group in others))
-            change, features = (torch.cat([of, together(last)]) for of, last in zip((change, features), of_others))
-            for place, group in enumerate(others, len(self.now.rows)):
-                places.setdefault(group, {})[carried[group][0].frame] = place
-        self._changes = change, features, places
+        rows, parts = self.now.rows, []
+        for part, of_carried in zip((change, features), (0, 1)):
+            lasts = {group: last[of_carried] for group, last in carried.items()}
+            places, before = places_with(rows, lasts, min(rows.frames))
+            parts.append(torch.cat((part, together(before))) if before else part)
+        self._changes = *parts, places
 
     def _as_anchors(self, given: torch.Tensor, own: torch.Tensor, grid: Grid, features: torch.Tensor) -> torch.Tensor:
         """`own`, what kept frames have kept, changed as the anchors have."""

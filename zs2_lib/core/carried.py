@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from .rows import Rows
+
 
 class Last(NamedTuple):
     """A guidance group's last `frame` so far, counted from 0, and what is carried of it: `block[place]`, of shape (…).
@@ -30,6 +32,19 @@ def together(lasts: Sequence[Last]) -> torch.Tensor:
         last.block is block and last.place == place for place, last in enumerate(lasts)
     )
     return block if whole else torch.stack([last.value for last in lasts])
+
+
+def places_with(rows: Rows, carried: dict, first: int) -> tuple[dict, list[Last]]:
+    """For each guidance group the row of each of its frames in a call of `rows`, whose first frame is `first`; and what
+    is `carried` of the groups that begin later there, or are of another call, whose frames have the rows behind.
+    """
+    places: dict = {}
+    for place, (frame, group) in enumerate(zip(rows.frames, rows.groups)):
+        places.setdefault(group, {})[frame] = place
+    before = [group for group in carried if group not in places or min(places[group]) > first]
+    for place, group in enumerate(before, len(rows)):
+        places.setdefault(group, {})[carried[group].frame] = place
+    return places, [carried[group] for group in before]
 
 
 def moved(state, device: torch.device | str):

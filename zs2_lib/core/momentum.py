@@ -21,7 +21,7 @@ import torch
 from einops import rearrange
 from torch.utils.hooks import RemovableHandle
 
-from .carried import Last, together
+from .carried import Last, places_with, together
 from .constants import Constants, product
 from .hooks import Hooks, Pass, another_extension
 from .rows import Rows
@@ -156,8 +156,8 @@ class TemporalMomentum(Hooks):
         self.carried: dict[tuple[str, int], dict] = {}
         """For each projection, and each time that a pass uses it, the `Last` of each guidance group."""
         self._averages: dict[tuple[str, int], tuple[torch.Tensor, dict]] = {}
-        """Where there are in-betweens: for each of these the averages (rows, …) of the kept frames before them, and of
-        each group whose they are, (frame, row).
+        """Where there are in-betweens: for each of these the averages (rows, …) of the kept frames before them, and for
+        each group the row of each frame.
         """
         self._names: dict[torch.nn.Module, str] = {}
         self._constants = Constants()
@@ -267,13 +267,13 @@ class TemporalMomentum(Hooks):
         averages, places = self._averages.get(use, (x, {}))
         index, kept = [], []
         for frame, group in zip(rows.frames, rows.groups):
-            before = max((of for of, _ in places.get(group, ()) if of < frame), default=None)
+            before = max((of for of in places.get(group, ()) if of < frame), default=None)
             if before is None:
                 raise RuntimeError(
                     f"temporal momentum attention: frame {frame} of guidance group {group} is an in-between, and no "
                     "frame came before it; " + another_extension("reorders the UNet's batch")
                 )
-            index.append(dict(places[group])[before])
+            index.append(places[group][before])
             steps = self.momentum[before + 1 : self._timeline.kept_before(frame) + 1]
             kept.append(math.prod(steps) * self._between[frame])
         of_frames = torch.tensor(kept).to(x.dtype)
@@ -284,15 +284,9 @@ class TemporalMomentum(Hooks):
         """`averages` (rows, …) of kept frames, and those `carried` to them where they begin after the pass does (inside
         the deep blocks are anchors alone) or belong to another call, whose last in-betweens may be yet to come.
         """
-        places: dict = {}
-        for place, (frame, group) in enumerate(zip(rows.frames, rows.groups)):
-            places.setdefault(group, []).append((frame, place))
-        first = min(self.now.rows.frames)
-        if before := [group for group in carried if group not in places or places[group][0][0] > first]:
-            block = together([carried[group] for group in before]).to(averages.dtype)
-            averages = torch.cat((averages, block))
-            for place, group in enumerate(before, len(rows)):
-                places.setdefault(group, []).append((carried[group].frame, place))
+        places, before = places_with(rows, carried, min(self.now.rows.frames))
+        if before:
+            averages = torch.cat((averages, together(before).to(averages.dtype)))
         self._averages[use] = averages, places
 
     def _weights_for(self, rows: Rows, carried: dict, like: torch.Tensor) -> Weights:
