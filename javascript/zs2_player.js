@@ -7,7 +7,7 @@ class Zs2Player {
     constructor(sections = []) {
         this.groups = [];
         this.listeners = {};
-        this._build(sections.map(section => section(this)).filter(Boolean));
+        this._build(sections);
         this._shown = -1;
         this.element.addEventListener('keydown', event => this._key(event));
     }
@@ -122,7 +122,7 @@ class Zs2Player {
             'section', {class: 'zs2-player', 'aria-label': zs2Words('Clip player')},
             zs2Element('div', {class: 'zs2-head'}, this.chooser, this.compare.chooser),
             this.stage, this.compare.wipe, this.film.element, this._controls(), this.compare.element,
-            this.consistency.element, ...sections, this.progress, this.status,
+            this.consistency.element, ...sections.map(section => section(this)), this.progress, this.status,
         );
         const choices = [this.chooser, this.compare.chooser];
         for (const choice of choices) choice.addEventListener('pointerdown', () => this.tell('choices'));

@@ -12,7 +12,7 @@ from zs2_lib.settings.kinds import NumberSchedule, SettingsError
 from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.table import ROWS, Settings
 
-from . import control_part, going_on_part, postprocess_part, recipe_part, source_part
+from . import control_part, going_on_part, player_part, postprocess_part, recipe_part, source_part
 from .controls import (
     FILE,
     KEYFRAMES,
@@ -68,6 +68,7 @@ def build(elem_id: ElemId, is_img2img: bool, preview: Callable, units: int, step
     recipe_part.build(elem_id, is_img2img)
     going_on_part.build(elem_id)
     postprocess_part.build(elem_id)
+    player_part.build(elem_id)
     of_units = tuple(name for number in range(units) for name in control_part.unit_controls(number))
     return {name: controls[name] for name in ARGUMENTS + of_units}
 
