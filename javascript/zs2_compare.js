@@ -29,7 +29,8 @@ class Zs2Compare {
     // With the clip given, or the one that was shown before, or the first other one there is.
     start(clip = null) {
         const {player} = this;
-        const other = clip || player.groups.flatMap(([, clips]) => clips).find(({name}) => name !== player.clip?.name);
+        const others = [clip, player.before, ...player.groups.flatMap(([, clips]) => clips)];
+        const other = others.find(candidate => candidate && candidate.name !== player.clip?.name);
         if (!other) {
             player.tell('choices');
             player.say(zs2Words('There is no other clip to compare with.'));

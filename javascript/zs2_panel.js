@@ -104,21 +104,27 @@ async function zs2UseAsSource(path) {
     part.scrollIntoView({block: 'nearest'});
 }
 
-// Follows what a task writes into `result` until it has ended: `tell(text, part)` is called on the way. Gives the clips
-// that were made, and the last text. Throws an Error with what went wrong.
-async function zs2Follow(result, before, tell) {
-    let unchanged = 0;
+// What a task has written into its result: gradio's own words about its queue are beside it.
+function zs2Written(result) {
+    return result.querySelector('.prose') || result;
+}
+
+// Follows what a task writes into `result` until it has ended: `tell(text, part)` is called on the way, and `isOfTask`
+// knows its words from those of the task before. Gives the clips that were made, and the last text. Throws an Error with
+// what went wrong.
+async function zs2Follow(result, isOfTask, tell) {
     for (;;) {
         await zs2Pause(200);
-        const progress = result.querySelector('progress');
-        if (progress) tell(result.innerText.trim() || result.textContent.trim(), progress.value);
-        const same = result.innerHTML === before;
-        unchanged = same ? unchanged + 1 : 0;
-        if (progress || (same && unchanged < 75)) continue; // the same words as last time are an answer as well
-        const made = result.querySelector('.zs2-made');
-        const lines = [...result.querySelectorAll('p')].map(line => line.textContent);
-        const text = lines.join(' ') || result.textContent.trim();
-        if (!made) throw new Error(text);
+        const written = zs2Written(result);
+        const progress = written.querySelector('progress');
+        const text = [...written.querySelectorAll('p')].map(line => line.textContent).join(' ');
+        if (!isOfTask(written)) continue;
+        if (progress) {
+            tell(text, progress.value);
+            continue;
+        }
+        const made = written.querySelector('.zs2-made');
+        if (!made) throw new Error(written.textContent.trim());
         return [JSON.parse(made.dataset.clips), text];
     }
 }
@@ -126,24 +132,25 @@ async function zs2Follow(result, before, tell) {
 // Goes on from a clip by a button of the panel: "extend", "retake" or "in-betweens".
 async function zs2GoOn(tab, step, name, number, tell) {
     const part = what => zs2Part(tab, `going_on_${what}`);
-    const before = zs2SetControl(part('clip'), name, part('clip_file'));
+    const clip = zs2SetControl(part('clip'), name, part('clip_file'));
     zs2SetControl(part(`${step}_number`), number);
     await zs2Pause(zs2SettleTime);
-    const shown = part('result').innerHTML;
+    const before = zs2Written(part('result')).innerHTML;
+    let same = 0; // the same words as those before are an answer as well, if they stay for 15 seconds
     part(step).click();
     try {
-        return await zs2Follow(part('result'), shown, tell);
+        return await zs2Follow(part('result'), ({innerHTML}) => innerHTML !== before || ++same > 75, tell);
     } finally {
-        zs2SetControl(part('clip'), before);
+        zs2SetControl(part('clip'), clip);
     }
 }
 
 // Asks the panel's hidden part for what a browser cannot do: "save", "open" or "upscale".
 async function zs2AskPart(tab, what, request, tell = () => {}) {
-    zs2SetControl(zs2Part(tab, 'player_request'), JSON.stringify({...request, time: Date.now()}));
+    const time = Date.now();
+    zs2SetControl(zs2Part(tab, 'player_request'), JSON.stringify({...request, time}));
     await zs2Pause(zs2SettleTime);
-    const result = zs2Part(tab, 'player_result');
-    const shown = result.innerHTML;
     zs2Part(tab, `player_${what}`).click();
-    return zs2Follow(result, shown, tell);
+    const isOfTask = written => written.querySelector(`[data-time="${time}"]`);
+    return zs2Follow(zs2Part(tab, 'player_result'), isOfTask, tell);
 }

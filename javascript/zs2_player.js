@@ -46,6 +46,7 @@ class Zs2Player {
     // Shows a clip {name, label?, frames?, fps?, saved?}, and plays it unless the user's system asks for less motion.
     show(clip, plays = !matchMedia('(prefers-reduced-motion: reduce)').matches) {
         this.say('');
+        if (this.clip && this.clip.name !== clip.name) this.before = this.clip;
         this.track.show(clip);
         this._speed();
         if (plays) this.play();

@@ -33,17 +33,23 @@ def build(elem_id: ElemId) -> None:
 
 
 def _answering(answer: Callable[[dict], Iterator[str]]) -> Callable[[str], Iterator[str]]:
-    """`answer` to a request; errors are answers in words."""
+    """`answer` to a request, marked with the time by which the page knows it; errors are answers in words."""
 
-    def answered(request: str) -> Iterator[str]:
-        try:
-            yield from answer(json.loads(request))
-        except library.UnknownClip as error:
-            yield html.escape(f"there is no clip {str(error)!r}")
-        except Exception as error:
-            yield work.failure(error)
+    def answered(text: str) -> Iterator[str]:
+        request = json.loads(text)
+        for words in _in_words(answer, request):
+            yield f'<div data-time="{int(request["time"])}">{words}</div>'
 
     return answered
+
+
+def _in_words(answer: Callable[[dict], Iterator[str]], request: dict) -> Iterator[str]:
+    try:
+        yield from answer(request)
+    except library.UnknownClip as error:
+        yield html.escape(f"there is no clip {str(error)!r}")
+    except Exception as error:
+        yield work.failure(error)
 
 
 def _save(request: dict) -> Iterator[str]:
