@@ -18,10 +18,10 @@ from modules.shared import opts
 from zs2_lib.media.formats import FORMATS
 from zs2_lib.media.png import FRAME_NAME
 from zs2_lib.settings.kinds import File
+from zs2_lib.settings.options import FOLDER
 
 from .files import LONGEST_PATH, file_of
 from .names import folder_of_clips
-from .options import FOLDER
 
 PREVIEWS = "zs2-previews"
 """Folder, in the host's for temporary files, of what the page's gallery plays and is not saved."""
