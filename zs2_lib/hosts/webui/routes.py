@@ -21,7 +21,7 @@ from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.schema import postprocessing_schema, schema
 from zs2_lib.settings.table import Settings
 
-from . import access, at_page, going_on, library, pace, postprocess, serving
+from . import access, at_page, going_on, library, live, options, pace, postprocess, serving
 from .edit import SourceVideo
 from .files import temporary_folder
 from .limits import check_frames, max_frames
@@ -93,7 +93,9 @@ def _forecast(clip: Settings, width: int, height: int, steps: int, guided: bool)
     """`width` and `height` are the latents'."""
     segment = clip.segment or clip.length
     kept = -(-min(segment, clip.length) // clip.in_betweens)
-    of_pass = clip.frames_per_pass or automatic_frames_per_pass(max(height, 1), max(width, 1))
+    of_pass = clip.frames_per_pass or automatic_frames_per_pass(
+        max(height, 1), max(width, 1), options.latents_per_pass()
+    )
     passes = -(-kept // of_pass) + -(-(min(segment, clip.length) - kept) // of_pass)
     rows, played = clip.length * steps * (2 if guided else 1), len(clip.played(range(clip.length)))
     seconds, jobs = pace.seconds_for(pace.kind_of(clip.anchor_stride, clip.anchor_depth), rows * height * width)
@@ -107,6 +109,12 @@ def _forecast(clip: Settings, width: int, height: int, steps: int, guided: bool)
         "seconds": None if seconds is None else round(seconds, 2),
         "known_from_jobs": jobs,
     }
+
+
+@of_page.get("/live", summary="How far the job is that runs, and a filmstrip of its frames")
+def get_live(strip: str = "") -> dict:
+    """`strip` is the id of the last filmstrip that was seen: another one comes, if there is any."""
+    return live.shown(strip)
 
 
 # --- clips -----------------------------------------------------------------------------------------------------------
