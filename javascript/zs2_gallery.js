@@ -252,7 +252,7 @@ class Zs2Place {
             zs2Recent = await (await zs2Ask('clips?limit=50')).json();
             this._offer();
         } catch (error) {
-            this.player.say(error.message);
+            this.player.fail(error);
         }
     }
 }
