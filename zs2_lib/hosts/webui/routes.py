@@ -21,11 +21,10 @@ from zs2_lib.media.text import read_text
 from zs2_lib.media.write import write_zip
 from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import SettingsError, WholeNumber
-from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.schema import postprocessing_schema, schema
 from zs2_lib.settings.table import ROWS, Settings
 
-from . import access, going_on, library, pace, postprocess, serving
+from . import access, going_on, library, pace, postprocess, presets, serving
 from .edit import SourceVideo
 from .files import temporary_folder
 from .limits import check_frames, max_frames, max_source_pixels
@@ -67,9 +66,11 @@ def get_settings() -> dict:
     return schema(max_frames())
 
 
-@router.get("/presets", summary="The speeds: settings, and sampling steps where they set them")
+@router.get(
+    "/presets", summary="The presets: shipped, and the user's; the speeds, with sampling steps if they set them"
+)
 def get_presets() -> dict:
-    return {name: {"settings": preset.settings, "steps": preset.steps} for name, preset in PRESETS.items()}
+    return presets.answer()
 
 
 @router.post("/forecast", summary="What a clip will be and cost")
