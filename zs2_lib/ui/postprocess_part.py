@@ -91,4 +91,4 @@ def _shown(result: postprocess.Result) -> str:
     lines = [f"{result.frames} frames of {result.size[0]}x{result.size[1]}, {result.fps:g} per second"]
     lines += ["Stopped before the end."] * result.stopped
     lines += [f"Saved: {path}" for path in result.files.values()] + result.notes
-    return work.shown(result.files.values(), lines)
+    return work.shown([*result.files.values()], lines)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
+import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from urllib.parse import quote
@@ -12,6 +13,7 @@ from urllib.parse import quote
 import gradio as gr
 from modules import shared, ui_tempdir
 
+from zs2_lib.hosts.webui.library import name_of
 from zs2_lib.media.formats import FORMATS
 from zs2_lib.settings.kinds import SettingsError
 
@@ -58,10 +60,12 @@ def bar(part: float, text: str) -> str:
     return f'<progress value="{part}" style="width: 100%"></progress><p>{html.escape(text)}</p>'
 
 
-def shown(files: Iterable[Path], lines: Iterable[str]) -> str:
-    """The first of the files that a browser plays, and lines about them."""
+def shown(files: Sequence[Path], lines: Iterable[str]) -> str:
+    """The first of the files that a browser plays, lines about them, and the files' names for the page's player."""
     playable = next((path for path in files if path.suffix[1:] in FORMATS and not path.is_dir()), None)
-    return (_player(playable) if playable else "") + "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+    named = [{"name": name, "format": path.suffix[1:] or "png"} for path in files if (name := name_of(path))]
+    made = f'<div class="zs2-made" hidden data-clips="{html.escape(json.dumps(named))}"></div>'
+    return (_player(playable) if playable else "") + "".join(f"<p>{html.escape(line)}</p>" for line in lines) + made
 
 
 def _player(path: Path) -> str:

@@ -217,7 +217,7 @@ def test_no_other_file_is_served(host, files, tmp_path):
         ]  # fmt: skip
         for name in names:
             for path in (urllib.parse.quote(name), urllib.parse.quote(name, safe="")):
-                for end in ("", "/recipe"):
+                for end in ("", "/recipe", "/about", "/video", "/frames/0"):
                     status, _, body = answer(f"{host.client.url}/zs2/v1/clips/{path}{end}")
                     assert status in (404, 307) and b"secret" not in body.replace(b"secret.mp4", b""), (
                         name,
@@ -251,6 +251,32 @@ def test_a_still_of_an_uploaded_clip(host, made, files, format):
     assert np.abs(picture - clipfiles.frames(data)[0]).mean() < 8
     status, _, about = answer(url_of(host, "recipe"), data=data)
     assert status == 200 and json.loads(about)["infotext"] == made.infotext
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_the_player_asks(host, made, files, format, tmp_path):
+    """Of a clip in any format; `made` has it as exact pictures too."""
+    clips = f"clips/{files[format]['name']}"
+    about = json.loads(answer(url_of(host, f"{clips}/about"))[2])
+    size = (about["frames"], about["fps"], about["width"], about["height"], about["stopped"])
+    assert size == (3, 8, STILL["width"], STILL["height"], False) and about["path"] == files[format]["path"]
+    assert about["infotext"] == made.infotext and about["settings"]["frames"] == 3
+    exact = made.frames.astype(np.int16)
+    near = 1e-2 if format in ("apng", "png") else 6
+    assert np.allclose(about["change"], np.abs(np.diff(exact, axis=0)).mean((1, 2, 3)), atol=near)
+    assert np.allclose(about["drift"], np.abs(exact - exact[0]).mean((1, 2, 3)), atol=near)
+    strip = about["filmstrip"]
+    picture = Image.open(io.BytesIO(base64.b64decode(strip["image"].partition(",")[2])))
+    assert strip["frames"] == [0, 1, 2] and picture.size == (3 * strip["width"], strip["height"])
+    status, headers, frame = answer(url_of(host, f"{clips}/frames/2"))
+    assert (status, headers["content-type"]) == (200, "image/png") and host.client.infotext(frame) == made.infotext
+    picture = np.asarray(Image.open(io.BytesIO(frame)).convert("RGB")).astype(np.int16)
+    assert np.abs(picture - exact[2]).mean() < (near if format in ("apng", "png") else 8)
+    assert answer(url_of(host, f"{clips}/frames/3"))[0] == 422 and answer(url_of(host, f"{clips}/frames/-1"))[0] == 404
+    status, headers, video = answer(url_of(host, f"{clips}/video"), range="bytes=0-9")
+    assert (status, headers["content-type"]) == (206, "video/webm" if format == "webm" else "video/mp4")
+    video = answer(url_of(host, f"{clips}/video"))[2]
+    assert np.abs(clipfiles.frames(video) - exact).mean() < 8 and clipfiles.seconds(video) == pytest.approx(3 / 8)
 
 
 @pytest.mark.parametrize("data", [b"", b"no clip", b"GIF89a", base64.b64decode("AAAAGGZ0eXBtcDQy")])

@@ -38,6 +38,8 @@ class Clip:
     """By format, the file's base64 (for "png" that of a ZIP), if the request asks for it."""
     playable: Path | None = None
     """A file that the host's gallery plays, which draws <img>."""
+    plays: str | None = None
+    """The name of a file that the page's player plays."""
     pictures: list = field(default_factory=list)
     """What the clip is among the pictures of an API's answer with a script: PIL images or base64."""
     animation: str = ""
@@ -47,6 +49,7 @@ class Clip:
         """What `info` says of it, file by file."""
         about = {"frames": self.frames, "fps": self.fps, "seed": self.seed}
         about |= {"stopped": True} if self.stopped else {}
+        about |= {"plays": self.plays} if self.plays else {}
         return [
             {"path": str(path), **named(path), "format": format, **about}
             | ({"data": self.data[format]} if format in self.data else {})

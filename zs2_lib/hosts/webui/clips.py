@@ -24,7 +24,7 @@ from zs2_lib.settings.table import Settings
 from .answer import PARALLEL, Clip, Request
 from .edit import SourceVideo
 from .files import temporary_folder
-from .library import made, previews_folder, remember
+from .library import made, name_of, previews_folder, remember
 from .names import ClipName
 from .segments import AT_ONCE, Segments
 
@@ -228,6 +228,10 @@ class Clips:
             clip.pictures[:0] = [clip.animation] if self.request.script else []
         elif file:
             clip.playable = file
+        if not is_api:
+            videos = (file for format, file in files.items() if FORMATS[format].encoding)
+            best = next(videos, next(iter(files.values()), file))
+            clip.plays = best and name_of(best)
 
     def _passing(self, temporary: ExitStack) -> Path | None:
         """A path, without suffix, of a file that is there until `temporary` is closed."""

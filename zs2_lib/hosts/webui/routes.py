@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,23 +10,20 @@ from pathlib import Path
 
 from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from PIL import PngImagePlugin
 
 from zs2_lib.core.passes import automatic_frames_per_pass
 from zs2_lib.media.formats import FORMATS
-from zs2_lib.media.read import open_source
-from zs2_lib.media.source import Selection
 from zs2_lib.media.text import read_text
 from zs2_lib.media.write import write_zip
 from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import SettingsError, WholeNumber
 from zs2_lib.settings.schema import postprocessing_schema, schema
-from zs2_lib.settings.table import ROWS, Settings
+from zs2_lib.settings.table import Settings
 
-from . import access, going_on, library, pace, postprocess, presets, serving
+from . import access, at_page, going_on, library, live, pace, postprocess, presets, serving
 from .edit import SourceVideo
 from .files import temporary_folder
-from .limits import check_frames, max_frames, max_source_pixels
+from .limits import check_frames, max_frames
 
 log = logging.getLogger(__name__)
 
@@ -114,10 +110,16 @@ def _forecast(clip: Settings, width: int, height: int, steps: int, guided: bool)
     }
 
 
+@of_page.get("/live", summary="How far the job is that runs, and a filmstrip of its frames")
+def get_live(strip: str = "") -> dict:
+    """`strip` is the id of the last filmstrip that was seen: another one comes, if there is any."""
+    return live.shown(strip)
+
+
 # --- clips -----------------------------------------------------------------------------------------------------------
 
 
-@router.get("/clips", summary="The clips that are there, newest first")
+@of_page.get("/clips", summary="The clips that are there, newest first")
 def get_clips(limit: int = Query(default=100, ge=1, le=100_000)) -> list:
     return [
         {"name": entry.name, "format": entry.format, "bytes": entry.bytes, "modified": entry.modified}
@@ -125,13 +127,42 @@ def get_clips(limit: int = Query(default=100, ge=1, le=100_000)) -> list:
     ]
 
 
-@router.get("/clips/{name:path}/recipe", summary="What a clip's file says of how it was made")
+@of_page.get("/clips/{name:path}/recipe", summary="What a clip's file says of how it was made")
 def get_recipe(name: str) -> dict:
     with in_words():
         return recipe_in(library.find(name))
 
 
-@router.get("/clips/{name:path}", summary="A clip's file, or a range of it; a folder of PNG files as ZIP, or one of it")
+@of_page.get("/clips/{name:path}/about", summary="A clip at a glance: rate, size, filmstrip, change and drift, recipe")
+def get_about(name: str) -> dict:
+    with in_words():
+        return at_page.about(name)
+
+
+@of_page.get(
+    "/clips/{name:path}/frames/{frame:int}",
+    summary="A frame of a clip, counted from 0, as a PNG that carries the clip's text",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}},
+)
+def get_frame(name: str, frame: int) -> Response:
+    with in_words():
+        return Response(at_page.png_of(library.find(name), frame), media_type="image/png")
+
+
+@of_page.get("/clips/{name:path}/video", summary="A clip as a video that browsers play, made of it if it is none")
+def get_video(name: str, request: Request) -> Response:
+    with in_words():
+        path = at_page.video_of(library.find(name))
+        return serving.answer_file(request, path, _media_type(path))
+
+
+of_page.head("/clips/{name:path}/video", include_in_schema=False)(get_video)
+
+
+@of_page.get(
+    "/clips/{name:path}", summary="A clip's file, or a range of it; a folder of PNG files as ZIP, or one of it"
+)
 def get_clip(name: str, request: Request) -> Response:
     with in_words():
         path = library.find(name)
@@ -144,7 +175,7 @@ def get_clip(name: str, request: Request) -> Response:
             return serving.answer(request, file, "application/zip", f"{path.name}.zip", path.stat().st_mtime)
 
 
-router.head("/clips/{name:path}", include_in_schema=False)(get_clip)
+of_page.head("/clips/{name:path}", include_in_schema=False)(get_clip)
 
 
 @router.post(
@@ -238,19 +269,14 @@ def recipe_in(path: Path) -> dict:
     """
     text = _text_of(path)
     prompt, negative, values = recipe.parsed(text)
-    settings = {ROWS[name].key: ROWS[name].kind.plain(value) for name, value in recipe.read(values).items()}
     about = {"infotext": text, "prompt": prompt, "negative_prompt": negative, "values": values}
-    return {**about, "settings": settings if recipe.is_of_clip(values) else None}
+    return {**about, "settings": at_page.settings_in(values)}
 
 
 def still_of(path: Path) -> bytes:
     """The first frame of a clip as a PNG that carries the clip's text. Raises ValueError."""
-    info = PngImagePlugin.PngInfo()
-    info.add_text("parameters", _text_of(path))
-    _, picture = next(open_source(path, max_pixels=max_source_pixels()).frames(Selection(frames=1)))
-    file = io.BytesIO()
-    picture.save(file, "PNG", pnginfo=info)
-    return file.getvalue()
+    _text_of(path)
+    return at_page.png_of(path, 0)
 
 
 def _text_of(path: Path) -> str:
