@@ -192,7 +192,7 @@ def test_shipped_presets():
 def test_a_preset_may_hold_all_settings_but_those_of_one_clip():
     assert set(ROWS) - {row.name for row in KEPT.values()} == {
         "enabled", "returns", "source", "mask", "control", "source_start", "source_end", "retakes", "extended",
-        "kept_clip",
+        "kept_clip", "preflight",
     }  # fmt: skip
     defaults = {key: row.kind.plain(row.default) for key, row in KEPT.items()}
     assert Preset.from_mapping({"settings": defaults}).settings == defaults

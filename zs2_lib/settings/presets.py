@@ -14,7 +14,7 @@ LONGEST_NAME, LONGEST_ABOUT = 60, 500
 """Characters."""
 OF_ONE_CLIP = ("source", "mask", "control", "source_start", "source_end", "retakes", "extended", "kept_clip")
 """Settings that belong to one clip, and are part of no preset."""
-KEPT = {row.key: row for name, row in ROWS.items() if name not in (*OF_ONE_CLIP, "enabled", "returns")}
+KEPT = {row.key: row for name, row in ROWS.items() if name not in (*OF_ONE_CLIP, "enabled", "returns", "preflight")}
 """The rows of the settings that a preset may hold, by their keys."""
 LOOK = ("motion", "inertia", "momentum", "loop", "noise_model", "alpha", "candidates", "solver")
 """The settings that every shipped preset holds, so that nothing of one is left behind by the next."""

@@ -8,20 +8,21 @@ import gradio as gr
 
 IDS = {
     "steps": "{tab}_steps",
-    "sampler": "{tab}_sampling",
+    "sampler_name": "{tab}_sampling",
     "width": "{tab}_width",
     "height": "{tab}_height",
     "cfg_scale": "{tab}_cfg_scale",
-    "batch_count": "{tab}_batch_count",
+    "n_iter": "{tab}_batch_count",
+    "batch_size": "{tab}_batch_size",
     "denoising_strength": "{tab}_denoising_strength",
-    "hires": "{tab}_hr-checkbox",
-    "hires_steps": "{tab}_hires_steps",
-    "hires_scale": "{tab}_hr_scale",
-    "hires_width": "{tab}_hr_resize_x",
-    "hires_height": "{tab}_hr_resize_y",
-    "script": "script_list",
+    "enable_hr": "{tab}_hr-checkbox",
+    "hr_second_pass_steps": "{tab}_hires_steps",
+    "hr_scale": "{tab}_hr_scale",
+    "hr_resize_x": "{tab}_hr_resize_x",
+    "hr_resize_y": "{tab}_hr_resize_y",
+    "script_name": "script_list",
 }
-"""The ids of the host's controls, by what they are called here."""
+"""The ids of the host's controls, by their keys in its requests."""
 LAST = "{tab}_gallery"
 """The id of one that comes after all of them."""
 

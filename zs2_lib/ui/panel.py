@@ -12,7 +12,7 @@ from zs2_lib.settings.kinds import NumberSchedule, SettingsError
 from zs2_lib.settings.speeds import SPEEDS
 from zs2_lib.settings.table import ROWS, Settings
 
-from . import control_part, going_on_part, postprocess_part, presets_part, recipe_part, source_part
+from . import control_part, forecast_part, going_on_part, postprocess_part, presets_part, recipe_part, source_part
 from .controls import (
     FILE,
     KEYFRAMES,
@@ -44,6 +44,7 @@ ARGUMENTS = (
     SETTINGS
     + tuple(name + KEYFRAMES for name in SCHEDULES)
     + tuple(name for file in source_part.FILES for name in (file, file + FILE))
+    + ("preflight",)
 )
 """The names of the controls behind the enabling checkbox, in the order of the script's arguments; those of each
 ControlNet unit follow."""
@@ -56,8 +57,10 @@ def build(elem_id: ElemId, is_img2img: bool, preview: Callable, units: int, host
     source and a line about them, or raises SettingsError. `units` is the number of ControlNet units, 0 if the extension
     is not installed. `host` has the host's own controls.
     """
+    tab = "img2img" if is_img2img else "txt2img"
     presets = presets_part.build(elem_id, is_img2img)
-    controls = rows_of_controls(MAIN_ROWS, elem_id)
+    forecast = forecast_part.build(elem_id, tab)
+    controls = {"preflight": forecast.preflight, **rows_of_controls(MAIN_ROWS, elem_id)}
     with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced")):
         controls.update(rows_of_controls(ADVANCED_ROWS, elem_id))
         with gr.Row():
@@ -71,7 +74,9 @@ def build(elem_id: ElemId, is_img2img: bool, preview: Callable, units: int, host
     postprocess_part.build(elem_id)
     presets_part.connect(presets, controls, host, is_img2img)
     of_units = tuple(name for number in range(units) for name in control_part.unit_controls(number))
-    return {name: controls[name] for name in ARGUMENTS + of_units}
+    arguments = {name: controls[name] for name in ARGUMENTS + of_units}
+    forecast_part.connect(forecast, arguments, host, read, is_img2img)
+    return arguments
 
 
 def _speed_buttons(controls: Controls, elem_id: ElemId, host: HostControls) -> None:
@@ -116,6 +121,7 @@ def read(args: tuple) -> Settings:
             settings[name] = keyframes
     for name in source_part.FILES:
         settings[name] = path_of(by_name.get(name + FILE), by_name.get(name))
+    settings["preflight"] = bool(by_name.get("preflight"))
     settings["control"] = control_part.read(values[len(ARGUMENTS) :])
     return Settings(enabled=True, **settings)
 

@@ -92,9 +92,12 @@ def connect(part: Part, controls: Controls, host: HostControls, is_img2img: bool
         here = [name for name in ("steps", "denoising_strength")[: 1 + is_img2img] if name in of_host]
         panel = [controls[name] for name in names]
         tab = [of_host[name] for name in here]
-        part.apply.click(
-            lambda chosen: _applied(chosen, names, here), [part.chosen], [part.about, *panel, *tab], show_progress=False
+        outputs = [part.about, *panel, *tab]
+        applied = part.apply.click(
+            lambda chosen: _applied(chosen, names, here), [part.chosen], outputs, show_progress=False
         )
+        of_tab = "img2img" if is_img2img else "txt2img"
+        applied.then(fn=None, inputs=[], outputs=[], _js=f"() => window.zs2ForecastSoon?.('{of_tab}')")
 
         def done(action, chosen, name, with_host, *values):
             by_name = dict(zip(names, values))
