@@ -9,7 +9,7 @@ from modules import script_callbacks, scripts
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
-from zs2_lib.hosts.webui import edit, errors, host, job, routes, selected
+from zs2_lib.hosts.webui import axes, edit, errors, host, job, options, routes, selected
 from zs2_lib.ui import panel
 from zs2_lib.ui.host_controls import HostControls
 
@@ -54,7 +54,7 @@ class Script(scripts.Script):
 
     def before_process(self, p, *args):
         with errors.kept(p):
-            job.begin(p, panel.read(args))
+            job.begin(p, axes.applied(p, panel.read(args)))
 
     def process(self, p, *args):
         if ours := job.of(p):
@@ -103,6 +103,8 @@ def on_app_started(demo, app):
     routes.add(app)
 
 
+script_callbacks.on_before_ui(axes.add)
+script_callbacks.on_before_ui(options.add)  # not when the page's settings are built: a server may have no page
 script_callbacks.on_app_started(on_app_started)
 script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
 script_callbacks.on_before_image_saved(on_before_image_saved)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from zs2_lib.hosts.webui.estimate import AFTER, BETWEEN, FULL, SAMPLING, Estimate
+from zs2_lib.hosts.webui.estimate import AFTER, BETWEEN, FULL, SAMPLING, SECOND, Estimate
 
-POSITIONS, FULL_RATE, BETWEEN_RATE, AFTER_RATE = 64 * 64, 2e-6, 1e-6, 5e-6
-KNOWN = {FULL: FULL_RATE, BETWEEN: BETWEEN_RATE, AFTER: AFTER_RATE}
+POSITIONS, FULL_RATE, BETWEEN_RATE, SECOND_RATE, AFTER_RATE = 64 * 64, 2e-6, 1e-6, 3e-6, 5e-6
+KNOWN = {FULL: FULL_RATE, BETWEEN: BETWEEN_RATE, SECOND: SECOND_RATE, AFTER: AFTER_RATE}
 CASES = {
     "plain": dict(frames=[8]),
     "batch count": dict(frames=[8, 8, 8]),
@@ -41,7 +41,8 @@ def run(frames, start=None, second=None, bend=1.0, known=None, calls=20):
                 work = 2 * batch * POSITIONS * times
                 job.call(number, count, work, POSITIONS * times, time)
                 full = start is None or not number or time < start
-                passes(work * (FULL_RATE if full else BETWEEN_RATE))
+                rate = FULL_RATE if full else BETWEEN_RATE
+                passes(work * (rate if times == 1 else rate * SECOND_RATE / FULL_RATE))
         rates |= job.sampled()
         passes(batch * POSITIONS * goes[-1][1] * AFTER_RATE)
         rates |= job.batch_done()
@@ -58,9 +59,11 @@ def test_what_is_known_gives_the_time_from_a_quarter_on(case):
     assert rates[FULL] == pytest.approx(FULL_RATE) and rates[AFTER] == pytest.approx(AFTER_RATE)
     if CASES[case].get("start"):
         assert rates[BETWEEN] == pytest.approx(BETWEEN_RATE) and BETWEEN_RATE < rates[SAMPLING] < FULL_RATE
+    if "second" in CASES[case]:
+        assert rates[SECOND] == pytest.approx(SECOND_RATE)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "anchors" not in case])
+@pytest.mark.parametrize("case", [case for case in CASES if not ("anchors" in case or "hires" in case)])
 def test_a_first_job_is_known_after_its_first_call(case):
     """But for what comes after sampling, which is guessed."""
     said, total, _ = run(**CASES[case])

@@ -438,3 +438,19 @@ def test_clip_bytes(tmp_path):
         assert archive.read("00002.png") == (folder / "00002.png").read_bytes()
     with pytest.raises(FileNotFoundError):
         clip_bytes(tmp_path / "missing.mp4")
+
+
+@pytest.mark.parametrize(("format", "worse"), [("mp4", 45), ("webm", 55), ("webp", 10)])
+def test_quality(tmp_path, format, worse):
+    """Less is smaller; the default is what it was; a number beyond the limits, or of a format without, is refused."""
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(3)]
+    usual = write_clip(frames, tmp_path / "usual", format, 8).read_bytes()
+    default, _, high = FORMATS[format].quality
+    same = write_clip(frames, tmp_path / "same", format, 8, quality=default).read_bytes()
+    assert len(same) == len(usual)  # a WebM has a number of its own
+    assert len(write_clip(frames, tmp_path / "worse", format, 8, quality=worse).read_bytes()) < len(usual) / 2
+    with pytest.raises(ValueError, match=f"quality is {high + 1}, but {format} takes"):
+        write_clip(frames, tmp_path / "none", format, 8, quality=high + 1)
+    with pytest.raises(ValueError, match="gif has none"):
+        write_clip(frames, tmp_path / "none", "gif", 8, quality=default)

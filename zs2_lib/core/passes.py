@@ -21,9 +21,11 @@ MOST_FRAMES_PER_PASS = 64
 """Kernels limit a batch's first dimension (65535 / attention heads); larger passes are no faster."""
 
 
-def automatic_frames_per_pass(height: int, width: int) -> int:
-    """Frames per pass for latents of `height` × `width` positions: about the memory of 8 frames of 512×512 pixels."""
-    return min(max(LATENTS_PER_PASS // (height * width), 1), MOST_FRAMES_PER_PASS)
+def automatic_frames_per_pass(height: int, width: int, latents_per_pass: int = LATENTS_PER_PASS) -> int:
+    """Frames per pass for latents of `height` × `width` positions: about the memory of 8 frames of 512×512 pixels,
+    unless told otherwise.
+    """
+    return min(max(latents_per_pass // (height * width), 1), MOST_FRAMES_PER_PASS)
 
 
 class Passes:
@@ -40,6 +42,8 @@ class Passes:
         self.anchors = anchors
         self.timeline = timeline
         self.frames_per_pass = frames_per_pass
+        self.latents_per_pass = LATENTS_PER_PASS
+        """Latent positions of a pass whose size is chosen by the latents'."""
         self.reduced_to: int | None = None
         """The frames per pass that memory allowed, if fewer than asked for."""
         self.undivided = False
@@ -73,7 +77,7 @@ class Passes:
             )
         remaining, result = list(range(len(rows))), None
         while remaining:
-            limit = self.reduced_to or self.frames_per_pass or automatic_frames_per_pass(*x.shape[-2:])
+            limit = self.reduced_to or self.frames_per_pass or self.automatic(*x.shape[-2:])
             rest, index = rows.take(remaining), remaining
             if not self.undivided:
                 part = rest.of_frames(self.timeline.together(rest.frames))
@@ -95,6 +99,10 @@ class Passes:
             done = set(index)
             remaining = [row for row in remaining if row not in done]
         return result
+
+    def automatic(self, height: int, width: int) -> int:
+        """Frames of a pass over latents of `height` × `width` positions, where it is chosen by that."""
+        return automatic_frames_per_pass(height, width, self.latents_per_pass)
 
     def _fitting(self, rows: Rows, limit: int) -> int:
         """Of how many frames the next pass over `rows`, which can be computed at once, is."""

@@ -20,7 +20,7 @@ _LIMITED_RANGE = 1  # FFmpeg's AVCOL_RANGE_MPEG
 
 @dataclass(frozen=True)
 class Encoding:
-    """container, encoder: FFmpeg's names. options, container_options: for these two.
+    """container, encoder: FFmpeg's names. options, container_options: for these two, the quality aside.
     sound_encoder: for sound that is encoded anew.
     sound_copied: the codecs of sound that is copied, because the container's players know them.
     text_tags: where the generation parameters are kept.
@@ -36,7 +36,13 @@ class Encoding:
 
 
 def write_video(
-    encoding: Encoding, pictures: Iterator[Image.Image], file: Path, rate: Fraction, text: str | None, loop: bool
+    encoding: Encoding,
+    pictures: Iterator[Image.Image],
+    file: Path,
+    rate: Fraction,
+    text: str | None,
+    loop: bool,
+    quality: int,
 ) -> None:
     """8-bit 4:2:0 in BT.709, which every player knows. An odd width or height grows by one pixel."""
     av = import_encoder(encoding.encoder, encoding.container)
@@ -46,7 +52,8 @@ def write_video(
     ) as container:
         for tag in encoding.text_tags if text else ():
             container.metadata[tag] = text
-        stream = container.add_stream(encoding.encoder, rate=rate, options=encoding.options)
+        options = {"crf": str(quality), **encoding.options}
+        stream = container.add_stream(encoding.encoder, rate=rate, options=options)
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = 1 / rate
         stream.codec_context.colorspace = _BT709

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-
-from PIL import Image
 
 from .encode import Encoding, write_video
 from .gif import write_gif
@@ -33,15 +31,18 @@ class Format:
     plays_in_gallery: an <img> of the host's gallery plays it.
     least_ms: what a frame has to last at least; browsers show an image that asks for less for 100 ms instead.
     encoding: how FFmpeg encodes pictures and sound, for the formats that it writes.
+    quality: (default, lowest, highest) of what `write` takes as `quality`, where that can be chosen: the CRF of a
+        video, of which less is better; of WebP, of which more is.
     """
 
     name: str
-    write: Callable[[Iterator[Image.Image], Path, Fraction, str | None, bool], None]
+    write: Callable[..., None]
     media_type: str
     is_folder: bool = False
     plays_in_gallery: bool = False
     least_ms: int | None = None
     encoding: Encoding | None = None
+    quality: tuple[int, int, int] | None = None
 
     @property
     def suffix(self) -> str:
@@ -68,7 +69,7 @@ class Format:
 _MP4 = Encoding(
     container="mp4",
     encoder="libx264",
-    options={"crf": "17", "preset": "medium"},
+    options={"preset": "medium"},
     container_options={"movflags": "+faststart"},
     sound_encoder="aac",
     sound_copied=("aac", "mp3", "opus", "flac"),
@@ -77,7 +78,7 @@ _MP4 = Encoding(
 _WEBM = Encoding(
     container="webm",
     encoder="libvpx-vp9",
-    options={"crf": "20", "b": "0", "deadline": "good", "cpu-used": "3", "row-mt": "1"},
+    options={"b": "0", "deadline": "good", "cpu-used": "3", "row-mt": "1"},
     container_options={},
     sound_encoder="libopus",
     sound_copied=("opus", "vorbis"),
@@ -87,11 +88,11 @@ _WEBM = Encoding(
 FORMATS = {
     row.name: row
     for row in (
-        Format("mp4", partial(write_video, _MP4), "video/mp4", encoding=_MP4),
+        Format("mp4", partial(write_video, _MP4), "video/mp4", encoding=_MP4, quality=(17, 1, 51)),
         Format("gif", write_gif, "image/gif", plays_in_gallery=True, least_ms=20),
-        Format("webp", write_webp, "image/webp", plays_in_gallery=True, least_ms=11),
+        Format("webp", write_webp, "image/webp", plays_in_gallery=True, least_ms=11, quality=(90, 0, 100)),
         Format("apng", write_apng, "image/apng", plays_in_gallery=True, least_ms=11),
-        Format("webm", partial(write_video, _WEBM), "video/webm", encoding=_WEBM),
+        Format("webm", partial(write_video, _WEBM), "video/webm", encoding=_WEBM, quality=(20, 0, 63)),
         Format("png", write_png_folder, "image/png", is_folder=True),
     )
 }
@@ -111,6 +112,20 @@ def check_clip(format: str, fps: float | Fraction) -> Fraction:
         remedy = " (browsers play it slower, not faster, beyond that: use mp4)" if limit < fps <= MAX_FPS else ""
         raise ValueError(f"fps is {fps}, but {format} takes {MIN_FPS} to {limit} frames per second{remedy}")
     return exact_rate(fps)
+
+
+def check_quality(format: str, quality: int | None) -> dict[str, int]:
+    """What a format's `write` takes of a quality, None for the default. Raises ValueError for one that it has not."""
+    row = FORMATS[format]
+    if row.quality is None:
+        if quality is not None:
+            raise ValueError(f"quality is {quality}, but {format} has none to choose: leave it out")
+        return {}
+    default, low, high = row.quality
+    quality = default if quality is None else quality
+    if not low <= quality <= high:
+        raise ValueError(f"quality is {quality}, but {format} takes {low} to {high} (default {default})")
+    return {"quality": quality}
 
 
 def exact_rate(fps: float | Fraction) -> Fraction:

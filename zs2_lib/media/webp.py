@@ -13,7 +13,9 @@ from PIL import Image
 from .animated import changed_box, ticks
 
 
-def write_webp(pictures: Iterator[Image.Image], file: Path, rate: Fraction, text: str | None, loop: bool) -> None:
+def write_webp(
+    pictures: Iterator[Image.Image], file: Path, rate: Fraction, text: str | None, loop: bool, quality: int
+) -> None:
     """Each frame stores the rectangle that changed. https://developers.google.com/speed/webp/docs/riff_container"""
     with open(file, "wb") as out:
         out.write(b"RIFF\0\0\0\0WEBP")
@@ -25,7 +27,7 @@ def write_webp(pictures: Iterator[Image.Image], file: Path, rate: Fraction, text
                 out.write(_riff(b"ANIM", struct.pack("<IH", 0xFFFFFFFF, 0 if loop else 1)))  # white ground, plays
             left, top, right, bottom = changed_box(picture, previous, grid=2)
             part = picture.crop((left, top, right, bottom))
-            compressed = iio.imwrite("<bytes>", part, plugin="pillow", extension=".webp", quality=90, method=4)
+            compressed = iio.imwrite("<bytes>", part, plugin="pillow", extension=".webp", quality=quality, method=4)
             place = _uint24(left // 2, top // 2, right - left - 1, bottom - top - 1, ticks(number, rate, 1000))
             # 0x02: put the frame's pixels in place of the ones there. The compressed file's own header is 12 bytes.
             out.write(_riff(b"ANMF", place + b"\x02" + compressed[12:]))

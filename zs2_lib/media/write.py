@@ -32,7 +32,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from .formats import FORMATS, check_clip, clip_path
+from .formats import FORMATS, check_clip, check_quality, clip_path
 from .pictures import rgb_pictures
 from .png import FRAME_NAME
 
@@ -44,6 +44,7 @@ def write_clip(
     fps: float | Fraction,
     text: str | None = None,
     loop: bool = True,
+    quality: int | None = None,
 ) -> Path:
     """Writes `frames` as one clip and returns where it is.
 
@@ -59,12 +60,13 @@ def write_clip(
         gif: the comment block (UTF-8); webp: the EXIF UserComment;
         apng, png: the text chunk `parameters`, in a PNG folder in each file.
     loop: whether gif, webp and apng play without end or once. A player decides for the other formats.
+    quality: of mp4 and webm (CRF, less is better) and webp (more is better), see `Format.quality`; None: the default.
 
-    Raises ValueError for no frames, unequal sizes, a wrong `format` or `fps`; TypeError for a frame that is no
-    picture; FileExistsError where replacing the target would delete something else than a clip; RuntimeError if PyAV
-    or its encoder is missing (mp4, webm); and whatever `frames` or the disk raises.
+    Raises ValueError for no frames, unequal sizes, a wrong `format`, `fps` or `quality`; TypeError for a frame that is
+    no picture; FileExistsError where replacing the target would delete something else than a clip; RuntimeError if
+    PyAV or its encoder is missing (mp4, webm); and whatever `frames` or the disk raises.
     """
-    rate = check_clip(format, fps)
+    rate, more = check_clip(format, fps), check_quality(format, quality)
     check_replaceable(path, format)
     text = text and text.encode(errors="replace").decode().replace("\0", "\ufffd")  # which no format could carry
     target = clip_path(path, format)
@@ -74,7 +76,7 @@ def write_clip(
     if first is None:
         raise ValueError("a clip needs at least 1 frame, got 0")
     with all_or_nothing(target) as unfinished:
-        FORMATS[format].write(itertools.chain([first], pictures), unfinished, rate, text, loop)
+        FORMATS[format].write(itertools.chain([first], pictures), unfinished, rate, text, loop, **more)
     return target
 
 

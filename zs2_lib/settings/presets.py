@@ -60,6 +60,11 @@ class Preset:
             raise SettingsError("a text is not allowed that holds a half of a character; write it anew") from None
         return preset
 
+    @property
+    def by_name(self) -> dict:
+        """The settings by their names."""
+        return {KEPT[key].name: value for key, value in self.settings.items()}
+
     def mapping(self) -> dict:
         """The preset as the file has it."""
         more = {key: getattr(self, key) for key in (*OF_THE_HOST, "about") if getattr(self, key) not in (None, "")}

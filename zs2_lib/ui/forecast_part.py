@@ -47,7 +47,8 @@ def build(elem_id: ElemId, tab: str) -> Part:
             elem_id=elem_id("preflight_button"),
             size="sm",
             min_width=90,
-            scale=1,
+            scale=0,
+            elem_classes="zs2-preflight",
             tooltip=row.tooltip,
         )
     now = gr.Button("Forecast", visible=False, elem_id=elem_id("forecast_now"))

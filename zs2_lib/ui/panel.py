@@ -7,6 +7,7 @@ from functools import partial
 
 import gradio as gr
 
+from zs2_lib.hosts.webui import options
 from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import NumberSchedule, SettingsError
 from zs2_lib.settings.speeds import SPEEDS
@@ -63,6 +64,7 @@ def build(elem_id: ElemId, is_img2img: bool, preview: Callable, units: int, host
     controls = {"preflight": forecast.preflight, **rows_of_controls(MAIN_ROWS, elem_id)}
     with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced")):
         controls.update(rows_of_controls(ADVANCED_ROWS, elem_id))
+        _begin_with_formats(controls["formats"])
         with gr.Row():
             _speed_buttons(controls, elem_id, host)
         with gr.Row():
@@ -77,6 +79,12 @@ def build(elem_id: ElemId, is_img2img: bool, preview: Callable, units: int, host
     arguments = {name: controls[name] for name in ARGUMENTS + of_units}
     forecast_part.connect(forecast, arguments, host, read, is_img2img)
     return arguments
+
+
+def _begin_with_formats(control: gr.components.Component) -> None:
+    """The control begins with what the host's settings say, and not with what the host kept of it."""
+    control.value = list(options.value("zs2_formats"))
+    control.do_not_save_to_config = True
 
 
 def _speed_buttons(controls: Controls, elem_id: ElemId, host: HostControls) -> None:

@@ -56,7 +56,7 @@ def build(elem_id: ElemId, is_img2img: bool) -> Part:
             chosen, lambda: None, lambda: {"choices": presets.names()}, elem_id("preset_refresh")
         )
     about = gr.HTML(_about(next(iter(SHIPPED))), elem_id=elem_id("preset_about"))
-    with gr.Row():
+    with gr.Row(elem_classes="zs2-buttons"):
         apply = gr.Button("Apply", elem_id=elem_id("preset_apply"), size="sm", min_width=70)
         actions = {
             name: gr.Button(label, elem_id=elem_id(f"preset_{name}"), size="sm", min_width=70)
@@ -71,7 +71,7 @@ def build(elem_id: ElemId, is_img2img: bool) -> Part:
             elem_id=elem_id("preset_with_host"),
             tooltip="Whether the preset sets the tab's sampling steps as well, and in img2img the denoising strength.",
         )
-        with gr.Row():
+        with gr.Row(elem_classes="zs2-buttons"):
             do = gr.Button("Save", elem_id=elem_id("preset_do"), size="sm", min_width=70)
             cancel = gr.Button("Cancel", elem_id=elem_id("preset_cancel"), size="sm", min_width=70)
     return Part(chosen, apply, about, actions, row, action, name, with_host, do, cancel, refresh)

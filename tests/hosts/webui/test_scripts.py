@@ -143,7 +143,7 @@ def test_script(host, answered, section, case):
         assert host.client.infotext(file) == infotext and "ZS2 frames: 3" in infotext
     assert [clipfiles.kind(file) for file in result.clips] == ["mp4"] * case.clips
     assert all(len(clipfiles.frames(file)) == FRAMES for file in result.clips)
-    seeds = [clip["seed"] for clip in info["zs2_clips"] for _ in range(FRAMES)]
+    seeds = [clip["seed"] for clip in result.entries() for _ in range(FRAMES)]
     assert info["all_seeds"][-len(seeds) :] == seeds
     assert len(info["all_seeds"]) == len(info["all_prompts"]) == len(files) - info["index_of_first_image"]
     for number, still in enumerate(plain):  # the grid, and the first frame of each clip
@@ -170,7 +170,7 @@ def test_return_with_a_script(answered, returns):
     assert len(result.info["infotexts"]) == len(result.info["all_seeds"]) == len(files)
     assert [("data" in clip) for clip in result.info["zs2_clips"]] == [returns == "both"] * 2
     files, result = answered(Case("X/Y/Z plot", xyz("3", "5", lone=False)), {**SETTINGS, "return": returns})
-    assert len(files) == 1 and len(result.info["zs2_clips"]) == 2
+    assert len(files) == 1 and len(result.entries()) == 2
 
 
 def test_notes_of_a_scripts_jobs(answered):

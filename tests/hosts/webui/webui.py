@@ -49,8 +49,12 @@ class Result:
 
     @property
     def clips(self) -> list[bytes]:
-        """The clips' files, of which `info` has the base64."""
-        return [base64.b64decode(clip["data"]) for clip in self.info["zs2_clips"]]
+        """The clips' files, of which `info` has the base64; not playing grids of them."""
+        return [base64.b64decode(clip["data"]) for clip in self.entries()]
+
+    def entries(self, grid: bool = False) -> list[dict]:
+        """What `info` says of clips, or of playing grids of them."""
+        return [clip for clip in self.info["zs2_clips"] if clip.get("grid", False) == grid]
 
     @property
     def infotext(self) -> str:

@@ -6,12 +6,15 @@ A request may run several jobs: the script that is selected, such as X/Y/Z plot,
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
+from zs2_lib.settings.table import Settings
+
+from . import options
 from .library import name_of
 
 PARALLEL = {"all_prompts": "prompt", "all_negative_prompts": "negative_prompt", "all_seeds": "seed"}
@@ -38,6 +41,8 @@ class Clip:
     """By format, the file's base64 (for "png" that of a ZIP), if the request asks for it."""
     playable: Path | None = None
     """A file that the host's gallery plays, which draws <img>."""
+    is_grid: bool = False
+    """Whether it shows other clips, side by side."""
     plays: str | None = None
     """The name of a file that the page's player plays."""
     pictures: list = field(default_factory=list)
@@ -49,6 +54,7 @@ class Clip:
         """What `info` says of it, file by file."""
         about = {"frames": self.frames, "fps": self.fps, "seed": self.seed}
         about |= {"stopped": True} if self.stopped else {}
+        about |= {"grid": True} if self.is_grid else {}
         about |= {"plays": self.plays} if self.plays else {}
         return [
             {"path": str(path), **named(path), "format": format, **about}
@@ -89,6 +95,19 @@ class Request:
         """What the user should know about the jobs."""
         self.error: Exception | None = None
         """The first error of a job."""
+        self.settings: Settings | None = None
+        """Those of the panel, or of the API's request."""
+        self.axes: dict[str, list] = {}
+        """The values of the axes of X/Y/Z plot that are ZS²'s, by label."""
+        self.keep: Callable[[Clip, Sequence[Image.Image], Mapping[str, Path]], None] | None = None
+        """Is told of each clip, its pictures, and the files that are saved of it."""
+
+    def note(self, p, text: str) -> None:
+        """Tells the user something, once: in `info`, and under the result of `p` unless the settings say otherwise."""
+        if text not in self.notes:
+            self.notes.append(text)
+            if options.value("zs2_notes"):
+                p.comment("ZS²: " + text)
 
     def put_into(self, processed, clips: list[Clip]) -> None:
         """Puts the clips of one job into the host's result, which has their frames."""

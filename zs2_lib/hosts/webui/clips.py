@@ -21,7 +21,7 @@ from zs2_lib.media.write import clip_bytes, write_clip, write_sidecar
 from zs2_lib.settings import recipe
 from zs2_lib.settings.table import Settings
 
-from . import known
+from . import known, options
 from .answer import PARALLEL, Clip, Request
 from .edit import SourceVideo
 from .files import temporary_folder
@@ -157,6 +157,8 @@ class Clips:
                         known.record_file(format, file.stat().st_size, clip.frames, *clip.first_frame.size)
             if saved and self.settings.sidecar:
                 self._write_sidecar(clip, target, saved)
+            if self.request.keep:
+                self.request.keep(clip, self.settings.played(frames), saved)
             self._show(clip, frames, files, temporary)
         if last := next(iter(saved.values()), clip.playable):
             made(last)
@@ -185,7 +187,9 @@ class Clips:
             return None
         text = clip.infotext if opts.enable_pnginfo else None
         try:
-            file = write_clip(self.settings.played(frames), target, format, self.settings.rate, text)
+            file = write_clip(
+                self.settings.played(frames), target, format, self.settings.rate, text, quality=options.quality(format)
+            )
         except Exception as error:
             self._note_failure(f"The clip as {format}", error)
             return None

@@ -9,9 +9,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-SAMPLING, FULL, BETWEEN, AFTER = "sampling", "full", "between", "after"
-"""Rates: seconds for each UNet row and latent position, of a whole sampling, of calls in full and of those between
-anchors; and for each frame and latent position what comes after the sampling, up to the clip's file.
+SAMPLING, FULL, BETWEEN, SECOND, AFTER = "sampling", "full", "between", "second", "after"
+"""Rates: seconds for each UNet row and latent position, of a whole job's sampling, of calls in full, of those between
+anchors, of those in full in the second pass of hires.fix; and for each frame and latent position what comes after the
+sampling, up to the clip's file.
 """
 BETWEEN_OF_FULL = 0.6
 """What a call between anchors takes of one in full, before either is known: of SD 1.5."""
@@ -64,9 +65,12 @@ class Estimate:
         """Those of the batch, as far as they have begun."""
         self._whole: list[Sampling] = []
         """Those of the batch before."""
-        self._rates = {FULL: deque(maxlen=LATEST), BETWEEN: deque(maxlen=LATEST)}
+        self._seen = [{name: deque(maxlen=LATEST) for name in (FULL, BETWEEN)} for _ in range(2)]
+        """The rates of the last calls, of a batch's first and second sampling."""
         self._after: list[float] = []
-        self._work = self._seconds = self._positions = self._first_time = 0.0
+        self._work = self._seconds = self._first_time = 0.0
+        self._positions = 0.0
+        """Latent positions of a frame in a batch's first sampling."""
         self._began: float | None = None
         self._sampled: float | None = None
 
@@ -80,18 +84,24 @@ class Estimate:
         if not number or not self._samplings:
             self._samplings.append(Sampling(calls, work, calls))
             self._first_time = time
+        if not self._second_now:
+            self._positions = positions
         change = self._change(number, calls, time)
         self._samplings[-1] = Sampling(calls, work, change)
-        self.number, self.calls, self._positions, self._began = number, calls, positions, self._clock()
+        self.number, self.calls, self._began = number, calls, self._clock()
 
     def end_call(self) -> None:
         """The call that runs has ended, with all that belongs to its step."""
         if self._began is None:
             return
         now, seconds = self._samplings[-1], self._clock() - self._began
-        self._rates[FULL if self.number < now.change else BETWEEN].append(seconds / now.work)
+        self._seen[self._second_now][FULL if self.number < now.change else BETWEEN].append(seconds / now.work)
         self._work, self._seconds, self._began = self._work + now.work, self._seconds + seconds, None
         self.number += 1
+
+    @property
+    def _second_now(self) -> bool:
+        return len(self._samplings) > 1
 
     @property
     def is_sampled(self) -> bool:
@@ -118,65 +128,73 @@ class Estimate:
         """The batch is sampled. Returns the rates that were seen."""
         self.end_call()
         self._sampled = self._clock()
-        rates = {name: statistics.median(seen) for name, seen in self._rates.items() if seen}
+        rates = {name: statistics.median(seen) for name, seen in self._seen[0].items() if seen}
+        if self._second_now and self._seen[1][FULL]:
+            rates[SECOND] = statistics.median(self._seen[1][FULL])
         return {**rates, SAMPLING: self._seconds / self._work} if self._work else rates
 
     def batch_done(self) -> dict[str, float]:
         """All that follows the sampling of the batch is done. Returns the rate of that, if it is known."""
         found = {}
         if self._sampled is not None and self._positions:
-            positions = self.frames[self.batch] * self._samplings_positions()
+            positions = self.frames[self.batch] * self._positions_at_the_end()
             self._after.append((self._clock() - self._sampled) / positions)
             found = {AFTER: self._after[-1]}
         self.batch, self._whole, self._samplings, self._sampled = self.batch + 1, self._samplings, [], None
         self.number = self.calls = 0
         return found
 
-    def _samplings_positions(self) -> float:
-        """Latent positions of a frame of the finished picture."""
-        to_come = self._second[1] if self._second and len(self._samplings) < 2 else 1
-        return self._positions * to_come
+    def _positions_at_the_end(self) -> float:
+        """Latent positions of a frame of the finished clip."""
+        return self._positions * (self._second[1] if self._second else 1)
 
     # --- what is left ------------------------------------------------------------------------------------------------
 
     def seconds_left(self) -> float | None:
         """Of the whole job; None while nothing is known."""
-        rates = self._rates_now()
-        planned = self._samplings or self._whole
-        if rates is None or not planned or self.batch >= len(self.frames):
-            return 0.0 if self.batch >= len(self.frames) else None
-        here, frames = self.frames[self.batch], self._positions and self._samplings_positions()
-        after = rates[AFTER] * here * frames
-        whole = self._planned(planned)
-        rest = sum(self.frames[self.batch + 1 :]) / here * (sum(each.seconds(rates) for each in whole) + after)
+        if self.batch >= len(self.frames):
+            return 0.0
+        planned = self._planned(self._samplings or self._whole)
+        if not planned or self._rates(0) is None:
+            return None
+        seconds = [each.seconds(self._rates(number)) for number, each in enumerate(planned)]
+        here, after = self.frames[self.batch], self._after_now()
+        rest = sum(self.frames[self.batch + 1 :]) / here * (sum(seconds) + after)
         if self._sampled is not None:
             return max(after - (self._clock() - self._sampled), 0.0) + rest
         if not self._samplings:
-            return sum(each.seconds(rates) for each in whole) + after + rest
-        now, to_come = self._samplings[-1], whole[len(self._samplings) :]
-        in_call = 0.0
-        if self._began is not None:
-            one = Sampling(self.number + 1, now.work, now.change).seconds(rates, self.number)
-            in_call = min(self._clock() - self._began, one)
-        return now.seconds(rates, self.number) - in_call + sum(each.seconds(rates) for each in to_come) + after + rest
+            return sum(seconds) + after + rest
+        return self._left_of_sampling() + sum(seconds[len(self._samplings) :]) + after + rest
+
+    def _left_of_sampling(self) -> float:
+        """Of the sampling that runs."""
+        now, rates = self._samplings[-1], self._rates(self._second_now)
+        left = now.seconds(rates, self.number)
+        if self._began is None:
+            return left
+        one = left - now.seconds(rates, self.number + 1)
+        return left - min(self._clock() - self._began, one)
 
     def _planned(self, samplings: list[Sampling]) -> list[Sampling]:
         """All samplings of a batch, of which the first ones are `samplings`."""
-        if self._second is None or len(samplings) > 1:
+        if self._second is None or len(samplings) != 1:
             return samplings
         part, times, begins = self._second
         calls = max(round(samplings[0].calls * part), 1)
         change = calls if self._start is None else self._calls_in_full(calls, begins)
         return [*samplings, Sampling(calls, samplings[0].work * times, change)]
 
-    def _rates_now(self) -> dict[str, float] | None:
-        full = self._seen(FULL) or self._known(FULL)
-        if full is None:
+    def _after_now(self) -> float:
+        """What follows the sampling of the batch, in seconds."""
+        rate = self._after[-1] if self._after else self._known(AFTER) or self._rates(0)[FULL] * ROWS_OF_A_FRAME
+        return rate * self.frames[self.batch] * self._positions_at_the_end()
+
+    def _rates(self, second: int) -> dict[str, float] | None:
+        """Of the calls of a batch's first sampling, or of its `second`."""
+        seen = {name: statistics.median(rates) for name, rates in self._seen[second].items() if rates}
+        full = seen.get(FULL) or self._known(SECOND if second else FULL) or (second and self._rates(0)[FULL])
+        if not full:
             return None
         known = self._known(FULL)
         ratio = (self._known(BETWEEN) or known * BETWEEN_OF_FULL) / known if known else BETWEEN_OF_FULL
-        after = statistics.mean(self._after) if self._after else self._known(AFTER) or full * ROWS_OF_A_FRAME
-        return {FULL: full, BETWEEN: self._seen(BETWEEN) or full * ratio, AFTER: after}
-
-    def _seen(self, name: str) -> float | None:
-        return statistics.median(self._rates[name]) if self._rates[name] else None
+        return {FULL: full, BETWEEN: seen.get(BETWEEN) or full * ratio}

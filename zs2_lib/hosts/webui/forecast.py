@@ -14,7 +14,7 @@ from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.measured_motion import measured
 from zs2_lib.settings.table import Settings
 
-from . import host, known, pace, selected
+from . import host, known, options, pace, selected
 from .clips import MOST_IN_PAGE
 from .edit import SourceVideo
 from .limits import check_frames
@@ -51,7 +51,9 @@ class Forecast(NamedTuple):
         of, latents = self.settings, self.samplings[0]
         frames = min(of.segment or of.length, of.length)
         kept = -(-frames // of.in_betweens)
-        of_pass = of.frames_per_pass or automatic_frames_per_pass(latents.height, latents.width)
+        of_pass = of.frames_per_pass or automatic_frames_per_pass(
+            latents.height, latents.width, options.latents_per_pass()
+        )
         return -(-kept // of_pass) + -(-(frames - kept) // of_pass)
 
     @property

@@ -14,7 +14,6 @@ import torch
 
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.hooks import another_extension
-from zs2_lib.core.passes import automatic_frames_per_pass
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.undo import wrap
 from zs2_lib.settings.kinds import SettingsError
@@ -135,7 +134,7 @@ class Forge(Adapter):
 
         def of_pass(memory_required: Callable, input_shape: Iterable[int], *args, **kwargs):
             rows, *rest = input_shape
-            per_pass = clip.passes.frames_per_pass or automatic_frames_per_pass(*rest[-2:])
+            per_pass = clip.passes.frames_per_pass or clip.passes.automatic(*rest[-2:])
             return memory_required([max(rows * min(per_pass, frames) // frames, 1), *rest], *args, **kwargs)
 
         wrap(undo, owner, "memory_required", of_pass)

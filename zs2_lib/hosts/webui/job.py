@@ -18,7 +18,7 @@ from zs2_lib.settings.finished import STOPPED
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import Settings
 
-from . import foreign, host, nesting, preflight, sampling, selected
+from . import foreign, host, nesting, options, preflight, sampling, selected
 from .clips import Clips
 from .edit import SourceVideo, edit
 from .kept_clip import KeptClip
@@ -135,7 +135,7 @@ class Job:
         self._undo.callback(self.live.end)
 
         frames = self.settings.length
-        for note in self.settings.notes:
+        for note in self.settings.notes + options.notes():
             self.note(note)
         if p.batch_size > 1:
             self.note(
@@ -255,6 +255,7 @@ class Job:
         """The host's `p.sample` for one clip, or the next segment of it."""
         settings = self._as_the_job_allows(self.settings)
         clip = self.segments.begin_clip(settings, self._undo)
+        clip.passes.latents_per_pass = options.latents_per_pass()
         how = self.live, settings.control_momentum, self.travel, self.control
         self.live.sampling(clip)
         try:
@@ -354,6 +355,4 @@ class Job:
 
     def note(self, text: str) -> None:
         """Tells the user something, once: under the image, and in `info` of the API's answer."""
-        if text not in self.request.notes:
-            self.request.notes.append(text)
-            self.p.comment("ZS²: " + text)
+        self.request.note(self.p, text)

@@ -18,9 +18,10 @@ from modules.shared import opts
 from zs2_lib.media.formats import FORMATS
 from zs2_lib.media.png import FRAME_NAME
 from zs2_lib.settings.kinds import File
+from zs2_lib.settings.options import FOLDER
 
 from .files import LONGEST_PATH, file_of
-from .names import FOLDER
+from .names import folder_of_clips
 
 PREVIEWS = "zs2-previews"
 """Folder, in the host's for temporary files, of what the page's gallery plays and is not saved."""
@@ -56,7 +57,7 @@ def previews_folder() -> Path:
 
 def remember(outputs: str) -> None:
     """Clips are written into the host's output directory `outputs`."""
-    _written[Path(os.path.abspath(outputs), FOLDER)] = None
+    _written[folder_of_clips(outputs)] = None
 
 
 def made(path: Path) -> None:
@@ -73,8 +74,9 @@ def folders() -> dict[str, Path]:
     """Where clips may lie, by label: in the output directories of the host, where jobs of this session wrote to, and
     among the previews.
     """
-    outputs = (getattr(opts, name, "") for name in OUTPUTS)
-    paths = dict.fromkeys([Path(os.path.abspath(folder), FOLDER) for folder in outputs if folder] + [*_written])
+    outputs = [folder for name in OUTPUTS if (folder := getattr(opts, name, ""))]
+    usual = [Path(os.path.abspath(folder), FOLDER) for folder in outputs]
+    paths = dict.fromkeys([*usual, *map(folder_of_clips, outputs), *_written])
     found = {"previews": previews_folder()}
     for path in paths:
         names = itertools.chain([path.parent.name], (f"{path.parent.name}-{number}" for number in itertools.count(2)))

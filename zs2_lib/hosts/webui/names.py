@@ -12,10 +12,11 @@ from modules import images
 from modules.shared import opts
 from PIL import Image
 
+from . import options
 from .limits import output_folders
 
-FOLDER = "zs2-videos"
-"""Folder of the clips, in the host's output directory of the tab."""
+GRID = "xyz_grid"
+"""The beginning of the name of a playing grid, as of the host's own grids."""
 STOPPED = "-stopped"
 RESERVED = len("-000000.webm")
 """Bytes of a name that follow the part which is cut: a number where that is taken, and the suffix."""
@@ -39,13 +40,13 @@ class ClipName:
         if opts.save_to_dirs:
             subfolders = name.apply(opts.directories_filename_pattern or "[prompt_words]")
             self.subfolders = subfolders.lstrip(" ").rstrip("\\ /")
-        pattern = "[seed]" if opts.save_to_dirs else "[seed]-[prompt_spaces]"
-        self.stem = name.apply(opts.samples_filename_pattern or pattern).strip("/")
+        usual = opts.samples_filename_pattern or ("[seed]" if opts.save_to_dirs else "[seed]-[prompt_spaces]")
+        self.stem = name.apply(options.value("zs2_filename_pattern") or usual).strip("/")
         self.end = STOPPED * stopped
 
     def target(self) -> Path:
         """Its path without suffix, which no clip has yet. Makes its folder."""
-        folder = Path(os.path.abspath(self.outputs), FOLDER, self.subfolders)
+        folder = folder_of_clips(self.outputs) / self.subfolders
         folder.mkdir(parents=True, exist_ok=True)
         *within, stem = Path(self._numbered(images.get_next_sequence_number(folder, ""))).parts
         return beside(folder.joinpath(*within), stem, self.end)  # a pattern may hold folders
@@ -66,7 +67,18 @@ def folder_of_result(clip: Path) -> Path:
     """
     if any(clip.parent.is_relative_to(folder) for folder in output_folders()):
         return clip.parent
-    return Path(os.path.abspath(opts.outdir_samples or opts.outdir_txt2img_samples), FOLDER)
+    return folder_of_clips(opts.outdir_samples or opts.outdir_txt2img_samples)
+
+
+def folder_of_clips(outputs: str) -> Path:
+    """Where clips are saved, in the host's output directory `outputs`."""
+    return Path(os.path.abspath(outputs), options.value("zs2_folder"))
+
+
+def grid_target(folder: Path, seed: int, stopped: bool) -> Path:
+    """The path without suffix of a playing grid in `folder`, named as the host names its grids."""
+    number = images.get_next_sequence_number(folder, GRID)
+    return beside(folder, f"{GRID}-{number:04}-{seed}", STOPPED * stopped)
 
 
 def beside(folder: Path, stem: str, end: str) -> Path:

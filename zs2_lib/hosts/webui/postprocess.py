@@ -37,6 +37,7 @@ from zs2_lib.settings.postprocessing import (
 )
 from zs2_lib.settings.schedule import number_text
 
+from . import options
 from .answer import named
 from .files import GIVEN, in_words, opened, temporary_folder
 from .library import clip_of
@@ -241,7 +242,8 @@ class Work:
             shared.state.textinfo = f"ZS²: writing {format}"
             try:
                 text = result.infotext if opts.enable_pnginfo else None
-                result.files[format] = write_clip(frames, target, format, self._to, text)
+                quality = options.quality(format)
+                result.files[format] = write_clip(frames, target, format, self._to, text, quality=quality)
             except Exception as error:
                 log.error("the clip %s could not be written as %s", target, format, exc_info=error)
                 result.notes.append(f"The clip as {format} could not be written: {type(error).__name__}: {error}")

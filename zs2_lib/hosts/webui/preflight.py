@@ -7,13 +7,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from modules import processing, sd_models
-from modules.shared import opts
 
 from zs2_lib.hosts.undo import override
 from zs2_lib.settings.table import Settings
 
-STEPS, SIZE = 8, 256
-"""The most steps, and pixels of the longer side, where the host's options `zs2_preflight_…` say nothing else."""
+from . import options
+
 LARGER = 2
 """How many times as large the pictures of an SDXL checkpoint are."""
 STEP_OF_SIZE = 8
@@ -27,7 +26,7 @@ NOTE = (
 def begin(p, settings: Settings, undo: ExitStack, note: Callable[[str], None]) -> Settings:
     """Makes of the job `p` a preflight, until `undo` is closed. Returns the settings for it."""
     width, height = _smaller(p.width, p.height)
-    changes = {"steps": min(p.steps, int(getattr(opts, "zs2_preflight_steps", STEPS)))}
+    changes = {"steps": min(p.steps, options.value("zs2_preflight_steps"))}
     changes |= {"width": width, "height": height, "n_iter": 1, "do_not_save_samples": True}
     if getattr(p, "enable_hr", False):
         changes["enable_hr"] = False
@@ -42,7 +41,7 @@ def begin(p, settings: Settings, undo: ExitStack, note: Callable[[str], None]) -
 
 def _smaller(width: int, height: int) -> tuple[int, int]:
     """A size of the same shape whose longer side is short."""
-    most = int(getattr(opts, "zs2_preflight_size", SIZE))
+    most = options.value("zs2_preflight_size")
     if getattr(sd_models.model_data.sd_model, "is_sdxl", False):
         most *= LARGER
     factor = min(most / max(width, height), 1)

@@ -15,6 +15,7 @@ from zs2_lib.settings.table import Settings
 from . import errors, nesting
 from .answer import Request
 from .edit import Frames, SourceVideo
+from .playing_grid import PlayingGrid
 
 NO_INIT_IMAGE = (
     "source: img2img has neither an init image nor a source video; give an init image in the tab, which the clip "
@@ -61,7 +62,7 @@ def begin(p, read: Callable[[], Settings]) -> None:
     p.zs2_request = request = Request(p.is_api)
     settings = Settings()
     with errors.kept(p):
-        settings = read()
+        settings = request.settings = read()
     script = _selected(p)
     if script is None or not (settings.enabled or errors.is_kept(p)):
         return
@@ -107,7 +108,10 @@ def _run(script: Callable, p, settings: Settings, title: str):
             p.init_images = Frames(SourceVideo(settings, undo, p.is_api))  # scripts look for one there
         request.script, request.init_images = title, _init_images(p) if _is_img2img(p) else []
         undo.callback(setattr, request, "script", "")
+        grid = PlayingGrid(p, request, undo)
         processed = script()
+        if processed is not None:
+            grid.make(processed)
     if request.error and not request.clips:  # the script has swallowed it
         raise request.error
     if processed is not None:
