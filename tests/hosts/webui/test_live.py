@@ -64,7 +64,7 @@ def test_following_changes_nothing(host):
 
 
 def test_hires_fix_is_said(host):
-    hires = {**HIRES, "hr_scale": 1.5}
+    hires = HIRES
     seen, _ = followed(host, {**CLIP, "frames": 24, "frames_per_pass": 8}, steps=4, **hires)
     assert any(re.match(r"hires.fix, step \d of \d", now["text"]) for now in seen), {now["text"] for now in seen}
 
