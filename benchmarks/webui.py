@@ -17,8 +17,11 @@ SHORT, LONG, PER_PASS = 8, 64, 8
 PLAIN_BAR, TIME_BAR, MEMORY_BAR = 1.02, 8.2, 1.05
 
 
-def measure(run) -> dict:
-    sys.path.insert(0, str(HOST_TESTS))  # the server and its client are the tests'
+def host_tests():
+    """What the host tests have: the module that starts a WebUI and asks it, the one that makes checkpoints, and the
+    installation at $ZS2_WEBUI. Raises ValueError where there is none.
+    """
+    sys.path.insert(0, str(HOST_TESTS))
     import host
     import models
     from webui import Installation
@@ -27,15 +30,20 @@ def measure(run) -> dict:
     if installation is None:
         raise ValueError("ZS2_WEBUI is not set: give it the folder of an installed WebUI")
     installation.install_extension(models.ROOT)
+    return host, models, installation
+
+
+def measure(run) -> dict:
+    host, models, installation = host_tests()
     steps, pairs, repeats = run.pick(20, 4), run.pick(7, 2), run.pick(3, 1)
     with tempfile.TemporaryDirectory() as folder:
         made = models.make(Path(folder) / "models")
-        with host.started(installation, made, _folder(folder, "long")) as webui:
+        with host.started(installation, made, folder_in(folder, "long")) as webui:
             chain = [
                 {"frames": frames, "peak": _chain_peak(webui, host.zs2, frames)}
                 for frames in run.pick((ONE_SEGMENT, MANY_SEGMENTS), (ONE_SEGMENT, 300))
             ]
-        with host.started(installation, made, _folder(folder, "data")) as webui:
+        with host.started(installation, made, folder_in(folder, "data")) as webui:
             plain, clip, peaks = _compare(webui, host.zs2, steps, pairs)
             short, long = [], []
             for _ in range(repeats):
@@ -48,7 +56,7 @@ def measure(run) -> dict:
             return {**setup, "plain": plain, "clip": clip, "short": short, "long": long, "peaks": peaks, "chain": chain}
 
 
-def _folder(parent: str, name: str) -> Path:
+def folder_in(parent: str, name: str) -> Path:
     folder = Path(parent) / name
     folder.mkdir()
     return folder

@@ -23,6 +23,7 @@ from .clips import Clips
 from .edit import SourceVideo, edit
 from .kept_clip import KeptClip
 from .limits import check_frames
+from .live import Live
 from .names import fitting, frame_name
 from .prompts import PromptTravel
 from .seam import ControlUnits
@@ -89,6 +90,7 @@ class Job:
         self.kept: KeptClip | None = None
         self.travel: PromptTravel | None = None
         self.sampling: sampling.ClipSampling | None = None
+        self.live: Live | None = None
         self._undo = ExitStack()
 
     # --- before sampling ---------------------------------------------------------------------------------------------
@@ -127,6 +129,8 @@ class Job:
             self.kept = KeptClip(self.settings, self._undo, p.is_api, self.note)
         self.segments = Segments(p, self.settings, self._needs_all_frames())
         self.clips = Clips(p, self.settings, self.segments, self.source, self.request, self.note)
+        self.live = Live(p, self.segments)
+        self._undo.callback(self.live.end)
 
         frames = self.settings.length
         for note in self.settings.notes + options.notes():
@@ -231,6 +235,7 @@ class Job:
 
     def before_process_batch(self) -> None:
         """A batch is a clip, or a segment of it."""
+        self.live.batch_done()
         if not self.segments.now.start:
             self.clips.write()  # what a batch before this one left unfinished
             self.p.extra_generation_params.pop(STOPPED, None)
@@ -249,7 +254,8 @@ class Job:
         settings = self._as_the_job_allows(self.settings)
         clip = self.segments.begin_clip(settings, self._undo)
         clip.passes.latents_per_pass = options.latents_per_pass()
-        how = settings.control_momentum, self.travel, self.control
+        how = self.live, settings.control_momentum, self.travel, self.control
+        self.live.sampling(clip)
         try:
             with sampling.ClipSampling(self.p, self.adapter, clip, *how) as self.sampling:
                 samples = sample(*args, **kwargs)
@@ -316,6 +322,7 @@ class Job:
     def postprocess(self, processed) -> None:
         """Puts the clips into the result, and leaves `p` as it was."""
         self._write_unfinished()
+        self.live.batch_done()
         if self.kept and not self.clips.stopped:
             self.kept.end()
         self.clips.leave_out(processed)

@@ -21,7 +21,7 @@ from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.schema import postprocessing_schema, schema
 from zs2_lib.settings.table import Settings
 
-from . import access, at_page, going_on, library, options, pace, postprocess, serving
+from . import access, at_page, going_on, library, live, options, pace, postprocess, serving
 from .edit import SourceVideo
 from .files import temporary_folder
 from .limits import check_frames, max_frames
@@ -109,6 +109,12 @@ def _forecast(clip: Settings, width: int, height: int, steps: int, guided: bool)
         "seconds": None if seconds is None else round(seconds, 2),
         "known_from_jobs": jobs,
     }
+
+
+@of_page.get("/live", summary="How far the job is that runs, and a filmstrip of its frames")
+def get_live(strip: str = "") -> dict:
+    """`strip` is the id of the last filmstrip that was seen: another one comes, if there is any."""
+    return live.shown(strip)
 
 
 # --- clips -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ Everything here is undone when the scope is left, however it is left.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +18,8 @@ from zs2_lib.core.hooks import Pass, another_extension
 from zs2_lib.hosts.undo import restore_afterwards, wrap
 from zs2_lib.settings.kinds import SettingsError
 
-from . import errors, foreign, pace
+from . import errors, foreign
+from .live import Live
 from .prompts import PromptTravel
 from .seam import Adapter, Call, ControlUnits, Model
 
@@ -43,6 +43,7 @@ class ClipSampling:
         p,
         adapter: Adapter,
         clip: Clip,
+        live: Live,
         control_momentum: bool = False,
         travel: PromptTravel | None = None,
         control: ControlUnits | None = None,
@@ -53,12 +54,11 @@ class ClipSampling:
         self.control_momentum = control_momentum
         self.travel = travel if travel and travel.weights_change else None
         self.clip = clip
+        self.live = live
         self.seen = True
         """Whether a UNet call of the step came by."""
         self.others: Path | None = None
         """The code of another extension that takes part in the UNet's attention, if there is any."""
-        self.work, self.began = 0, time.perf_counter()
-        """UNet rows × latent positions of all calls, and when the first of them could come."""
         self._sampler = self._correlated = None
         self._undo = ExitStack()
         self._model: Model | None = None
@@ -84,7 +84,7 @@ class ClipSampling:
     def __exit__(self, *exception) -> None:
         self._undo.close()
         if exception[0] is None:
-            pace.record(self.clip, self.work, time.perf_counter() - self.began)
+            self.live.sampled()
 
     # --- the UNet ----------------------------------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ class ClipSampling:
         self._follow_model()
         self._undo_step.close()  # and over what others have put there since
         self.adapter.begin_step(denoiser, self._undo_step)
-        self.denoiser_call = denoiser.step
+        self.denoiser_call, self.denoiser_calls = denoiser.step, denoiser.total_steps
         # the host's step number goes up after each `calls` of the denoiser, first after the very first one
         calls = max(denoiser.total_steps // denoiser.steps, 1)
         self.step = denoiser.step // calls + 1
@@ -132,19 +132,26 @@ class ClipSampling:
             if call is None:  # another extension's, outside of a sampler's step
                 return original(x, t, *args, **kwargs)
             self.seen = True
-            self.work += len(x) * x.shape[-2] * x.shape[-1]
             if call.tile and self.control:
                 cuts = another_extension("cuts them into tiles")
                 raise RuntimeError(f"ZS²: the images of ControlNet units are of whole frames; {cuts}")
             if call.first:
                 self._look_for_others(kwargs)
-                self.clip.begin_step(self.denoiser_call, self.adapter.time(t))
+                self._begin_call(call, x, self.adapter.time(t))
             try:
                 return self._in_passes(call, original, x, t, *args, **kwargs)
             except RuntimeError as error:
                 if not call.again:
                     raise
                 raise type(error)(f"{error}; " + another_extension("calls the UNet once more in each step")) from error
+
+    def _begin_call(self, call: Call, x: torch.Tensor, time: float) -> None:
+        """The first UNet call of the denoiser's call begins."""
+        self.clip.begin_step(self.denoiser_call, time)
+        positions = x.shape[-2] * x.shape[-1]
+        self.live.call(
+            self.denoiser_call, self.denoiser_calls, len(x) * positions / (call.stop - call.start), positions, time
+        )
 
     def _look_for_others(self, kwargs: dict) -> None:
         """Keeps the UNet's calls whole where other code takes part in its attention.
@@ -175,6 +182,7 @@ class ClipSampling:
             self._prepare(now)
             start, length = self.part_of_step
             done = call.start + now.done * (call.stop - call.start)
+            self.live.before_pass(done)
             shared.state.sampling_step = step + start + length * done
 
         try:

@@ -48,7 +48,11 @@ class Segments:
     @property
     def now(self) -> range:
         """The frames of the host's batch, counted from 0."""
-        first = self.p.iteration % self.of_clip * self.size
+        return self.of(self.p.iteration)
+
+    def of(self, batch: int) -> range:
+        """The frames of a batch, which is counted from 0."""
+        first = batch % self.of_clip * self.size
         return range(first, min(first + self.size, self.frames))
 
     @property

@@ -1,0 +1,186 @@
+"""A job while it runs, for the page: how far it is, how long it will take, its frames as they come out of the noise."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import logging
+import threading
+import time
+
+import numpy as np
+from modules import sd_samplers_common, shared
+from PIL import Image
+
+from zs2_lib.core.clip import Clip
+from zs2_lib.media.pictures import contact_sheet
+
+from . import pace
+from .estimate import Estimate
+from .segments import Segments
+
+log = logging.getLogger(__name__)
+
+MOST_COLUMNS = 64
+"""Frames of a strip; of more, so many of them."""
+LARGEST = 96
+"""Pixels of the longer side of a frame in a strip."""
+COST = 0.02
+"""The part of the time that strips may take."""
+CHEAP = 2
+"""The host's number for making a picture of latents by a matrix alone, without a model."""
+
+_running: list[Live] = []
+
+
+def shown(seen: str) -> dict:
+    """What the page shows of the job that runs; `seen` is the id of the last strip that it has."""
+    running = list(_running)
+    return running[-1].shown(seen) if running else {"running": False}
+
+
+class Live:
+    """A job of `p` whose clips are sampled in `segments`; to be ended by `end`."""
+
+    def __init__(self, p, segments: Segments):
+        self._p, self._segments = p, segments
+        self._kind = ""
+        self._estimate: Estimate | None = None
+        self._step = self._steps = self._pass = self._passes = 0
+        self._second = False
+        self._part = 0.0  # of the step that is done
+        self._began = time.perf_counter()
+        self._strips = Strips()
+        _running.append(self)
+
+    def end(self) -> None:
+        """The job has ended, however it has."""
+        if self in _running:
+            _running.remove(self)
+
+    # --- what happens ------------------------------------------------------------------------------------------------
+
+    def sampling(self, clip: Clip) -> None:
+        """The sampling of a batch, a segment of `clip`, begins."""
+        self._kind = pace.kind_of(clip.anchors.stride, clip.anchors.depth)
+        if self._estimate is None:
+            start = None if clip.anchors.is_identity else clip.anchors.start
+            frames = [self._segments.of(number) for number in range(self._p.n_iter)]
+            frames = [len(each) for each in frames]
+            self._estimate = Estimate(frames, lambda name: pace.rate(self._kind, name), second_sampling(self._p), start)
+
+    def call(self, number: int, calls: int, work: float, positions: int, time: float) -> None:
+        """A call of the denoiser begins: see `Estimate.call`."""
+        if number == 0:
+            self._second = self._steps > 0
+        self._step, self._steps = number + 1, calls
+        self._passes, self._pass, self._part = max(self._pass, 1), 0, 0.0
+        self._estimate.call(number, calls, work, positions, time)
+
+    def before_pass(self, done: float) -> None:
+        """A pass begins, when `done`, from 0 to 1, of the call is done."""
+        self._pass, self._part = self._pass + 1, done
+        if done:
+            self._passes = max(round((self._pass - 1) / done), self._pass)
+
+    def sampled(self) -> None:
+        """The batch is sampled; what is known of an interrupted one is not kept."""
+        rates = self._estimate.sampled()
+        if rates and not (shared.state.interrupted or shared.state.skipped):
+            pace.record(self._kind, rates)
+
+    def batch_done(self) -> None:
+        """All that follows the sampling of the batch is done."""
+        if self._estimate is None:
+            return
+        rates = self._estimate.batch_done()
+        self._step = self._steps = self._pass = 0
+        if rates and not (shared.state.interrupted or shared.state.skipped):
+            pace.record(self._kind, rates)
+
+    # --- what is shown -----------------------------------------------------------------------------------------------
+
+    def shown(self, seen: str) -> dict:
+        """See `shown`: `parts` are texts with places, and the numbers for them."""
+        left = self._estimate.seconds_left() if self._estimate else None
+        elapsed = time.perf_counter() - self._began
+        parts = self._parts()
+        return {
+            "running": True,
+            "text": ", ".join(text.format(*numbers) for text, *numbers in parts),
+            "parts": parts,
+            "progress": round(elapsed / (elapsed + left), 4) if left is not None else 0.0,
+            "seconds_left": None if left is None else round(left, 1),
+            "strip": self._strips.newer(seen, self._segments.now),
+        }
+
+    def _parts(self) -> list[tuple]:
+        segments, batch = self._segments, self._p.iteration if hasattr(self._p, "iteration") else 0
+        parts = []
+        if segments.clips > 1:
+            parts.append(("clip {0} of {1}", batch // segments.of_clip + 1, segments.clips))
+        if segments.of_clip > 1:
+            parts.append(("segment {0} of {1}", batch % segments.of_clip + 1, segments.of_clip))
+        if not self._steps:
+            return [*parts, ("preparing",)]
+        if self._estimate.is_sampled:
+            return [*parts, ("decoding and writing",)]
+        parts += [("hires.fix",)] * self._second
+        parts.append(("step {0} of {1}", self._step, self._steps))
+        if self._passes > 1:
+            parts.append(("pass {0} of {1}", max(self._pass, 1), max(self._passes, self._pass)))
+        return parts
+
+
+def second_sampling(p) -> tuple[float, float, float] | None:
+    """What hires.fix adds to the job of `p`, as `Estimate` takes it."""
+    if not getattr(p, "enable_hr", False):
+        return None
+    denoising = min(p.denoising_strength or 0, 0.999)
+    steps = (p.hr_second_pass_steps or p.steps) * denoising / p.steps
+    return steps, p.hr_upscale_to_x * p.hr_upscale_to_y / (p.width * p.height), 1 - denoising
+
+
+class Strips:
+    """Filmstrips of the latents that are sampled, made when they are asked for, as seldom as `COST` wants it."""
+
+    _ids = itertools.count(1)
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._of: object = None
+        self._last: dict | None = None
+        self._not_before = 0.0
+
+    def newer(self, seen: str, frames: range) -> dict | None:
+        """The strip of `frames`, if there is another one than that with the id `seen`."""
+        latents = shared.state.current_latent
+        if self._lock.acquire(blocking=False):
+            try:
+                began = time.perf_counter()
+                if latents is not None and latents is not self._of and began >= self._not_before:
+                    if latents.ndim == 4 and len(latents) == len(frames):
+                        self._last, self._of = _strip(latents, frames, str(next(self._ids))), latents
+                    ended = time.perf_counter()
+                    self._not_before = ended + (ended - began) / COST
+            except Exception as error:  # the host may unload what makes pictures at any time
+                log.warning("no filmstrip of the frames while they are sampled: %s", error)
+                self._not_before = time.perf_counter() + 60
+            finally:
+                self._lock.release()
+        return self._last if self._last and self._last["id"] != seen else None
+
+
+def _strip(latents, frames: range, id: str) -> dict:
+    chosen = np.linspace(0, len(frames) - 1, min(MOST_COLUMNS, len(frames))).round().astype(int).tolist()
+    pictures = [sd_samplers_common.single_sample_to_image(latents[frame], CHEAP) for frame in chosen]
+    width, height = pictures[0].size
+    scale = min(1, LARGEST / max(width, height))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    sheet = contact_sheet([each.resize(size, Image.Resampling.BILINEAR) for each in pictures], len(pictures))
+    file = io.BytesIO()
+    sheet.save(file, "JPEG", quality=80)
+    image = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    numbers = [frames.start + frame for frame in chosen]
+    return {"id": id, "image": image, "frames": numbers, "width": size[0], "height": size[1], "columns": len(chosen)}
