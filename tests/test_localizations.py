@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from zs2_lib.settings.speeds import SPEEDS
 
 from zs2_lib.settings import postprocessing, table
 from zs2_lib.settings.kinds import Choice, NumberSchedule
 from zs2_lib.settings.options import OPTIONS
 from zs2_lib.settings.presets import SHIPPED
-from zs2_lib.settings.speeds import SPEEDS
 
 ROOT = Path(__file__).parents[1]
 LANGUAGES = ("zh_CN", "ja_JP")
@@ -73,7 +73,7 @@ def units() -> list[str]:
     return [f"Images of ControlNet unit {number}" for number in range(3)]
 
 
-# --- read from the source ----------------------------------------------------------------------------------------------
+# --- read from the source ---------------------------------------------------------------------------------------------
 
 
 def constants(name: str) -> dict:
@@ -140,7 +140,7 @@ def expected() -> set[str]:
     return {text for text in found if WORDS.search(text) and not re.search(r"\{[a-z]+\}", text)}
 
 
-# --- the files ---------------------------------------------------------------------------------------------------------
+# --- the files --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
