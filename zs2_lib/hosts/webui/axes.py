@@ -1,4 +1,4 @@
-"""Axes of the host's X/Y/Z plot: one for each setting that a clip can differ by, and one for its speed.
+"""Axes of the host's X/Y/Z plot: one for each setting that a clip can differ by, its speed, and its preset.
 
 Values are checked before the first cell: each by itself when the host confirms an axis, all axes together when it
 begins to draw. A cell's values lie on its copy of `p`, from which its job takes them over the panel's settings.
@@ -19,15 +19,16 @@ from functools import partial
 from modules import scripts
 
 from zs2_lib.settings.kinds import Choice, Counts, Kind, Number, NumberSchedule, Prompts, SettingsError, Takes, YesNo
-from zs2_lib.settings.presets import PRESETS
+from zs2_lib.settings.speeds import SPEEDS
 from zs2_lib.settings.table import ROWS, Settings
 
+from . import presets
 from .edit import SourceVideo
 from .limits import check_frames
 
 HOSTS_FILE = "xyz_grid.py"
 PREFIX = "[ZS²] "
-NO_AXIS = ("enabled", "extended", "kept_clip", "formats", "returns", "sidecar", "control")
+NO_AXIS = ("enabled", "extended", "kept_clip", "formats", "returns", "sidecar", "control", "preflight")
 """Settings that no clip differs by, and lists of files."""
 OFF = "ZS² is off, so that no cell would be a clip; switch it on in its panel, or choose another axis"
 QUOTES = 'a comma ends a value of an axis: put one that holds commas in quotes, as in "0:0.01, 8:0.05", "0:0.1, 8:0"'
@@ -91,9 +92,16 @@ def _axes() -> Iterator[Axis]:
     yield Axis(
         "speed",
         PREFIX + "Speed",
-        lambda: Choice(tuple(PRESETS)),
-        lambda value: PRESETS[value].settings,
-        lambda value: PRESETS[value].steps,
+        lambda: Choice(tuple(SPEEDS)),
+        lambda value: SPEEDS[value].settings,
+        lambda value: SPEEDS[value].steps,
+    )
+    yield Axis(
+        "preset",
+        PREFIX + "Preset",
+        lambda: Choice(tuple(presets.names())),
+        lambda value: presets.users.get(value).by_name,
+        lambda value: presets.users.get(value).steps,
     )
 
 
