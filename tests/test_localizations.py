@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from zs2_lib.settings.speeds import SPEEDS
 
 from zs2_lib.settings import postprocessing, table
 from zs2_lib.settings.kinds import Choice, NumberSchedule
 from zs2_lib.settings.options import OPTIONS
 from zs2_lib.settings.presets import SHIPPED
+from zs2_lib.settings.speeds import SPEEDS
 
 ROOT = Path(__file__).parents[1]
 LANGUAGES = ("zh_CN", "ja_JP")
