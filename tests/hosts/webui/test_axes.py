@@ -95,6 +95,7 @@ def test_axes_are_there_once(axes):
         ("[ZS²] Motion λ", '0.02, "0:0.01, 2:0.3"', "ZS2 motion", ["0.02", '"0:0.01']),
         ("[ZS²] Loop", "off, seamless", "ZS2 loop", ["off", "seamless"]),
         ("[ZS²] Speed", "exact, fine", "ZS2 anchor stride", ["1", "8"]),
+        ("[ZS²] Preset", "subtle, cinemagraph", "ZS2 loop", ["off", "seamless"]),
         ("[ZS²] Momentum in ControlNet", "true, False", "ZS2 frames", ["3", "3"]),
     ],
 )
@@ -124,6 +125,7 @@ def test_a_cell_is_the_clip_with_that_value(host, plotted):
         ({"[ZS²] Loop": "off, seemless"}, SETTINGS, ["seemless", 'did you mean "seamless"']),
         ({"[ZS²] Motion λ": "0:0.01, 2:0.3"}, SETTINGS, ["'0:0.01'", "in quotes"]),
         ({"[ZS²] Speed": "exact, quick"}, SETTINGS, ["[ZS²] Speed", "quick", "balanced"]),
+        ({"[ZS²] Preset": "subtle, livly"}, SETTINGS, ["[ZS²] Preset", "livly", 'did you mean "lively"']),
         ({"[ZS²] Frames": "2,3"}, None, ["[ZS²] Frames", "ZS² is off"]),
         ({"[ZS²] Frames": ""}, SETTINGS, ["no value"]),
         ({"Steps": "2,3", "[ZS²] Prompts by frame": "a dog"}, SETTINGS, ["a dog", r"\n"]),
