@@ -62,7 +62,7 @@ def made_up() -> Iterator[str]:
         yield f"{label}: file or folder on the machine of the WebUI"
     yield from units()
     yield f"{postprocessing.ROWS['clip'].tooltip} Without one, the last clip that was made."
-    yield from ("frames", "steps", "segments")
+    yield from ("frames", "steps", "segments", "Preset: refresh")
     yield from (f"{unit} {end}" for unit in ("kB", "MB", "GB") for end in OF_SIZES)
     for preset in SHIPPED.values():
         strength = preset.denoising_strength
