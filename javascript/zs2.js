@@ -18,27 +18,17 @@ function zs2Target(element) {
 
 function zs2Notice(text) {
     document.getElementById('zs2_notice')?.remove();
-    const notice = document.createElement('div');
-    notice.id = 'zs2_notice';
-    notice.setAttribute('role', 'alert');
-    notice.textContent = text;
-    notice.style.cssText = 'position: fixed; z-index: 10000; left: 50%; bottom: 2em; transform: translateX(-50%);' +
-        'max-width: 80%; padding: 0.8em 1.2em; border-radius: 0.5em; background: #7f1d1d; color: white; cursor: pointer';
-    notice.addEventListener('click', () => notice.remove());
+    const notice = zs2Element('div', {id: 'zs2_notice', role: 'alert', onclick: () => notice.remove()}, text);
     document.body.append(notice);
     setTimeout(() => notice.remove(), 12000);
 }
 
 async function zs2Still(clip) {
-    const answer = await fetch('zs2/v1/still', {
+    const answer = await zs2Ask('still', {
         method: 'POST',
         body: clip,
         headers: {'Content-Type': 'application/octet-stream'},
     });
-    if (!answer.ok) {
-        const words = await answer.json().catch(() => ({}));
-        throw new Error(words.detail || answer.statusText || `status ${answer.status}`);
-    }
     return new File([await answer.blob()], clip.name.replace(/\.[^.]*$/, '') + '.png', {type: 'image/png'});
 }
 

@@ -13,7 +13,16 @@ from zs2_lib.settings.kinds import NumberSchedule, SettingsError
 from zs2_lib.settings.speeds import SPEEDS
 from zs2_lib.settings.table import ROWS, Settings
 
-from . import control_part, forecast_part, going_on_part, postprocess_part, presets_part, recipe_part, source_part
+from . import (
+    control_part,
+    forecast_part,
+    going_on_part,
+    player_part,
+    postprocess_part,
+    presets_part,
+    recipe_part,
+    source_part,
+)
 from .controls import (
     FILE,
     KEYFRAMES,
@@ -74,6 +83,7 @@ def build(elem_id: ElemId, is_img2img: bool, preview: Callable, units: int, host
     recipe_part.build(elem_id, is_img2img)
     going_on_part.build(elem_id)
     postprocess_part.build(elem_id)
+    player_part.build(elem_id)
     presets_part.connect(presets, controls, host, is_img2img)
     of_units = tuple(name for number in range(units) for name in control_part.unit_controls(number))
     arguments = {name: controls[name] for name in ARGUMENTS + of_units}

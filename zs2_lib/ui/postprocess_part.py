@@ -62,20 +62,25 @@ def _with(first: str, others: list[str]) -> list[str]:
 
 
 def _make(upload, path, upscaler, scale, interpolate, fps, interpolator, order, formats) -> Iterator[str]:
+    return made(
+        {
+            "clip": path_of(upload, path) or str(library.latest() or ""),
+            "upscaler": upscaler or NO_UPSCALER,
+            "scale": scale,
+            "interpolate": FACTORS.get(interpolate, 1),
+            "fps": fps if interpolate == RATE else 0,
+            "interpolator": interpolator,
+            "order": order,
+            "formats": formats or (),
+        }
+    )
+
+
+def made(values: dict) -> Iterator[str]:
     """What the page shows: how far it is, and in the end the result, or why there is none."""
     try:
-        settings = Postprocessing(
-            clip=path_of(upload, path) or str(library.latest() or ""),
-            upscaler=upscaler or NO_UPSCALER,
-            scale=scale,
-            interpolate=FACTORS.get(interpolate, 1),
-            fps=fps if interpolate == RATE else 0,
-            interpolator=interpolator,
-            order=order,
-            formats=formats or (),
-        )
         with ExitStack() as undo:
-            job = postprocess.Work(settings, undo, is_api=False)
+            job = postprocess.Work(Postprocessing(**values), undo, is_api=False)
             yield from work.followed(lambda: _shown(job.run()), lambda: _progress(job))
     except Exception as error:
         yield work.failure(error)

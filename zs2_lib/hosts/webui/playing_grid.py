@@ -79,6 +79,7 @@ class PlayingGrid:
         self.plan: Plan | None = None
         self.cells: dict[Place, Shown] = {}
         self._cell: Place | None = None
+        self._drawn = False
         self._failed: Exception | None = None
         plot = axes.module()
         if plot is not None and hasattr(plot, "draw_xyz_grid"):
@@ -87,6 +88,7 @@ class PlayingGrid:
     def _draw(self, draw: Callable, *args, **kwargs):
         """The host's function, which calls the function `cell` that it is given for each cell."""
         axes.check_together(self.request, self.p.is_api)
+        self._drawn = True
         if not options.value("zs2_playing_grid"):
             return draw(*args, **kwargs)
         given = inspect.signature(draw).bind(*args, **kwargs)
@@ -131,15 +133,17 @@ class PlayingGrid:
         """Writes the grid of the cells that there are, and tells of it in the request and on `processed`; what goes
         wrong is noted.
         """
-        if self.plan is None or len(self.cells) < 2:
+        if not self._drawn:
             return
         try:
             if self._failed:
                 raise self._failed
-            self._write(processed)
+            if self.plan is not None and len(self.cells) > 1:
+                self._write(processed)
         except Exception as error:
             log.error("the playing grid could not be made", exc_info=error)
             self._note(f"The playing grid could not be made: {type(error).__name__}: {error}")
+        # the host's result has those of the first cell
         processed.comments = "".join(f"{comment}\n" for comment in self.p.comments)
 
     def _write(self, processed) -> None:

@@ -1,0 +1,268 @@
+// The player's place in the WebUI: above the gallery of txt2img and img2img, in the place of the picture that is a clip.
+
+const zs2Session = []; // the clips that were made since the page was loaded, the newest first
+let zs2Recent = [];
+
+function zs2Remember(clips) {
+    for (const clip of [...clips].reverse()) {
+        const known = zs2Session.findIndex(({name}) => name === clip.name);
+        if (known >= 0) zs2Session.splice(known, 1);
+        zs2Session.unshift(clip);
+    }
+}
+
+// The clips of a job, of `zs2_clips` in its result, which has an entry for each file.
+function zs2ClipsOf(entries) {
+    const clips = new Map();
+    for (const entry of entries) {
+        const name = entry.plays || entry.name;
+        const key = entry.plays || entry.path.replace(/\.\w+$/, '');
+        if (!name) continue; // it was not kept
+        const label = (entry.path || entry.name).split(/[\\/]/).pop();
+        if (!clips.has(key)) clips.set(key, {name, label, frames: entry.frames, fps: entry.fps, files: []});
+        if (entry.name) clips.get(key).files.push(entry.name);
+    }
+    return [...clips.values()];
+}
+
+// What the items of the gallery are after a job: {clip} or {clip, frame}, or null for another picture.
+class Zs2Job {
+    constructor(info) {
+        this.clips = zs2ClipsOf(info.zs2_clips || []);
+        this.first = info.index_of_first_image || 0;
+    }
+
+    item(index, count) {
+        const {clips, first} = this;
+        const each = (count - first) / clips.length;
+        if (first === clips.length && each >= Math.min(2, clips[0].frames)) { // the clips, then their frames
+            if (index < first) return index < 0 ? null : {clip: clips[index]};
+            const of = Math.min(Math.floor(each), clips[0].frames);
+            const clip = clips[Math.floor((index - first) / of)];
+            return clip ? {clip, frame: (index - first) % of} : null;
+        }
+        const clip = clips[index - first]; // of a script: a picture for each
+        return clip ? {clip} : null;
+    }
+
+    // The place of a clip in the gallery.
+    place(clip, count) {
+        for (let index = 0; index < count; index++) {
+            const item = this.item(index, count);
+            if (item && item.frame === undefined && item.clip === clip) return index;
+        }
+        return -1;
+    }
+}
+
+// The frames while they are sampled, and how far it is.
+class Zs2Live {
+    constructor() {
+        this.text = zs2Element('p', {class: 'zs2-status'});
+        this.strip = zs2Element('img', {class: 'zs2-live-strip', alt: zs2Words('The frames as they are now'), hidden: true});
+        this.element = zs2Element('div', {class: 'zs2-player zs2-live', hidden: true}, this.strip, this.text);
+    }
+
+    // Asks each second for as long as `goesOn()`.
+    async follow(goesOn) {
+        if (this.follows) return;
+        this.follows = true;
+        this.strip.hidden = true;
+        let seen = '';
+        while (goesOn()) {
+            const live = await zs2Ask(`live?strip=${encodeURIComponent(seen)}`).then(answer => answer.json(), () => ({}));
+            if (live.strip) {
+                seen = live.strip.id;
+                this.strip.src = live.strip.image;
+                this.strip.hidden = false;
+            }
+            this.text.textContent = zs2LiveWords(live);
+            this.element.hidden = !live.running;
+            await zs2Pause(1000);
+        }
+        this.element.hidden = true;
+        this.follows = false;
+    }
+}
+
+function zs2LiveWords({text, seconds_left: seconds}) {
+    if (seconds === null || seconds === undefined) return text || '';
+    const left = seconds < 90 ? [Math.max(1, Math.round(seconds)), 's'] : [Math.round(seconds / 60), 'min'];
+    return `${text}, ${zs2Words('about {0} {1} left', ...left)}`;
+}
+
+class Zs2Place {
+    constructor(tab) {
+        this.tab = tab;
+        this.container = gradioApp().getElementById(`${tab}_gallery_container`);
+        this.gallery = gradioApp().getElementById(`${tab}_gallery`);
+        this.job = null;
+        this.selected = -1;
+        this.player = new Zs2Player([zs2Actions(tab, clips => this.showMade(clips))]);
+        this.live = new Zs2Live();
+        this.player.element.hidden = true;
+        this.container.prepend(zs2Element('div', {class: 'zs2-place'}, this.live.element, this.player.element));
+        this.player.on('act', () => this._backToClip());
+        this.player.on('choices', () => this._askForRecent());
+        this.player.on('works', works => works && this.live.follow(() => this.player.actions.busy));
+        for (const button of [`save_${tab}`, `save_zip_${tab}`]) {
+            gradioApp().getElementById(button)?.addEventListener('click', () => this._save());
+        }
+        this.made = this._madeByPanel();
+        new MutationObserver(() => this.check()).observe(
+            this.gallery, {subtree: true, childList: true, attributes: true, attributeFilter: ['class']});
+    }
+
+    get thumbnails() {
+        return [...this.gallery.querySelectorAll('.thumbnails > .thumbnail-item.thumbnail-small')];
+    }
+
+    get running() {
+        return Boolean(this.container.parentElement.querySelector(':scope > .progressDiv'));
+    }
+
+    // Looks whether a job began or ended, and what is chosen in the gallery.
+    check() {
+        const {running} = this;
+        if (running && !this.ran) this._begin();
+        this.ran = running;
+        const info = gradioApp().querySelector(`#generation_info_${this.tab} textarea`)?.value || '';
+        if (info !== this.info) this._take(info);
+        const made = this._madeByPanel();
+        if (made && made !== this.made && !this.player.actions.busy) this.showMade(JSON.parse(made));
+        this.made = made;
+        this._sync();
+    }
+
+    _begin() {
+        this.player.track.pause();
+        if (zs2IsOn(this.tab)) this.live.follow(() => this.running);
+    }
+
+    _take(info) {
+        this.info = info;
+        let result = {};
+        try {
+            result = JSON.parse(info || '{}');
+        } catch { // it is of no job
+        }
+        const job = new Zs2Job(result);
+        this.job = job.clips.length ? job : null;
+        this.own = null;
+        this.fresh = Boolean(this.job);
+        this.selected = -1;
+        if (!this.job) {
+            this.player.track.pause();
+            return;
+        }
+        zs2Remember(this.job.clips);
+        this._offer();
+    }
+
+    // What the panel's parts on finished clips have made last.
+    _madeByPanel() {
+        const results = ['going_on_result', 'postprocess_result'].map(name => zs2Part(this.tab, name));
+        return results.map(result => result?.querySelector('.zs2-made')?.dataset.clips).find(Boolean);
+    }
+
+    // Shows what a button made, beside the job's clips.
+    showMade(entries) {
+        const clips = entries.length ? [{name: entries[0].name, files: entries.map(({name}) => name)}] : [];
+        if (!clips.length) return;
+        zs2Remember(clips);
+        this.own = clips[0];
+        this._offer();
+        if (this.job) this._select(this.job.place(this.job.clips[0], this.thumbnails.length));
+        this._sync();
+        this.player.show(clips[0]);
+    }
+
+    _sync() {
+        const {job, player, gallery} = this;
+        const visible = !this.running && Boolean(job || this.own) && window.opts?.zs2_player !== false;
+        const thumbnails = this.thumbnails;
+        const selected = thumbnails.findIndex(thumbnail => thumbnail.classList.contains('selected'));
+        if (visible && this.fresh && this._choosesFirst(thumbnails)) return; // and comes back here
+        const item = job?.item(selected, thumbnails.length);
+        const full = !job || (item && item.frame === undefined);
+        player.element.hidden = !visible;
+        player.element.classList.toggle('zs2-compact', !full);
+        gallery.classList.toggle('zs2-playing', Boolean(visible && job && full));
+        if (visible && item && selected !== this.selected) this._choose(item);
+        if (visible) this.selected = selected;
+    }
+
+    // After a job the clip is chosen, whatever was before.
+    _choosesFirst(thumbnails) {
+        const items = thumbnails.length ? thumbnails : [...this.gallery.querySelectorAll('.thumbnail-item')];
+        if (!items.length) return false;
+        this.fresh = false;
+        const place = this.job.place(this.job.clips[0], items.length);
+        if (place < 0 || items[place].classList.contains('selected')) return false;
+        items[place].click();
+        return true;
+    }
+
+    _choose({clip, frame}) {
+        const {player} = this;
+        if (this.returns) return; // the user moves in the player
+        const other = player.clip?.name !== clip.name;
+        if (frame === undefined) {
+            if (other) player.show(clip);
+        } else {
+            if (other) player.show(clip, false);
+            this.returns = true;
+            player.seek(frame);
+            this.returns = false;
+        }
+    }
+
+    // Who plays or steps wants to see the clip.
+    _backToClip() {
+        if (this.returns || !this.job || !this.player.element.classList.contains('zs2-compact')) return;
+        const clip = this.job.clips.find(({name}) => name === this.player.clip?.name) || this.job.clips[0];
+        this.returns = true;
+        this._select(this.job.place(clip, this.thumbnails.length));
+        setTimeout(() => {
+            this._sync();
+            this.returns = false;
+        }, 50);
+    }
+
+    _select(place) {
+        const thumbnail = this.thumbnails[place];
+        if (thumbnail && !thumbnail.classList.contains('selected')) thumbnail.click();
+    }
+
+    _save() {
+        const {element} = this.player;
+        if (!element.hidden && !element.classList.contains('zs2-compact')) this.player.actions.save();
+    }
+
+    _offer() {
+        const now = this.job?.clips || [];
+        const before = clips => clip => !clips.some(({name}) => name === clip.name);
+        const session = zs2Session.filter(before(now));
+        const recent = zs2Recent.filter(before([...now, ...session]));
+        this.player.offer([['This job', now], ['This session', session], ['Recent', recent]]);
+    }
+
+    async _askForRecent() {
+        try {
+            zs2Recent = await (await zs2Ask('clips?limit=50')).json();
+            this._offer();
+        } catch (error) {
+            this.player.say(error.message);
+        }
+    }
+}
+
+onUiLoaded(() => {
+    const tabs = ['txt2img', 'img2img'].filter(tab => zs2Part(tab, 'enabled')
+        && gradioApp().getElementById(`${tab}_gallery_container`) && gradioApp().getElementById(`${tab}_gallery`));
+    onOptionsAvailable(() => {
+        if (opts.zs2_player === false) return;
+        const places = tabs.map(tab => new Zs2Place(tab));
+        onAfterUiUpdate(() => places.forEach(place => place.check()));
+    });
+});
