@@ -14,6 +14,7 @@ import pytest
 
 import clipfiles
 from host import CLIP, FRAMES, HIRES, KIND, STILL, HostError
+from test_axes import section_set
 from test_panel import MISSING, Page
 from test_source_video import video
 from zs2_lib.settings.presets import SHIPPED
@@ -132,7 +133,7 @@ def test_preflight(host):
 
 
 def test_preflight_by_the_settings_section(host):
-    with host.client.options_set(zs2_preflight_steps=2, zs2_preflight_size=128):
+    with section_set(host, zs2_preflight_steps=2, zs2_preflight_size=128):
         made = host.clip({**SETTINGS, "preflight": True}, width=256, height=256, steps=5)
     assert "Steps: 2," in made.infotext and "Size: 128x128" in made.infotext
 
