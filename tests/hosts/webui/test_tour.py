@@ -13,8 +13,8 @@ import pytest
 
 from browser import needs_browser
 from host import STILL
-from test_files import BOX, DROP, drop
 from panel_page import Page
+from test_files import BOX, DROP, drop
 from zs2_lib.settings.presets import SHIPPED
 
 try:
