@@ -11,7 +11,7 @@ import torch
 
 from zs2_lib.core.blocks import DEPTHS, deep_modules
 from zs2_lib.hosts.diffusers import sampling as host
-from zs2_lib.settings.presets import PRESETS
+from zs2_lib.settings.speeds import SPEEDS
 from zs2_lib.settings.table import Settings
 
 from . import anchor_costs, clips, metrics, unets
@@ -38,7 +38,7 @@ class Variant(NamedTuple):
 
 
 EXACT, LIMIT = Variant(), Variant(steps=80)
-BY_PRESET = {name: Variant(DDIM, preset.steps or STEPS, *preset.settings.values()) for name, preset in PRESETS.items()}
+BY_PRESET = {name: Variant(DDIM, preset.steps or STEPS, *preset.settings.values()) for name, preset in SPEEDS.items()}
 BY_PRESET["exact"] = EXACT
 FEWER = tuple(Variant(DDIM, steps) for steps in (8, 9, 10, 11, 12, 13, 14, 16)) + tuple(
     Variant(DPM, steps) for steps in (8, 10, 12, 14, 16, 20)

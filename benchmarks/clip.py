@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zs2_lib.settings.presets import PRESETS
+from zs2_lib.settings.speeds import SPEEDS
 
 from . import metrics
 from .clips import GUIDANCE, Job, decode, load, sample
@@ -13,7 +13,7 @@ from .timing import KEEPING, averages_watched, in_own_process, in_turns, seconds
 
 TITLE = "A whole clip against its peers"
 PROMPT = "a red circle on a blue background"
-BALANCED = tuple(PRESETS["balanced"].settings.items())
+BALANCED = tuple(SPEEDS["balanced"].settings.items())
 METHODS = {
     # name: method, settings, colour
     "ZS²": ("zs2", (), ZS2),

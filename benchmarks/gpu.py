@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from zs2_lib.core.rows import Rows
-from zs2_lib.settings.presets import PRESETS
+from zs2_lib.settings.speeds import SPEEDS
 from zs2_lib.settings.table import Settings
 
 from . import document, metrics, unets
@@ -91,7 +91,7 @@ def step(
         return
 
     (preset, time), (args, kwargs) = VARIANTS[variant], unets.inputs(unet, 2 * frames, side)
-    settings = Settings(frames=frames, frames_per_pass=per_pass, **PRESETS[preset].settings)
+    settings = Settings(frames=frames, frames_per_pass=per_pass, **SPEEDS[preset].settings)
     with settings.clip(seed=0) as clip:
         clip.attach(unet)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.media.resample import interpolated
-from zs2_lib.settings.presets import PRESETS
+from zs2_lib.settings.speeds import SPEEDS
 
 from . import document, metrics
 from .clips import GUIDANCE, Job, load, sample
@@ -22,7 +22,7 @@ TIMES = (2, 4)
 CASES = {
     "λ = 0.05": (("motion", 0.05),),
     "λ = 0.1": (("motion", 0.1),),
-    "balanced": (("motion", 0.05), *PRESETS["balanced"].settings.items()),
+    "balanced": (("motion", 0.05), *SPEEDS["balanced"].settings.items()),
 }
 EXACT, BALANCED = ("λ = 0.05", "λ = 0.1"), ("balanced",)
 MODEL, FLOW = "model", "minterpolate"

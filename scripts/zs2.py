@@ -11,7 +11,7 @@ from modules.ui_components import InputAccordion
 
 from zs2_lib.hosts.webui import axes, edit, errors, host, job, options, routes, selected
 from zs2_lib.ui import panel
-from zs2_lib.ui.controls import Later
+from zs2_lib.ui.host_controls import HostControls
 
 log = logging.getLogger("zs2")
 
@@ -20,10 +20,9 @@ class Script(scripts.Script):
     create_group = False
 
     def __init__(self):
-        self.steps = Later()
+        self.host = HostControls()
         if hasattr(self, "on_after_component"):  # an old host has none
-            for tab in ("txt2img", "img2img"):  # it speaks of its own tab alone
-                self.on_after_component(lambda made: self.steps.made(made.component), elem_id=f"{tab}_steps")
+            self.host.follow(self.on_after_component)
 
     def title(self):
         return "ZS2"
@@ -37,7 +36,7 @@ class Script(scripts.Script):
                 units = host.control_unit_count()
                 controls = {
                     "enabled": enabled,
-                    **panel.build(self.elem_id, is_img2img, edit.preview, units, self.steps),
+                    **panel.build(self.elem_id, is_img2img, edit.preview, units, self.host),
                 }
         except Exception as error:  # the host would print it and leave a panel whose controls do nothing
             log.exception("the panel of ZS² could not be built; the extension is off")

@@ -34,7 +34,7 @@ from benchmarks.clips import Job, decode, describe, load, sample, text2video_zer
 from benchmarks.judge import BACKGROUNDS, COLOURS, SHAPES, example_prompts, load_judge
 from zs2_lib.core.anchor_rows import phase_of
 from zs2_lib.hosts.diffusers.checkpoints import TINY_SD
-from zs2_lib.settings.presets import PRESETS
+from zs2_lib.settings.speeds import SPEEDS
 
 PROMPT = "a red circle on a blue background"
 
@@ -541,7 +541,7 @@ def test_anchors_become_a_page(pipe, tmp_path):
     save(tmp_path, "anchors", data)
     text = document.render(tmp_path, ["anchors"], command.section).read_text(encoding="utf-8")
     assert all(f'<a id="anchors-fast-{bar}"></a>' in text for bar in ("fidelity", "motion", "flicker", "sd1"))
-    assert all(f"| {preset} | " in text for preset in PRESETS) and "nan" not in text.lower()
+    assert all(f"| {preset} | " in text for preset in SPEEDS) and "nan" not in text.lower()
     assert (tmp_path / "benchmarks" / "anchors_by_cost.png").stat().st_size > 5000
 
 

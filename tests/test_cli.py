@@ -24,7 +24,7 @@ from zs2_lib.media.formats import FORMATS
 from zs2_lib.media.read import open_source
 from zs2_lib.media.text import read_text
 from zs2_lib.settings import recipe, table
-from zs2_lib.settings.presets import PRESETS
+from zs2_lib.settings.speeds import SPEEDS
 from zs2_lib.settings.table import Settings
 
 av = pytest.importorskip("av")
@@ -132,13 +132,13 @@ def test_the_clip_is_that_of_the_library(pipe, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], PRESETS["exact"]),
-        (["--speed", "fast"], PRESETS["fast"]),
+        ([], SPEEDS["exact"]),
+        (["--speed", "fast"], SPEEDS["fast"]),
         (
             ["--speed", "fast", "--anchor-stride", "3", "--steps", "6"],
-            PRESETS["fast"]._replace(anchor_stride=3, steps=6),
+            SPEEDS["fast"]._replace(anchor_stride=3, steps=6),
         ),
-        (["--anchor-depth", "gentle", "--speed", "balanced"], PRESETS["balanced"]._replace(anchor_depth="gentle")),
+        (["--anchor-depth", "gentle", "--speed", "balanced"], SPEEDS["balanced"]._replace(anchor_depth="gentle")),
     ],
 )
 def test_speed_sets_what_is_not_given(arguments, expected):

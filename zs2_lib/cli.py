@@ -9,8 +9,8 @@ from zs2_lib.cli_job import Failed, Refused, interpolate, load, make, say
 from zs2_lib.cli_read import CFG, STEPS, clip_options, flag, read_interpolation, read_job
 from zs2_lib.media.interpolators import MINTERPOLATE, InterpolatorError, names
 from zs2_lib.settings.kinds import Choice, Kind, OldYesNo, Prompts, YesNo
-from zs2_lib.settings.presets import PRESETS
 from zs2_lib.settings.row import Row
+from zs2_lib.settings.speeds import SPEEDS
 
 PROGRAM = "python -m zs2_lib"
 OF_GOING_ON = ("in_betweens", "retakes", "extended")
@@ -136,13 +136,13 @@ def _add_basics(parser: Parser) -> None:
 
 def _add_clip_options(group) -> None:
     _add_settings(group, [row for row in clip_options() if row.name not in OF_GOING_ON])
-    presets = "; ".join(
-        f"{name}: {', '.join(str(value) for value in preset if value is not None)}" for name, preset in PRESETS.items()
+    speeds = "; ".join(
+        f"{name}: {', '.join(str(value) for value in speed if value is not None)}" for name, speed in SPEEDS.items()
     )
     group.add_argument(
         "--speed",
-        metavar="|".join(PRESETS),
-        help=f"Sets those of the anchor stride, depth and start, and the steps, that are not given. {presets}.",
+        metavar="|".join(SPEEDS),
+        help=f"Sets those of the anchor stride, depth and start, and the steps, that are not given. {speeds}.",
     )
 
 

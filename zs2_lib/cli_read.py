@@ -24,9 +24,9 @@ from zs2_lib.settings import going_on, postprocessing, recipe
 from zs2_lib.settings.finished import FinishedClip, Kept
 from zs2_lib.settings.kinds import Choice, Number, Prompts, SettingsError, WholeNumber
 from zs2_lib.settings.postprocessing import INTERPOLATED_TO, check_interpolator
-from zs2_lib.settings.presets import PRESETS, Preset
 from zs2_lib.settings.row import Row
 from zs2_lib.settings.schedule import number_text
+from zs2_lib.settings.speeds import SPEEDS, Speed
 from zs2_lib.settings.table import ROWS, Settings
 
 STEPS, CFG = 20, 5
@@ -71,16 +71,16 @@ def read_job(options: argparse.Namespace) -> Job:
         prompt = made.prompt if options.prompt is None else options.prompt
         if prompt is None:
             raise SettingsError("there is no prompt; give one, or a clip that has one (--recipe, --extend, --retake)")
-        preset = PRESETS[Choice(tuple(PRESETS)).read("--speed", options.speed)] if options.speed is not None else None
-        settings = read_settings(options, made.settings, formats, preset)
+        speed = SPEEDS[Choice(tuple(SPEEDS)).read("--speed", options.speed)] if options.speed is not None else None
+        settings = read_settings(options, made.settings, formats, speed)
         faster = read_faster(options, exact_rate(settings.rate), settings.loop != "off", formats)
         negative = made.negative if options.negative is None else options.negative
         named = {name: made.chosen(options, name) for name in OF_RECIPE}
         size = read_size(*named["size"])
         seed = read_number(WholeNumber(0, 2**63 - 1), *named["seed"], random.randrange(2**32))
         steps = read_number(WholeNumber(1, 999), *named["steps"], STEPS)
-        if preset and preset.steps and options.steps is None:
-            steps = preset.steps
+        if speed and speed.steps and options.steps is None:
+            steps = speed.steps
         cfg = read_number(Number(0, 100), *named["cfg"], CFG)
     check_packages(formats, faster)
     how = (prompt, negative, options.model, options.config, settings, targets, size, seed, steps, cfg, faster)
@@ -99,12 +99,12 @@ def read_number(kind: Number, name: str, text: str | None, default):
 
 
 def read_settings(
-    options: argparse.Namespace, start: Settings, formats: tuple[str, ...], preset: Preset | None
+    options: argparse.Namespace, start: Settings, formats: tuple[str, ...], speed: Speed | None
 ) -> Settings:
     """Those of the clip: what the options say, and of what they say nothing about those of `start`. Raises
     SettingsError for a value that is not allowed.
     """
-    values = preset.settings if preset else {}
+    values = speed.settings if speed else {}
     for row in clip_options():
         text = getattr(options, row.name)
         if text is not None:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NO_NUMBER = [True, None, "8", [8], math.nan, math.inf, -math.inf]
 NO_SCHEDULE = [True, None, [0.1], math.nan, math.inf, 10**400, "fast", "", "0:0.1, 0:0.2", "-1:0.5", "0:0.1, 8"]
 NO_BOOLEAN = (1, 0, "true", None)
-YES_NO = ("enabled", "sidecar", "source_audio", "control_momentum")
+YES_NO = ("enabled", "preflight", "sidecar", "source_audio", "control_momentum")
 
 ALLOWED = {
     **dict.fromkeys(YES_NO, (True, False)),

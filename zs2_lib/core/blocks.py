@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import torch
@@ -32,6 +33,21 @@ def deep_control_modules(control: torch.nn.Module, depth: str) -> list[torch.nn.
     else:
         residuals, last = control.controlnet_down_blocks, control.controlnet_mid_block
     return [module for block in down[cut:] + middle for module in block] + list(residuals[cut:]) + [last]
+
+
+def attention_inputs(unet: torch.nn.Module) -> float:
+    """How many values go into the self-attention layers of `unet` for each row and latent position, all layers
+    together: what temporal momentum carries from one frame to the next.
+
+    Raises ValueError for a model that is no UNet.
+    """
+    down, middle, up = _blocks(unet)
+    levels = list(itertools.accumulate(_downsamples(block[0]) for block in down))
+    values = 0.0
+    for level, block in zip([*levels, levels[-1], *reversed(levels)], [*down, *middle, *up]):
+        named = (pair for part in block for pair in part.named_modules())
+        values += sum(module.to_k.in_features for name, module in named if name.endswith("attn1")) / 4**level
+    return values
 
 
 def _blocks(model: torch.nn.Module) -> tuple[list, list, list]:

@@ -10,8 +10,7 @@ from zs2_lib.media.formats import FORMATS
 from zs2_lib.media.interpolators import MINTERPOLATE, InterpolatorError
 
 from .kinds import Choice, Choices, File, Kind, Number, SettingsError, WholeNumber, nearest
-from .row import Row
-from .table import setting
+from .row import Row, setting
 
 UPSCALE_FIRST, INTERPOLATE_FIRST = "upscale first", "interpolate first"
 UPSCALER, UPSCALED_BY, INTERPOLATED_TO = "ZS2 upscaler", "ZS2 upscaled by", "ZS2 interpolated to"

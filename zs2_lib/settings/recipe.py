@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from .row import Row
 from .table import ROWS, Settings
 
-_OF_THE_REQUEST = ("enabled", "returns", "sidecar", "source", "mask", "control", "kept_clip")
+_OF_THE_REQUEST = ("enabled", "returns", "sidecar", "source", "mask", "control", "kept_clip", "preflight")
 CARRIED = {name: row for name, row in ROWS.items() if name not in _OF_THE_REQUEST}
 """The settings that an infotext carries. That it carries them says that ZS² was enabled; files it can't carry."""
 LONGEST_NAME = 4096

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .kinds import Kind
 
@@ -30,3 +30,8 @@ class Row:
     def kind_for(self, source: str) -> Kind:
         """What is allowed with that source, "" for none."""
         return self.kind_with_source if source and self.kind_with_source else self.kind
+
+
+def setting(default, kind: Kind, label: str, tooltip: str, **more):
+    """A field of a class of settings, with what is said of it."""
+    return field(default=default, metadata={"kind": kind, "label": label, "tooltip": tooltip, **more})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 from zs2_lib.core.blocks import DEPTHS
 from zs2_lib.core.clip import SEGMENT, Clip
@@ -21,7 +21,6 @@ from .kinds import (
     Counts,
     File,
     Files,
-    Kind,
     Number,
     NumberSchedule,
     OldYesNo,
@@ -32,18 +31,13 @@ from .kinds import (
     YesNo,
     nearest,
 )
-from .row import Row
+from .row import Row, setting
 from .schedule import PromptKeyframes, Schedule
 
 RETURNS = ("frames", "video", "both")
 LOOPS = ("off", "ping-pong", "seamless")
 FROM_SOURCE = "source"
 """An entry of `control`: the frames of the source video."""
-
-
-def setting(default, kind: Kind, label: str, tooltip: str, **more):
-    """A field of `Settings`, with its row."""
-    return field(default=default, metadata={"kind": kind, "label": label, "tooltip": tooltip, **more})
 
 
 @dataclass(frozen=True)
@@ -229,6 +223,12 @@ class Settings:
         YesNo(),
         "JSON beside it",
         "Writes a JSON file beside each clip that is saved: its infotext, prompts, seed, and all settings.",
+    )
+    preflight: bool = setting(
+        False,
+        YesNo(),
+        "Preflight",
+        "Makes the clip small and in few steps, with all other settings and the same seed; nothing is saved.",
     )
 
     source: str = setting(

@@ -38,27 +38,6 @@ Controls = dict[str, gr.components.Component]
 """Controls by name."""
 
 
-class Later:
-    """A control that the host makes before or after those of ZS²."""
-
-    def __init__(self):
-        self._control: gr.components.Component | None = None
-        self._waiting: list[Callable[[gr.components.Component], None]] = []
-
-    def made(self, control: gr.components.Component) -> None:
-        """It is there."""
-        self._control, waiting, self._waiting = control, self._waiting, []
-        for function in waiting:
-            function(control)
-
-    def then(self, function: Callable[[gr.components.Component], None]) -> None:
-        """Calls `function(control)` as soon as it is there."""
-        if self._control is None:
-            self._waiting.append(function)
-        else:
-            function(self._control)
-
-
 def control(name: str, elem_id: ElemId) -> gr.components.Component:
     """The control of a setting."""
     row = ROWS[name]

@@ -10,22 +10,31 @@ import gradio as gr
 from zs2_lib.hosts.webui import options
 from zs2_lib.settings import recipe
 from zs2_lib.settings.kinds import NumberSchedule, SettingsError
-from zs2_lib.settings.presets import PRESETS
+from zs2_lib.settings.speeds import SPEEDS
 from zs2_lib.settings.table import ROWS, Settings
 
-from . import control_part, going_on_part, player_part, postprocess_part, recipe_part, source_part
+from . import (
+    control_part,
+    forecast_part,
+    going_on_part,
+    player_part,
+    postprocess_part,
+    presets_part,
+    recipe_part,
+    source_part,
+)
 from .controls import (
     FILE,
     KEYFRAMES,
     Controls,
     ElemId,
-    Later,
     keyframes_control,
     path_of,
     rows_of_controls,
     shown,
     shown_as_keyframes,
 )
+from .host_controls import HostControls
 
 TITLE = ROWS["enabled"].label
 
@@ -45,24 +54,28 @@ ARGUMENTS = (
     SETTINGS
     + tuple(name + KEYFRAMES for name in SCHEDULES)
     + tuple(name for file in source_part.FILES for name in (file, file + FILE))
+    + ("preflight",)
 )
 """The names of the controls behind the enabling checkbox, in the order of the script's arguments; those of each
 ControlNet unit follow."""
 
 
-def build(elem_id: ElemId, is_img2img: bool, preview: Callable, units: int, steps: Later) -> Controls:
+def build(elem_id: ElemId, is_img2img: bool, preview: Callable, units: int, host: HostControls) -> Controls:
     """Makes the controls, inside the accordion in which it is called. Returns them by name, in the order `read` takes.
 
     `elem_id` makes their ids from their names. `preview(path, selection, fps)` gives a strip of the frames of the
     source and a line about them, or raises SettingsError. `units` is the number of ControlNet units, 0 if the extension
-    is not installed. `steps` is the host's control of the sampling steps.
+    is not installed. `host` has the host's own controls.
     """
-    controls = rows_of_controls(MAIN_ROWS, elem_id)
+    tab = "img2img" if is_img2img else "txt2img"
+    presets = presets_part.build(elem_id, is_img2img)
+    forecast = forecast_part.build(elem_id, tab)
+    controls = {"preflight": forecast.preflight, **rows_of_controls(MAIN_ROWS, elem_id)}
     with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced")):
         controls.update(rows_of_controls(ADVANCED_ROWS, elem_id))
         _begin_with_formats(controls["formats"])
         with gr.Row():
-            _speed_buttons(controls, elem_id, steps)
+            _speed_buttons(controls, elem_id, host)
         with gr.Row():
             controls.update({name + KEYFRAMES: keyframes_control(name, elem_id) for name in SCHEDULES})
     controls.update(source_part.build(elem_id, is_img2img, preview, controls["frames"], controls["fps"]))
@@ -71,8 +84,11 @@ def build(elem_id: ElemId, is_img2img: bool, preview: Callable, units: int, step
     going_on_part.build(elem_id)
     postprocess_part.build(elem_id)
     player_part.build(elem_id)
+    presets_part.connect(presets, controls, host, is_img2img)
     of_units = tuple(name for number in range(units) for name in control_part.unit_controls(number))
-    return {name: controls[name] for name in ARGUMENTS + of_units}
+    arguments = {name: controls[name] for name in ARGUMENTS + of_units}
+    forecast_part.connect(forecast, arguments, host, read, is_img2img)
+    return arguments
 
 
 def _begin_with_formats(control: gr.components.Component) -> None:
@@ -81,20 +97,21 @@ def _begin_with_formats(control: gr.components.Component) -> None:
     control.do_not_save_to_config = True
 
 
-def _speed_buttons(controls: Controls, elem_id: ElemId, steps: Later) -> None:
-    """A button for each preset, which sets the controls of its settings."""
-    for name, preset in PRESETS.items():
-        label = f"Speed: {name}" + (f", {preset.steps} steps" if preset.steps else "")
+def _speed_buttons(controls: Controls, elem_id: ElemId, host: HostControls) -> None:
+    """A button for each speed, which sets the controls of its settings, and brings the host's steps down to its own."""
+    for name, speed in SPEEDS.items():
+        label = f"Speed: {name}" + (f", {speed.steps} steps" if speed.steps else "")
         button = gr.Button(label, elem_id=elem_id(f"speed_{name}"), size="sm", min_width=100)
-        outputs = [controls[setting] for setting in preset.settings]
-        button.click(lambda preset=preset: tuple(preset.settings.values()), [], outputs, show_progress=False)
-        if preset.steps:
-            steps.then(partial(_lowers, button, preset.steps))
+        outputs = [controls[setting] for setting in speed.settings]
+        button.click(lambda speed=speed: tuple(speed.settings.values()), [], outputs, show_progress=False)
+        if speed.steps:
+            host.then(partial(_lowers, button, speed.steps))
 
 
-def _lowers(button: gr.Button, most: int, control: gr.components.Component) -> None:
-    """A click on the `button` brings a control down to `most`."""
-    button.click(lambda value: min(value, most), [control], [control], show_progress=False)
+def _lowers(button: gr.Button, most: int, of_host: Mapping) -> None:
+    """A click on the `button` brings the host's steps down to `most`."""
+    if steps := of_host.get("steps"):
+        button.click(lambda value: min(value, most), [steps], [steps], show_progress=False)
 
 
 def read(args: tuple) -> Settings:
@@ -122,6 +139,7 @@ def read(args: tuple) -> Settings:
             settings[name] = keyframes
     for name in source_part.FILES:
         settings[name] = path_of(by_name.get(name + FILE), by_name.get(name))
+    settings["preflight"] = bool(by_name.get("preflight"))
     settings["control"] = control_part.read(values[len(ARGUMENTS) :])
     return Settings(enabled=True, **settings)
 

@@ -18,7 +18,7 @@ from webui import HostError, picture
 FRAMES = 3
 SETTINGS = {**CLIP, "frames": FRAMES, "return": "video"}
 SIDE = STILL["width"]
-LOSSY = 4
+LOSSY = 8
 """How far, of 255, the mean of a cell may be from its clip's frame: both are H.264."""
 
 
@@ -51,7 +51,7 @@ def plotted(host, axes):
 def section_set(host, **options):
     """Values of the section ZS² of the settings, which the host's API takes and does not tell; in the end its own."""
     usual = {"zs2_folder": "zs2-videos", "zs2_filename_pattern": "", "zs2_mp4_crf": 17, "zs2_frames_per_pass": 8}
-    usual["zs2_playing_grid"] = True
+    usual |= {"zs2_playing_grid": True, "zs2_preflight_steps": 8, "zs2_preflight_size": 256}
     try:
         host.client.post("/sdapi/v1/options", options)
         yield
@@ -95,6 +95,7 @@ def test_axes_are_there_once(axes):
         ("[ZS²] Motion λ", '0.02, "0:0.01, 2:0.3"', "ZS2 motion", ["0.02", '"0:0.01']),
         ("[ZS²] Loop", "off, seamless", "ZS2 loop", ["off", "seamless"]),
         ("[ZS²] Speed", "exact, fine", "ZS2 anchor stride", ["1", "8"]),
+        ("[ZS²] Preset", "subtle, cinemagraph", "ZS2 loop", ["off", "seamless"]),
         ("[ZS²] Momentum in ControlNet", "true, False", "ZS2 frames", ["3", "3"]),
     ],
 )
@@ -124,6 +125,7 @@ def test_a_cell_is_the_clip_with_that_value(host, plotted):
         ({"[ZS²] Loop": "off, seemless"}, SETTINGS, ["seemless", 'did you mean "seamless"']),
         ({"[ZS²] Motion λ": "0:0.01, 2:0.3"}, SETTINGS, ["'0:0.01'", "in quotes"]),
         ({"[ZS²] Speed": "exact, quick"}, SETTINGS, ["[ZS²] Speed", "quick", "balanced"]),
+        ({"[ZS²] Preset": "subtle, livly"}, SETTINGS, ["[ZS²] Preset", "livly", 'did you mean "lively"']),
         ({"[ZS²] Frames": "2,3"}, None, ["[ZS²] Frames", "ZS² is off"]),
         ({"[ZS²] Frames": ""}, SETTINGS, ["no value"]),
         ({"Steps": "2,3", "[ZS²] Prompts by frame": "a dog"}, SETTINGS, ["a dog", r"\n"]),
@@ -193,6 +195,14 @@ def test_playing_grid_of_other_rates_and_formats(host, plotted):
             assert apart[time // lasts % FRAMES] == min(apart)
 
 
+def test_playing_grid_of_one_row(plotted):
+    """Which a host may have laid out in several."""
+    result = plotted({"Seed": "11, 12, 13, 14, 15"})
+    (entry,) = result.entries(grid=True)
+    frames, ground = decoded(entry), picture(result.files[0])
+    assert np.abs(frames[0, : ground.shape[0], : ground.shape[1]] - ground).mean() < LOSSY
+
+
 def test_playing_grid_switched_off(host, plotted):
     with section_set(host, zs2_playing_grid=False):
         assert plotted({"[ZS²] Frames": "2, 3"}).entries(grid=True) == []
@@ -204,6 +214,32 @@ def test_playing_grid_made_smaller(host, plotted):
     (entry,) = result.entries(grid=True)
     assert max(decoded(entry).shape[1:3]) <= 4096
     assert "The playing grid is drawn at" in result.info["extra_generation_params"]["ZS2 notes"]
+
+
+def test_playing_grid_of_a_stopped_plot(host, plotted):
+    """Of what there is, in the places that the whole would have."""
+    seeds = {"Seed": "11, 12, 13, 14"}
+    whole = plotted(seeds)
+    host.arm("interrupt", at=host_calls(host, plotted, "11, 12") + 1)
+    try:
+        stopped = plotted(seeds)
+    finally:
+        host.disarm()
+    (entry,), (of_whole,) = stopped.entries(grid=True), whole.entries(grid=True)
+    frames, all_frames = decoded(entry), decoded(of_whole)
+    assert frames.shape == all_frames.shape and entry["stopped"] and "stopped" not in of_whole
+    stills = whole.files[1::FRAMES]
+    at_place = [places(picture(whole.files[0]), picture(still))[0] for still in stills]
+    apart = [np.abs(at(frames[1], place) - at(all_frames[1], place)).mean() for place in at_place]
+    assert apart[0] < LOSSY and apart[1] < LOSSY < apart[2]
+    assert at(frames[1], at_place[3]).mean() < LOSSY, "the cell that was not made is black"
+
+
+def host_calls(host, plotted, seeds: str) -> int:
+    """How many UNet calls a plot takes."""
+    host.arm()
+    plotted({"Seed": seeds})
+    return len(host.disarm())
 
 
 # --- the settings section -------------------------------------------------------------------------------------------
@@ -218,7 +254,7 @@ def test_settings_section(host):
         assert len(result.clips[0]) < len(usual) / 1.5
         assert path.parent.parent.name == "my clips" and path.stem.startswith(f"00000-{STILL['seed']}-{STILL['steps']}")
     names = [clip["name"] for clip in host.client.get("/zs2/v1/clips?limit=50")]
-    assert len(names) == len(set(names))
+    assert len(names) == len(set(names)) and any(name.endswith(f"/{path.name}") for name in names)
     wrong = {
         "zs2_mp4_crf": "fine",
         "zs2_folder": "../there",
@@ -236,9 +272,12 @@ def test_settings_section(host):
 
 
 def test_automatic_pass_size(host):
-    automatic = {**SETTINGS, "frames": 4, "frames_per_pass": 0}
-    whole = host.clip(automatic)
+    """Of 8 frames of 512x512 pixels, unless the section says otherwise; of 1, it holds 4 of 256x256."""
+    job = {"settings": {**SETTINGS, "frames": 6, "frames_per_pass": 0}, "width": 256, "height": 256, "steps": 1}
+    host.arm()
+    host.clip(**job)
+    usual = max(call["rows"] for call in host.disarm())
     host.arm()
     with section_set(host, zs2_frames_per_pass=1):
-        few = host.clip(automatic, width=512, height=512, steps=1)
-    assert len(host.disarm()) >= 4 and len(few.clips) == len(whole.clips) == 1
+        host.clip(**job)
+    assert max(call["rows"] for call in host.disarm()) == usual * 4 / 6

@@ -307,7 +307,7 @@ def test_forecast(host):
         )
         assert status == 422 and any(words in body for words in (b"allowed", b"is not a setting")), body
     presets = host.client.get("/zs2/v1/presets")
-    assert presets["fast"] == {
+    assert presets["speeds"]["fast"] == {
         "settings": {"anchor_stride": 8, "anchor_depth": "medium", "anchor_start": 0.3},
         "steps": 14,
     }

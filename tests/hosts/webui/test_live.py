@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from host import CLIP, STILL, difference
+from host import CLIP, HIRES, STILL, difference
 
 
 def followed(host, settings: dict, **payload) -> tuple[list[dict], object]:
@@ -64,7 +64,7 @@ def test_following_changes_nothing(host):
 
 
 def test_hires_fix_is_said(host):
-    hires = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.5, "hr_upscaler": "Latent"}
+    hires = HIRES
     seen, _ = followed(host, {**CLIP, "frames": 24, "frames_per_pass": 8}, steps=4, **hires)
     assert any(re.match(r"hires.fix, step \d of \d", now["text"]) for now in seen), {now["text"] for now in seen}
 

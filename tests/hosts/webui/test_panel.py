@@ -18,7 +18,7 @@ from browser import needs_browser
 from host import STILL
 from panel_page import Page
 from test_source_video import video
-from zs2_lib.settings.presets import PRESETS
+from zs2_lib.settings.speeds import SPEEDS
 
 pytestmark = needs_browser
 
@@ -78,7 +78,7 @@ def test_speed_buttons_set_what_decides_it(page, tab):
     page.enable(tab)
     page.open_part(tab, "Advanced")
     for name in ("fast", "fine", "exact"):
-        preset = PRESETS[name]
+        preset = SPEEDS[name]
         page.run(
             "[...zs2.panel(arguments[0]).querySelectorAll('button')]"
             ".find(e => e.textContent.trim().startsWith(`Speed: ${arguments[1]}`)).click()",

@@ -1,4 +1,4 @@
-"""Axes of the host's X/Y/Z plot: one for each setting that a clip can differ by, and one for its speed.
+"""Axes of the host's X/Y/Z plot: one for each setting that a clip can differ by, its speed, and its preset.
 
 Values are checked before the first cell: each by itself when the host confirms an axis, all axes together when it
 begins to draw. A cell's values lie on its copy of `p`, from which its job takes them over the panel's settings.
@@ -16,18 +16,19 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 
-from modules import scripts
+from modules import processing, scripts
 
 from zs2_lib.settings.kinds import Choice, Counts, Kind, Number, NumberSchedule, Prompts, SettingsError, Takes, YesNo
-from zs2_lib.settings.presets import PRESETS
+from zs2_lib.settings.speeds import SPEEDS
 from zs2_lib.settings.table import ROWS, Settings
 
+from . import presets
 from .edit import SourceVideo
 from .limits import check_frames
 
 HOSTS_FILE = "xyz_grid.py"
 PREFIX = "[ZS²] "
-NO_AXIS = ("enabled", "extended", "kept_clip", "formats", "returns", "sidecar", "control")
+NO_AXIS = ("enabled", "extended", "kept_clip", "formats", "returns", "sidecar", "control", "preflight")
 """Settings that no clip differs by, and lists of files."""
 OFF = "ZS² is off, so that no cell would be a clip; switch it on in its panel, or choose another axis"
 QUOTES = 'a comma ends a value of an axis: put one that holds commas in quotes, as in "0:0.01, 8:0.05", "0:0.1, 8:0"'
@@ -44,15 +45,15 @@ _RANGE = re.compile(
 
 @dataclass(frozen=True)
 class Axis:
-    """name: as messages say it. changes: the settings, by name, that a value sets; steps: the most of the host's
-    sampling steps with it, None where they stay.
+    """name: as messages say it. changes: the settings, by name, that a value sets; of_host(p, value): sets what it has
+    of the host.
     """
 
     name: str
     label: str
     kind: Callable[[], Kind]
     changes: Callable[[object], Mapping]
-    steps: Callable[[object], int | None] = lambda value: None
+    of_host: Callable[[object, object], None] = lambda p, value: None
 
     def read(self, text: str):
         """The value that a text of the axis stands for, still to be checked."""
@@ -88,13 +89,24 @@ def _axes() -> Iterator[Axis]:
     for name, row in ROWS.items():
         if name not in NO_AXIS:
             yield Axis(name, PREFIX + row.label, lambda row=row: row.kind, lambda value, name=name: {name: value})
-    yield Axis(
-        "speed",
-        PREFIX + "Speed",
-        lambda: Choice(tuple(PRESETS)),
-        lambda value: PRESETS[value].settings,
-        lambda value: PRESETS[value].steps,
-    )
+    speeds = Choice(tuple(SPEEDS))
+    yield Axis("speed", PREFIX + "Speed", lambda: speeds, lambda value: SPEEDS[value].settings, _lower_steps)
+    yield Axis("preset", PREFIX + "Preset", lambda: Choice(tuple(presets.names())), _of_preset, _set_host)
+
+
+def _lower_steps(p, speed: str) -> None:
+    p.steps = min(p.steps, SPEEDS[speed].steps or p.steps)
+
+
+def _of_preset(name: str) -> dict:
+    return presets.users.get(name).by_name
+
+
+def _set_host(p, name: str) -> None:
+    preset = presets.users.get(name)
+    p.steps = preset.steps or p.steps
+    if preset.denoising_strength is not None and isinstance(p, processing.StableDiffusionProcessingImg2Img):
+        p.denoising_strength = preset.denoising_strength
 
 
 AXES = {axis.label: axis for axis in _axes()}
@@ -160,8 +172,7 @@ def _confirm(axis: Axis, p, values: list) -> None:
 def _apply(axis: Axis, p, value, values: list) -> None:
     """Puts a value on the host's copy of `p` for a cell."""
     p.zs2_changes = {**vars(p).get("zs2_changes", {}), **axis.changes(value)}
-    if steps := axis.steps(value):
-        p.steps = min(p.steps, steps)
+    axis.of_host(p, value)
 
 
 def applied(p, settings: Settings) -> Settings:

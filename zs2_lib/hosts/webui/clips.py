@@ -21,7 +21,7 @@ from zs2_lib.media.write import clip_bytes, write_clip, write_sidecar
 from zs2_lib.settings import recipe
 from zs2_lib.settings.table import Settings
 
-from . import options
+from . import known, options
 from .answer import PARALLEL, Clip, Request
 from .edit import SourceVideo
 from .files import temporary_folder
@@ -153,6 +153,8 @@ class Clips:
                         clip.data[format] = _base64(file)
                 if file:
                     files[format] = file
+                    if file.is_file():
+                        known.record_file(format, file.stat().st_size, clip.frames, *clip.first_frame.size)
             if saved and self.settings.sidecar:
                 self._write_sidecar(clip, target, saved)
             if self.request.keep:

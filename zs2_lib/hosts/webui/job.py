@@ -18,7 +18,7 @@ from zs2_lib.settings.finished import STOPPED
 from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.table import Settings
 
-from . import foreign, host, nesting, options, sampling, selected
+from . import foreign, host, nesting, options, preflight, sampling, selected
 from .clips import Clips
 from .edit import SourceVideo, edit
 from .kept_clip import KeptClip
@@ -119,6 +119,8 @@ class Job:
         self._undo.callback(_open_jobs.remove, self)
         wrap(self._undo, p, "close", self._end_and_close)  # which the host calls after an error as well
         selected.check_init_images(p, self.settings)
+        if self.settings.preflight:
+            self.settings = preflight.begin(p, self.settings, self._undo, self.note)
         if self.settings.source:
             self._open_source()
         else:
@@ -129,7 +131,7 @@ class Job:
             self.kept = KeptClip(self.settings, self._undo, p.is_api, self.note)
         self.segments = Segments(p, self.settings, self._needs_all_frames())
         self.clips = Clips(p, self.settings, self.segments, self.source, self.request, self.note)
-        self.live = Live(p, self.segments)
+        self.live = Live(p, self.segments, counts=not self.settings.preflight)
         self._undo.callback(self.live.end)
 
         frames = self.settings.length

@@ -41,10 +41,10 @@ def shown(seen: str) -> dict:
 
 
 class Live:
-    """A job of `p` whose clips are sampled in `segments`; to be ended by `end`."""
+    """A job of `p` whose clips are sampled in `segments`; to be ended by `end`. Where it `counts`, its pace is kept."""
 
-    def __init__(self, p, segments: Segments):
-        self._p, self._segments = p, segments
+    def __init__(self, p, segments: Segments, counts: bool = True):
+        self._p, self._segments, self._counts = p, segments, counts
         self._kind = ""
         self._estimate: Estimate | None = None
         self._step = self._steps = self._pass = self._passes = 0
@@ -87,8 +87,7 @@ class Live:
     def sampled(self) -> None:
         """The batch is sampled; what is known of an interrupted one is not kept."""
         rates = self._estimate.sampled()
-        if rates and not (shared.state.interrupted or shared.state.skipped):
-            pace.record(self._kind, rates)
+        self._keep(rates)
 
     def batch_done(self) -> None:
         """All that follows the sampling of the batch is done."""
@@ -96,7 +95,10 @@ class Live:
             return
         rates = self._estimate.batch_done()
         self._step = self._steps = self._pass = 0
-        if rates and not (shared.state.interrupted or shared.state.skipped):
+        self._keep(rates)
+
+    def _keep(self, rates: dict[str, float]) -> None:
+        if rates and self._counts and not (shared.state.interrupted or shared.state.skipped):
             pace.record(self._kind, rates)
 
     # --- what is shown -----------------------------------------------------------------------------------------------

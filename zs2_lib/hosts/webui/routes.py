@@ -11,20 +11,17 @@ from pathlib import Path
 from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from zs2_lib.core.passes import automatic_frames_per_pass
 from zs2_lib.media.formats import FORMATS
 from zs2_lib.media.text import read_text
 from zs2_lib.media.write import write_zip
 from zs2_lib.settings import recipe
-from zs2_lib.settings.kinds import SettingsError, WholeNumber
-from zs2_lib.settings.presets import PRESETS
+from zs2_lib.settings.kinds import SettingsError
 from zs2_lib.settings.schema import postprocessing_schema, schema
 from zs2_lib.settings.table import Settings
 
-from . import access, at_page, going_on, library, live, options, pace, postprocess, serving
-from .edit import SourceVideo
+from . import access, at_page, forecast, going_on, library, live, postprocess, presets, serving, tab
 from .files import temporary_folder
-from .limits import check_frames, max_frames
+from .limits import max_frames
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +29,10 @@ LARGEST_UPLOAD = 2**30
 """Bytes."""
 UPLOAD = {"requestBody": {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}}
 UPLOAD["requestBody"]["required"] = True
+
+FORECAST = {"settings": {"type": "object", "description": "Those of ZS²."}}
+FORECAST |= {key: kind.schema() for key, kind in tab.KINDS.items()}
+FORECAST = {"type": "object", "additionalProperties": False, "properties": FORECAST}
 
 router = APIRouter(prefix="/zs2/v1", tags=["ZS²"], dependencies=[Depends(access.checked)])
 of_page = APIRouter(prefix="/zs2/v1", tags=["ZS²"], dependencies=[Depends(access.checked_or_of_page)])
@@ -63,52 +64,29 @@ def get_settings() -> dict:
     return schema(max_frames())
 
 
-@router.get("/presets", summary="The speeds: settings, and sampling steps where they set them")
+@router.get(
+    "/presets", summary="The presets: shipped, and the user's; the speeds, with sampling steps if they set them"
+)
 def get_presets() -> dict:
-    return {name: {"settings": preset.settings, "steps": preset.steps} for name, preset in PRESETS.items()}
+    return presets.answer()
 
 
-@router.post("/forecast", summary="What a clip will be and cost")
-def forecast(
-    settings: dict = Body(default={}),
-    width: int = Body(default=512),
-    height: int = Body(default=512),
-    steps: int = Body(default=20),
-    cfg_scale: float = Body(default=7),
-) -> dict:
-    """`seconds` are those of the sampling, known from the last jobs of this session with the same checkpoint and
-    anchors; null if there were none. It counts one UNet call for each step, without hires.fix.
+@router.post(
+    "/forecast",
+    summary="What a clip will be and cost",
+    openapi_extra={"requestBody": {"content": {"application/json": {"schema": FORECAST}}}},
+)
+def post_forecast(values: dict = Body(default={})) -> dict:
+    """`seconds` are known from the last jobs of this machine with the same checkpoint and anchors, UNet calls from its
+    last runs of the sampler, bytes from its last files; null if there were none.
     """
-    with in_words(), ExitStack() as undo:
-        for key, value, most in (("width", width, 16384), ("height", height, 16384), ("steps", steps, 1000)):
-            WholeNumber(1, most).check(key, value)
+    with in_words():
+        settings = values.get("settings", {})
+        if not isinstance(settings, dict):
+            raise SettingsError(f'settings: {settings!r} is not allowed; give an object such as {{"frames": 8}}')
+        of_tab = tab.Tab.from_mapping({key: value for key, value in values.items() if key != "settings"})
         clip = Settings.from_mapping({"enabled": True, **settings})
-        if clip.source:
-            clip = SourceVideo(clip, undo, is_api=True).settings
-        check_frames(clip.length, "give fewer frames")
-        return _forecast(clip, width // 8, height // 8, steps, guided=cfg_scale != 1)
-
-
-def _forecast(clip: Settings, width: int, height: int, steps: int, guided: bool) -> dict:
-    """`width` and `height` are the latents'."""
-    segment = clip.segment or clip.length
-    kept = -(-min(segment, clip.length) // clip.in_betweens)
-    of_pass = clip.frames_per_pass or automatic_frames_per_pass(
-        max(height, 1), max(width, 1), options.latents_per_pass()
-    )
-    passes = -(-kept // of_pass) + -(-(min(segment, clip.length) - kept) // of_pass)
-    rows, played = clip.length * steps * (2 if guided else 1), len(clip.played(range(clip.length)))
-    seconds, jobs = pace.seconds_for(pace.kind_of(clip.anchor_stride, clip.anchor_depth), rows * height * width)
-    return {
-        "frames": played,
-        "fps": clip.rate,
-        "clip_seconds": played / clip.rate,
-        "segments": -(-clip.length // segment),
-        "unet_passes_per_step": passes,
-        "unet_rows": rows,
-        "seconds": None if seconds is None else round(seconds, 2),
-        "known_from_jobs": jobs,
-    }
+        return forecast.forecast(clip, of_tab, is_api=True).answer()
 
 
 @of_page.get("/live", summary="How far the job is that runs, and a filmstrip of its frames")

@@ -18,7 +18,7 @@ from zs2_lib.core.hooks import Pass, another_extension
 from zs2_lib.hosts.undo import restore_afterwards, wrap
 from zs2_lib.settings.kinds import SettingsError
 
-from . import errors, foreign
+from . import errors, foreign, known
 from .live import Live
 from .prompts import PromptTravel
 from .seam import Adapter, Call, ControlUnits, Model
@@ -60,6 +60,7 @@ class ClipSampling:
         self.others: Path | None = None
         """The code of another extension that takes part in the UNet's attention, if there is any."""
         self._sampler = self._correlated = None
+        self._calls: list[list] = []  # of each sampling: its sampler, its steps, how often that called the denoiser
         self._undo = ExitStack()
         self._model: Model | None = None
         self._undo_model = ExitStack()
@@ -85,6 +86,9 @@ class ClipSampling:
         self._undo.close()
         if exception[0] is None:
             self.live.sampled()
+            if not (shared.state.interrupted or shared.state.skipped):
+                for of_sampling in self._calls:
+                    known.record_calls(*of_sampling)
 
     # --- the UNet ----------------------------------------------------------------------------------------------------
 
@@ -106,6 +110,9 @@ class ClipSampling:
         self._undo_step.close()  # and over what others have put there since
         self.adapter.begin_step(denoiser, self._undo_step)
         self.denoiser_call, self.denoiser_calls = denoiser.step, denoiser.total_steps
+        if not denoiser.step:
+            self._calls.append([self.p.sampler.config.name, denoiser.steps, 0])
+        self._calls[-1][2] += 1
         # the host's step number goes up after each `calls` of the denoiser, first after the very first one
         calls = max(denoiser.total_steps // denoiser.steps, 1)
         self.step = denoiser.step // calls + 1

@@ -31,6 +31,9 @@ OWN_INIT_IMAGES = (
     "choose no script, or give an init image in place of the source"
 )
 
+CUTTING = ("sd upscale", "ultimate sd upscale", "outpainting mk2", "poor man's outpainting")
+"""Titles of scripts that are known for that, in lower case: the others are found out when they run."""
+
 _open: list[tuple[Request, ExitStack, float]] = []
 """The requests with a script that are not closed yet: how they are, and when the host began with them."""
 
@@ -78,6 +81,13 @@ def begin(p, read: Callable[[], Settings]) -> None:
     undo.callback(_open.remove, _open[-1])
     wrap(undo, script, "run", run)
     wrap(undo, p, "close", end_and_close)
+
+
+def refusal(title: str, settings: Settings) -> str | None:
+    """Why the script of that title, "" for none, does not fit, as far as that is known before it runs."""
+    if title.lower() in CUTTING:
+        return CUTS.format(script=title)
+    return OWN_INIT_IMAGES.format(script=title) if title == "Loopback" and settings.source else None
 
 
 def _selected(p):
