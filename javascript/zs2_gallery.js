@@ -82,7 +82,7 @@ class Zs2Live {
                 this.strip.src = live.strip.image;
                 this.strip.hidden = false;
             }
-            this.text.textContent = zs2LiveWords(live);
+            zs2SetText(this.text, zs2LiveWords(live));
             this.element.hidden = !live.running;
             await zs2Pause(1000);
         }
@@ -115,8 +115,9 @@ class Zs2Place {
             gradioApp().getElementById(button)?.addEventListener('click', () => this._save());
         }
         this.made = this._madeByPanel();
-        new MutationObserver(() => this.check()).observe(
-            this.gallery, {subtree: true, childList: true, attributes: true, attributeFilter: ['class']});
+        const observer = new MutationObserver(() => this.check());
+        observer.observe(this.gallery, {subtree: true, childList: true, attributes: true, attributeFilter: ['class']});
+        observer.observe(this.container.parentElement, {childList: true}); // the host's progress comes and goes there
     }
 
     get thumbnails() {

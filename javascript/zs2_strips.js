@@ -135,7 +135,7 @@ class Zs2Consistency {
         const frame = Math.min(Math.floor(this.player.frame / (every || 1)), drift.length - 1);
         this.cursor.style.left = `${frame / drift.length * 100}%`;
         const of = frame ? [change[frame - 1].toFixed(1), drift[frame].toFixed(1)] : ['0', '0'];
-        this.value.textContent = zs2Words('change {0}, drift {1}', ...of);
+        zs2SetText(this.value, zs2Words('change {0}, drift {1}', ...of));
         zs2SetSlider(this.chart, this.player, `${this.player.counter}: ${this.value.textContent}`);
     }
 }

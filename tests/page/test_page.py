@@ -108,6 +108,20 @@ def test_it_plays_and_loops(page, at_rest):
     page.assert_at(a, page.run("return player.frame"))
 
 
+def test_the_page_is_left_alone_while_it_plays(page, at_rest):
+    """The WebUI's page looks out for nodes that come and go, and waits with much of its work until none does."""
+    page.run(
+        "window.changes = [];"
+        "new MutationObserver(found => window.changes.push(...found)).observe(document.body, "
+        "{childList: true, subtree: true}); player.play()"
+    )
+    page.wait("return player.frame > 2", 10)
+    page.run("window.changes.length = 0")
+    page.wait("return player.frame < 2", 10)
+    page.wait("return player.frame > 5", 10)
+    assert page.run("return window.changes.length") == 0
+
+
 def test_each_step_shows_the_next_frame(page, at_rest):
     """Both formats, to the end and around, forwards and backwards."""
     for clip in at_rest:
