@@ -82,7 +82,7 @@ class Zs2Live {
                 this.strip.src = live.strip.image;
                 this.strip.hidden = false;
             }
-            this.text.textContent = zs2LiveWords(live);
+            zs2SetText(this.text, zs2LiveWords(live));
             this.element.hidden = !live.running;
             await zs2Pause(1000);
         }
@@ -115,12 +115,19 @@ class Zs2Place {
             gradioApp().getElementById(button)?.addEventListener('click', () => this._save());
         }
         this.made = this._madeByPanel();
-        new MutationObserver(() => this.check()).observe(
-            this.gallery, {subtree: true, childList: true, attributes: true, attributeFilter: ['class']});
+        const observer = new MutationObserver(() => this.check());
+        observer.observe(this.gallery, {subtree: true, childList: true, attributes: true, attributeFilter: ['class']});
+        observer.observe(this.container.parentElement, {childList: true}); // the host's progress comes and goes there
     }
 
     get thumbnails() {
         return [...this.gallery.querySelectorAll('.thumbnails > .thumbnail-item.thumbnail-small')];
+    }
+
+    // The thumbnails, or the pictures of the grid, which is there instead of them.
+    get items() {
+        const {thumbnails} = this;
+        return thumbnails.length ? thumbnails : [...this.gallery.querySelectorAll('.thumbnail-item')];
     }
 
     get running() {
@@ -178,7 +185,7 @@ class Zs2Place {
         zs2Remember(clips);
         this.own = clips[0];
         this._offer();
-        if (this.job) this._select(this.job.place(this.job.main, this.thumbnails.length));
+        this._select(this.job?.main);
         this._sync();
         this.player.show(clips[0]);
     }
@@ -188,7 +195,7 @@ class Zs2Place {
         const visible = !this.running && Boolean(job || this.own) && window.opts?.zs2_player !== false;
         const thumbnails = this.thumbnails;
         const selected = thumbnails.findIndex(thumbnail => thumbnail.classList.contains('selected'));
-        if (visible && this.fresh && this._choosesFirst(thumbnails)) return; // and comes back here
+        if (visible && this.fresh && this._choosesMain()) return; // and comes back here
         const item = job?.item(selected, thumbnails.length);
         const full = !job || (item && item.frame === undefined);
         player.element.hidden = !visible;
@@ -196,17 +203,14 @@ class Zs2Place {
         gallery.classList.toggle('zs2-playing', Boolean(visible && job && full));
         if (visible && item && selected !== this.selected) this._choose(item);
         if (visible) this.selected = selected;
+        if (visible && !full) player.track.pause();
     }
 
-    // After a job the clip is chosen, whatever was before.
-    _choosesFirst(thumbnails) {
-        const items = thumbnails.length ? thumbnails : [...this.gallery.querySelectorAll('.thumbnail-item')];
-        if (!items.length) return false;
+    // After a job its clip is chosen, whatever was before.
+    _choosesMain() {
+        if (!this.items.length) return false;
         this.fresh = false;
-        const place = this.job.place(this.job.main, items.length);
-        if (place < 0 || items[place].classList.contains('selected')) return false;
-        items[place].click();
-        return true;
+        return this._select(this.job.main);
     }
 
     _choose({clip, frame}) {
@@ -228,16 +232,20 @@ class Zs2Place {
         if (this.returns || !this.job || !this.player.element.classList.contains('zs2-compact')) return;
         const clip = this.job.clips.find(({name}) => name === this.player.clip?.name) || this.job.main;
         this.returns = true;
-        this._select(this.job.place(clip, this.thumbnails.length));
+        this._select(clip);
         setTimeout(() => {
             this._sync();
             this.returns = false;
         }, 50);
     }
 
-    _select(place) {
-        const thumbnail = this.thumbnails[place];
-        if (thumbnail && !thumbnail.classList.contains('selected')) thumbnail.click();
+    // Chooses a clip of the job in the gallery. Whether it was another that was chosen.
+    _select(clip) {
+        const {items} = this;
+        const item = clip && items[this.job.place(clip, items.length)];
+        if (!item || item.classList.contains('selected')) return false;
+        item.click();
+        return true;
     }
 
     _save() {

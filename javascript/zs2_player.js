@@ -98,7 +98,7 @@ class Zs2Player {
         this.status.classList.toggle('zs2-error', isError);
         this.progress.hidden = part === null;
         if (part !== null) this.progress.value = part;
-        if (this.status.textContent !== text) this.status.textContent = text;
+        zs2SetText(this.status, text);
     }
 
     fail(error) {
@@ -162,7 +162,7 @@ class Zs2Player {
             playing.title = word;
             playing.setAttribute('aria-label', word);
         }
-        this.count.textContent = this.counter;
+        zs2SetText(this.count, this.counter);
         this.count.dataset.short = `${this.frame + 1}/${this.frames}`;
         const {videoWidth, videoHeight} = track.video;
         if (videoWidth) this.stage.style.setProperty('--zs2-aspect', videoWidth / videoHeight);

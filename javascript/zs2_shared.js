@@ -75,6 +75,13 @@ async function zs2Ask(route, options = {}) {
     throw Object.assign(new Error(text || answer.statusText || `status ${answer.status}`), {status: answer.status});
 }
 
+// Sets the text of an element as often as is wanted: no node comes or goes, for which the WebUI's page looks out, and
+// waits until none does any more.
+function zs2SetText(element, text) {
+    if (!element.firstChild) element.append('');
+    if (element.firstChild.data !== text) element.firstChild.data = text;
+}
+
 function zs2Pause(milliseconds) {
     return new Promise(resolve => setTimeout(resolve, milliseconds));
 }

@@ -51,7 +51,8 @@ class Zs2Filmstrip {
         else this.draw();
     }
 
-    // As many pictures side by side as fit: of each the column that is nearest in time.
+    // As many pictures side by side as fit, of each the column that is nearest in time; all equally often where there
+    // are more places than columns.
     draw() {
         const ratio = window.devicePixelRatio || 1;
         const width = Math.round(this.element.clientWidth * ratio);
@@ -61,7 +62,8 @@ class Zs2Filmstrip {
         const {strip, picture} = this;
         if (!strip || !picture.complete || !picture.naturalWidth) return;
         const fitting = Math.round(width / (height * strip.width / strip.height));
-        const slots = zs2Clamp(fitting, 1, strip.frames.length);
+        const columns = strip.frames.length;
+        const slots = Math.max(fitting < columns ? fitting : columns * Math.round(fitting / columns), 1);
         const context = this.canvas.getContext('2d');
         for (let slot = 0; slot < slots; slot++) {
             const frame = (slot + 0.5) / slots * this.player.frames - 0.5;
@@ -135,7 +137,7 @@ class Zs2Consistency {
         const frame = Math.min(Math.floor(this.player.frame / (every || 1)), drift.length - 1);
         this.cursor.style.left = `${frame / drift.length * 100}%`;
         const of = frame ? [change[frame - 1].toFixed(1), drift[frame].toFixed(1)] : ['0', '0'];
-        this.value.textContent = zs2Words('change {0}, drift {1}', ...of);
+        zs2SetText(this.value, zs2Words('change {0}, drift {1}', ...of));
         zs2SetSlider(this.chart, this.player, `${this.player.counter}: ${this.value.textContent}`);
     }
 }

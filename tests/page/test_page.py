@@ -108,6 +108,20 @@ def test_it_plays_and_loops(page, at_rest):
     page.assert_at(a, page.run("return player.frame"))
 
 
+def test_the_page_is_left_alone_while_it_plays(page, at_rest):
+    """The WebUI's page looks out for nodes that come and go, and waits with much of its work until none does."""
+    page.run(
+        "window.changes = [];"
+        "new MutationObserver(found => window.changes.push(...found)).observe(document.body, "
+        "{childList: true, subtree: true}); player.play()"
+    )
+    page.wait("return player.frame > 2", 10)
+    page.run("window.changes.length = 0")
+    page.wait("return player.frame < 2", 10)
+    page.wait("return player.frame > 5", 10)
+    assert page.run("return window.changes.length") == 0
+
+
 def test_each_step_shows_the_next_frame(page, at_rest):
     """Both formats, to the end and around, forwards and backwards."""
     for clip in at_rest:
@@ -258,3 +272,39 @@ def test_it_is_never_wider_than_its_place(page, at_rest, width, dark):
     row = page.run("return [...document.querySelectorAll('.zs2-controls > *')].map(e => e.getBoundingClientRect())")
     middles = [round(box["top"] + box["height"] / 2) for box in row]
     assert max(middles) - min(middles) <= 2, "the main controls are in one row"
+
+
+def job(first: int, *clips: dict) -> dict:
+    entries = [
+        {"format": "mp4", "frames": 3, "fps": 8, "path": f"/o/{c['name']}", "plays": c["name"], **c} for c in clips
+    ]
+    return {"index_of_first_image": first, "zs2_clips": entries}
+
+
+A, B, GRID = {"name": "a.mp4"}, {"name": "b.mp4"}, {"name": "grid.mp4", "grid": True}
+JOBS = {
+    "one clip": (job(1, A), ["a", "a0", "a1", "a2"]),
+    "in two formats": (job(1, A, {"name": "a.gif", "plays": "a.mp4"}), ["a", "a0", "a1", "a2"]),
+    "control images behind": (job(1, A), ["a", "a0", "a1", "a2", "-"]),
+    "two clips": (job(2, A, B), ["a", "b", "a0", "a1", "a2", "b0", "b1", "b2"]),
+    "back and forth, fewer pictures than frames": (job(1, {**A, "frames": 4}), ["a", "a0", "a1", "a2"]),
+    "a script": (job(0, A, B), ["a", "b"]),
+    "a script with a grid of pictures": (job(1, A, B), ["-", "a", "b"]),
+    "a plot": (job(1, A, B, GRID), ["grid", "a", "b"]),
+    "a plot that shows its grid alone": (job(1, A, B, GRID), ["grid"]),
+    "a plot with grids within": (job(3, A, B, GRID), ["grid", "-", "-", "a", "b"]),
+    "one that was not kept": (job(0, {"name": None, "plays": None, "path": "x.mp4"}), []),
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_what_the_items_of_the_gallery_are(page, name):
+    info, items = JOBS[name]
+    found = page.run(
+        "const made = new Zs2Job(arguments[0]), count = arguments[1];"
+        "return [...Array(count).keys()].map(index => made.item(index, count))"
+        ".map(item => item ? item.clip.name.split('.')[0] + (item.frame ?? '') : '-')",
+        info,
+        len(items),
+    )
+    assert found == items
