@@ -19,7 +19,8 @@ function zs2ClipsOf(entries) {
         const key = entry.plays || entry.path.replace(/\.\w+$/, '');
         if (!name) continue; // it was not kept
         const label = (entry.path || entry.name).split(/[\\/]/).pop();
-        if (!clips.has(key)) clips.set(key, {name, label, frames: entry.frames, fps: entry.fps, files: []});
+        const {frames, fps, grid} = entry;
+        if (!clips.has(key)) clips.set(key, {name, label, frames, fps, grid, files: []});
         if (entry.name) clips.get(key).files.push(entry.name);
     }
     return [...clips.values()];
@@ -28,12 +29,16 @@ function zs2ClipsOf(entries) {
 // What the items of the gallery are after a job: {clip} or {clip, frame}, or null for another picture.
 class Zs2Job {
     constructor(info) {
-        this.clips = zs2ClipsOf(info.zs2_clips || []);
+        const clips = zs2ClipsOf(info.zs2_clips || []);
+        this.grid = clips.find(({grid}) => grid); // of an X/Y/Z plot: the host's grid is the gallery's first picture
+        this.made = clips.filter(({grid}) => !grid);
+        this.clips = this.grid ? [this.grid, ...this.made] : this.made;
         this.first = info.index_of_first_image || 0;
     }
 
     item(index, count) {
-        const {clips, first} = this;
+        const {made: clips, first} = this;
+        if (this.grid && index === 0) return {clip: this.grid};
         const each = (count - first) / clips.length;
         if (first === clips.length && each >= Math.min(2, clips[0].frames)) { // the clips, then their frames
             if (index < first) return index < 0 ? null : {clip: clips[index]};
