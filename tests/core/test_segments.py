@@ -9,6 +9,7 @@ import torch
 
 from unet_classes import call, diffusers_unet, inputs, ldm_unet, normals
 from zs2_lib.core import momentum as core_momentum
+from zs2_lib.core.blocks import attention_inputs
 from zs2_lib.core.carried import Last, moved, together
 from zs2_lib.core.clip import Clip
 from zs2_lib.core.noise import ClipNoise
@@ -118,3 +119,18 @@ def test_what_is_moved_shares_its_blocks_as_before():
     lasts = list(meta[0]["layer", 0].values())
     assert together(lasts) is lasts[0].block is meta[1]["a"][1].block
     assert lasts[1] == Last(4, lasts[0].block, 1) and lasts[0].block.device.type == "meta"
+
+
+@pytest.mark.parametrize("frames_per_pass", [FRAMES, 2])
+def test_what_a_segment_leaves_behind_is_known_before(unet, frames_per_pass):
+    """To the byte: a forecast says it."""
+    rows, frames = Rows.blocks(4, 2), 4
+    x, t, text = inputs(rows, frames, normals(frames, 4, 8, 8))
+    with Clip(MOMENTUM, segment=frames, frames_per_pass=frames_per_pass) as clip:
+        clip.begin_segment(range(frames))
+        clip.attach(unet)
+        clip.begin_step()
+        clip.call(functools.partial(call, unet), rows, x, t, text)
+        lasts = [last for of_layer in clip.momentum.carried.values() for last in of_layer.values()]
+        blocks = {id(last.block): last.block.numel() for last in lasts}
+    assert sum(blocks.values()) == 2 * 8 * 8 * attention_inputs(unet)

@@ -92,7 +92,7 @@ OPTIONS = {
     "zs2_preflight_size": Option(
         256,
         "Size of a preflight",
-        "the longer side in pixels, at the most",
+        "the longer side in pixels, at the most; with SDXL twice that",
         WholeNumber(64, 2048),
     ),
 }

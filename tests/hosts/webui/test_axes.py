@@ -51,7 +51,7 @@ def plotted(host, axes):
 def section_set(host, **options):
     """Values of the section ZS² of the settings, which the host's API takes and does not tell; in the end its own."""
     usual = {"zs2_folder": "zs2-videos", "zs2_filename_pattern": "", "zs2_mp4_crf": 17, "zs2_frames_per_pass": 8}
-    usual["zs2_playing_grid"] = True
+    usual |= {"zs2_playing_grid": True, "zs2_preflight_steps": 8, "zs2_preflight_size": 256}
     try:
         host.client.post("/sdapi/v1/options", options)
         yield

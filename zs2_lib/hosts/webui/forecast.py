@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -59,15 +59,23 @@ class Forecast(NamedTuple):
     @property
     def rows(self) -> int:
         """UNet rows of all calls for all clips."""
-        calls = sum(sampling.calls for sampling in self.samplings)
-        return self.settings.length * self.tab.rows * self.tab.n_iter * calls
+        return self.settings.length * self.tab.n_iter * self._rows(lambda sampling: 1)
+
+    def _rows(self, weight: Callable[[Sampling], int]) -> int:
+        """UNet rows of a frame in all calls, each as often as `weight` of its sampling says."""
+        rows = host.rows_of_a_frame(self.tab.cfg_scale)
+        return rows * sum(sampling.calls * weight(sampling) for sampling in self.samplings)
+
+    @property
+    def _positions(self) -> int:
+        """The same, times their latent positions."""
+        return self._rows(lambda sampling: sampling.positions)
 
     def seconds(self) -> tuple[float | None, int]:
         """(seconds, of how many jobs they are known) that all clips take; None before the first of this kind."""
         kind = pace.kind_of(self.settings.anchor_stride, self.settings.anchor_depth)
         frames = self.settings.length * self.tab.n_iter
-        work = frames * self.tab.rows * sum(each.calls * each.positions for each in self.samplings)
-        seconds, jobs = pace.seconds_for(kind, work)
+        seconds, jobs = pace.seconds_for(kind, frames * self._positions)
         after = pace.seconds_after(kind, frames * self.samplings[-1].positions)
         return (None if seconds is None else seconds + (after or 0)), jobs
 
@@ -78,8 +86,7 @@ class Forecast(NamedTuple):
         unet = host.loaded_unet()
         if unet is None:
             return None
-        values = attention_inputs(unet) * self.tab.rows * sum(each.calls * each.positions for each in self.samplings)
-        return round(values * _value_bytes(unet))
+        return round(attention_inputs(unet) * self._positions * _value_bytes(unet))
 
     def pictures(self) -> int:
         """Bytes of the finished frames that the host holds until the job ends."""

@@ -38,6 +38,7 @@ class Forge(Adapter):
     _planned: torch.nn.Module | None = None
     """The model whose memory is planned for passes."""
 
+    skips_negative = True
     lora_refusal = "this WebUI merges LoRAs once, before sampling: give all keyframes the same weights"
     weight_refusal = "this WebUI takes one weight of a part for all pictures of a batch: give all keyframes the same"
 

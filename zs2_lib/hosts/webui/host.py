@@ -52,9 +52,15 @@ def loaded_unet() -> torch.nn.Module | None:
     return adapter_of(SimpleNamespace(sd_model=model)).model().unet
 
 
+def rows_of_a_frame(cfg_scale: float) -> int:
+    """UNet rows of a frame: one for each prompt, unless the host leaves out the negative one."""
+    job = SimpleNamespace(sd_model=_loaded())
+    return 1 if cfg_scale == 1 and any(each.fits(job) and each.skips_negative for each in ADAPTERS) else 2
+
+
 def normalizes_in_float() -> bool:
     """Whether what the layers before attention give is in float32, whatever the weights are in."""
-    return not hasattr(_loaded(), "forge_objects") and getattr(shared.cmd_opts, "precision", "") == "autocast"
+    return A1111.fits(SimpleNamespace(sd_model=_loaded())) and shared.cmd_opts.precision == "autocast"
 
 
 def _loaded():

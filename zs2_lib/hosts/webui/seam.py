@@ -102,6 +102,9 @@ class Adapter(ABC):
     def __init__(self, p):
         self.p = p
 
+    skips_negative = False
+    """Whether the UNet computes no rows of the negative prompt where the CFG scale is 1."""
+
     lora_refusal: str | None = None
     """Why LoRA weights cannot change while a clip is sampled, with a remedy; None if they can."""
 

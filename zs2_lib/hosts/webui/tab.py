@@ -81,11 +81,6 @@ class Tab:
         return cls(**{key: value for key, value in values.items() if value is not None})
 
     @property
-    def rows(self) -> int:
-        """UNet rows of a frame: with guidance one for each prompt."""
-        return 2 if self.cfg_scale != 1 else 1
-
-    @property
     def size(self) -> tuple[int, int]:
         """(width, height) of the pictures in the end."""
         if not self._second:
