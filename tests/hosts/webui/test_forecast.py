@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import clipfiles
+from browser import MISSING
 from host import CLIP, FRAMES, HIRES, KIND, STILL, HostError
+from panel_page import Page
 from test_axes import section_set
-from test_panel import MISSING, Page
 from test_source_video import video
 from zs2_lib.settings.presets import SHIPPED
 
