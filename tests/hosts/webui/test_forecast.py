@@ -82,6 +82,14 @@ def test_what_is_known_after_a_clip(host):
     assert asked(host, {"frames": 300})["memory"]["between_segments"] > 0
 
 
+def test_time_after_a_preflight_alone(host):
+    settings = {**SETTINGS, "anchor_stride": 5, "anchor_depth": "gentle"}
+    assert asked(host, settings)["seconds"] is None
+    host.clip({**settings, "preflight": True})
+    said = asked(host, settings)
+    assert said["seconds"] > 0 and said["known_from_jobs"] == 1
+
+
 def test_what_applies_right_now(host):
     settings = {"motion": 0.2, "loop": "seamless", "inertia": 0.5}
     notes = asked(host, settings, sampler_name="Euler a", steps=20, batch_size=3)["notes"]
