@@ -77,18 +77,17 @@ class Zs2Actions {
 
     _goOnTray() {
         const number = (label, value, min, max = null) => zs2Element(
-            'input', {type: 'number', value, min, max, step: 1, title: zs2Words(label), 'aria-label': zs2Words(label)});
+            'input', {type: 'number', value, min, max, step: 1, required: true, title: zs2Words(label), 'aria-label': zs2Words(label)});
         this.more = number('More frames', 8, 1);
         this.times = number('In-betweens ×', 2, 2, 4);
         this.upscaler = zs2Select('Upscaler', zs2Upscalers(this.tab).map(name => [name, name]));
         this.upscaler.title = zs2Words('Upscaler');
         this.scale = zs2Select('Scale', [2, 3, 4].map(factor => [factor, `×${factor}`]));
         this.scale.title = zs2Words('Scale');
-        const step = (name, value) => () => this._make(tell => zs2GoOn(this.tab, name, this.player.clip.name, value(), tell));
         this.recipes = [
-            this._button('Extend', step('extend', () => this.more.value)),
-            this._button('Retake from here', step('retake', () => this.player.frame)),
-            this._button('In-betweens', step('in-betweens', () => this.times.value)),
+            this._button('Extend', () => this._step('extend', this.more)),
+            this._button('Retake from here', () => this._retake()),
+            this._button('In-betweens', () => this._step('in-betweens', this.times)),
         ];
         this.tasks = [...this.recipes, this._button('Upscale', () => this._make(tell => this._upscale(tell)))];
         const [extend, retake, between, upscale] = this.tasks;
@@ -147,6 +146,18 @@ class Zs2Actions {
             const [, text] = await zs2AskPart(this.tab, 'save', {clips: names});
             this.player.say(text);
         });
+    }
+
+    _step(name, field) {
+        if (!field.reportValidity()) return null;
+        return this._make(tell => zs2GoOn(this.tab, name, this.player.clip.name, field.value, tell));
+    }
+
+    _retake() {
+        this.player.pause();
+        const {clip, frame} = this.player;
+        if (frame === 0) throw new Error(zs2Words('The first frame is the still: another seed makes another one.'));
+        return this._make(tell => zs2GoOn(this.tab, 'retake', clip.name, frame, tell));
     }
 
     _upscale(tell) {

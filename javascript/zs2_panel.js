@@ -109,16 +109,23 @@ function zs2Written(result) {
     return result.querySelector('.prose') || result;
 }
 
+const zs2Patience = 20; // seconds until a task says anything, be it that it waits
+
 // Follows what a task writes into `result` until it has ended: `tell(text, part)` is called on the way, and `isOfTask`
 // knows its words from those of the task before. Gives the clips that were made, and the last text. Throws an Error with
 // what went wrong.
 async function zs2Follow(result, isOfTask, tell) {
+    const begun = Date.now();
     for (;;) {
         await zs2Pause(200);
         const written = zs2Written(result);
         const progress = written.querySelector('progress');
         const text = [...written.querySelectorAll('p')].map(line => line.textContent).join(' ');
-        if (!isOfTask(written)) continue;
+        if (!isOfTask(written)) {
+            if (Date.now() - begun < zs2Patience * 1000) continue;
+            const again = written.querySelector('.zs2-made, progress') ? '' : written.textContent.trim();
+            throw new Error(again || zs2Words('The panel does not answer.')); // the same error as before, or none
+        }
         if (progress) {
             tell(text, progress.value);
             continue;
@@ -136,10 +143,9 @@ async function zs2GoOn(tab, step, name, number, tell) {
     zs2SetControl(part(`${step}_number`), number);
     await zs2Pause(zs2SettleTime);
     const before = zs2Written(part('result')).innerHTML;
-    let same = 0; // the same words as those before are an answer as well, if they stay for 15 seconds
     part(step).click();
     try {
-        return await zs2Follow(part('result'), ({innerHTML}) => innerHTML !== before || ++same > 75, tell);
+        return await zs2Follow(part('result'), ({innerHTML}) => innerHTML !== before, tell);
     } finally {
         zs2SetControl(part('clip'), clip);
     }

@@ -25,6 +25,8 @@ OWN_TOOLTIP = ("enabled", "clip")
 """Settings whose control has another tooltip, or none."""
 SHOWN_AS = ("label", "tooltip", "placeholder", "value", "choices")
 """Arguments of gradio's controls that a user reads."""
+OF_SIZES = ("for pictures", "between segments")
+"""What the forecast says behind the unit of a size."""
 TEXTS_AFTER = {"Step": 0, "work.bar": 1, "file_controls": 1}
 """Functions of the panel that are given texts, behind how many other arguments."""
 NOT_READ = ("AbortError", "Content-Type", "Files", "Home", "Remove Image", "Clear", "ControlNet:")
@@ -60,6 +62,8 @@ def made_up() -> Iterator[str]:
         yield f"{label}: file or folder on the machine of the WebUI"
     yield from units()
     yield f"{postprocessing.ROWS['clip'].tooltip} Without one, the last clip that was made."
+    yield from ("frames", "steps", "segments", "Preset: refresh")
+    yield from (f"{unit} {end}" for unit in ("kB", "MB", "GB") for end in OF_SIZES)
     for preset in SHIPPED.values():
         strength = preset.denoising_strength
         yield preset.about + (f" Denoising strength {strength:g}." if strength is not None else "")
@@ -131,12 +135,13 @@ def of_script() -> Iterator[str]:
     for file in sorted((ROOT / "javascript").glob("*.js")):
         source = re.sub(r"(^|\s)//[^\n]*", r"\1", file.read_text(encoding="utf-8"))
         for text in re.findall(r"'((?:\\.|[^'\\\n])*)'", source):
-            if re.match(r"[A-Z][a-z]|[a-z]+ \{0\}|\{0\} [a-z]", text) and text not in NOT_READ and "_" not in text:
+            if re.match(r"[A-Z][a-z]|[a-z]+ \{0\}|\{0\} [a-z]", text) and "_" not in text:
                 yield text.replace("\\'", "'")
 
 
 def expected() -> set[str]:
     found = {*of_table(), *of_options(), *made_up(), *of_panel(), *of_script()}
+    found -= {*NOT_READ, *OF_SIZES}
     return {text for text in found if WORDS.search(text) and not re.search(r"\{[a-z]+\}", text)}
 
 

@@ -13,7 +13,7 @@ CONTROL_ROWS = (("control_fit", "control_momentum"),)
 OWN_IMAGE, SOURCE, OTHER = "Its image (without one, the source video)", "Source video", "Another video or folder"
 """What a ControlNet unit can take the images of the frames from."""
 NO_CONTROLNET = (
-    "Control images for every frame need the extension <b>sd-webui-controlnet</b>, which is not installed. It is on "
+    "Control images for every frame need the extension sd-webui-controlnet, which is not installed. It is on "
     "the tab Extensions, under Available; everything else here works without it."
 )
 

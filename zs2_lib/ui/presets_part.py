@@ -19,7 +19,7 @@ from .host_controls import HostControls
 
 TOOLTIP = (
     "Settings that make one look. Apply sets the controls below; what a preset says nothing of stays as it is. Yours "
-    f"are in the file {presets.NAME} of the WebUI's data folder, which can be shared."
+    "are in the file zs2-presets.json of the WebUI's data folder, which can be shared."
 )
 WITH_HOST = "With the tab's steps and denoising strength"
 ACTIONS = {"save": "Save as…", "rename": "Rename…", "delete": "Delete…"}

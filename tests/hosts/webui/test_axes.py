@@ -95,6 +95,7 @@ def test_axes_are_there_once(axes):
         ("[ZS²] Motion λ", '0.02, "0:0.01, 2:0.3"', "ZS2 motion", ["0.02", '"0:0.01']),
         ("[ZS²] Loop", "off, seamless", "ZS2 loop", ["off", "seamless"]),
         ("[ZS²] Speed", "exact, fine", "ZS2 anchor stride", ["1", "8"]),
+        ("[ZS²] Preset", "subtle, cinemagraph", "ZS2 loop", ["off", "seamless"]),
         ("[ZS²] Momentum in ControlNet", "true, False", "ZS2 frames", ["3", "3"]),
     ],
 )
@@ -124,6 +125,7 @@ def test_a_cell_is_the_clip_with_that_value(host, plotted):
         ({"[ZS²] Loop": "off, seemless"}, SETTINGS, ["seemless", 'did you mean "seamless"']),
         ({"[ZS²] Motion λ": "0:0.01, 2:0.3"}, SETTINGS, ["'0:0.01'", "in quotes"]),
         ({"[ZS²] Speed": "exact, quick"}, SETTINGS, ["[ZS²] Speed", "quick", "balanced"]),
+        ({"[ZS²] Preset": "subtle, livly"}, SETTINGS, ["[ZS²] Preset", "livly", 'did you mean "lively"']),
         ({"[ZS²] Frames": "2,3"}, None, ["[ZS²] Frames", "ZS² is off"]),
         ({"[ZS²] Frames": ""}, SETTINGS, ["no value"]),
         ({"Steps": "2,3", "[ZS²] Prompts by frame": "a dog"}, SETTINGS, ["a dog", r"\n"]),
@@ -193,6 +195,14 @@ def test_playing_grid_of_other_rates_and_formats(host, plotted):
             assert apart[time // lasts % FRAMES] == min(apart)
 
 
+def test_playing_grid_of_one_row(plotted):
+    """Which a host may have laid out in several."""
+    result = plotted({"Seed": "11, 12, 13, 14, 15"})
+    (entry,) = result.entries(grid=True)
+    frames, ground = decoded(entry), picture(result.files[0])
+    assert np.abs(frames[0, : ground.shape[0], : ground.shape[1]] - ground).mean() < LOSSY
+
+
 def test_playing_grid_switched_off(host, plotted):
     with section_set(host, zs2_playing_grid=False):
         assert plotted({"[ZS²] Frames": "2, 3"}).entries(grid=True) == []
@@ -244,7 +254,7 @@ def test_settings_section(host):
         assert len(result.clips[0]) < len(usual) / 1.5
         assert path.parent.parent.name == "my clips" and path.stem.startswith(f"00000-{STILL['seed']}-{STILL['steps']}")
     names = [clip["name"] for clip in host.client.get("/zs2/v1/clips?limit=50")]
-    assert len(names) == len(set(names))
+    assert len(names) == len(set(names)) and any(name.endswith(f"/{path.name}") for name in names)
     wrong = {
         "zs2_mp4_crf": "fine",
         "zs2_folder": "../there",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 
-from modules import scripts
+from modules import processing, scripts
 
 from zs2_lib.settings.kinds import Choice, Counts, Kind, Number, NumberSchedule, Prompts, SettingsError, Takes, YesNo
 from zs2_lib.settings.speeds import SPEEDS
@@ -45,15 +45,15 @@ _RANGE = re.compile(
 
 @dataclass(frozen=True)
 class Axis:
-    """name: as messages say it. changes: the settings, by name, that a value sets; steps: the most of the host's
-    sampling steps with it, None where they stay.
+    """name: as messages say it. changes: the settings, by name, that a value sets; of_host(p, value): sets what it has
+    of the host.
     """
 
     name: str
     label: str
     kind: Callable[[], Kind]
     changes: Callable[[object], Mapping]
-    steps: Callable[[object], int | None] = lambda value: None
+    of_host: Callable[[object, object], None] = lambda p, value: None
 
     def read(self, text: str):
         """The value that a text of the axis stands for, still to be checked."""
@@ -89,20 +89,24 @@ def _axes() -> Iterator[Axis]:
     for name, row in ROWS.items():
         if name not in NO_AXIS:
             yield Axis(name, PREFIX + row.label, lambda row=row: row.kind, lambda value, name=name: {name: value})
-    yield Axis(
-        "speed",
-        PREFIX + "Speed",
-        lambda: Choice(tuple(SPEEDS)),
-        lambda value: SPEEDS[value].settings,
-        lambda value: SPEEDS[value].steps,
-    )
-    yield Axis(
-        "preset",
-        PREFIX + "Preset",
-        lambda: Choice(tuple(presets.names())),
-        lambda value: presets.users.get(value).by_name,
-        lambda value: presets.users.get(value).steps,
-    )
+    speeds = Choice(tuple(SPEEDS))
+    yield Axis("speed", PREFIX + "Speed", lambda: speeds, lambda value: SPEEDS[value].settings, _lower_steps)
+    yield Axis("preset", PREFIX + "Preset", lambda: Choice(tuple(presets.names())), _of_preset, _set_host)
+
+
+def _lower_steps(p, speed: str) -> None:
+    p.steps = min(p.steps, SPEEDS[speed].steps or p.steps)
+
+
+def _of_preset(name: str) -> dict:
+    return presets.users.get(name).by_name
+
+
+def _set_host(p, name: str) -> None:
+    preset = presets.users.get(name)
+    p.steps = preset.steps or p.steps
+    if preset.denoising_strength is not None and isinstance(p, processing.StableDiffusionProcessingImg2Img):
+        p.denoising_strength = preset.denoising_strength
 
 
 AXES = {axis.label: axis for axis in _axes()}
@@ -168,8 +172,7 @@ def _confirm(axis: Axis, p, values: list) -> None:
 def _apply(axis: Axis, p, value, values: list) -> None:
     """Puts a value on the host's copy of `p` for a cell."""
     p.zs2_changes = {**vars(p).get("zs2_changes", {}), **axis.changes(value)}
-    if steps := axis.steps(value):
-        p.steps = min(p.steps, steps)
+    axis.of_host(p, value)
 
 
 def applied(p, settings: Settings) -> Settings:

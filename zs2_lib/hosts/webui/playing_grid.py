@@ -80,6 +80,7 @@ class PlayingGrid:
         self.cells: dict[Place, Shown] = {}
         self._cell: Place | None = None
         self._drawn = False
+        self._written = 0
         self._failed: Exception | None = None
         plot = axes.module()
         if plot is not None and hasattr(plot, "draw_xyz_grid"):
@@ -152,7 +153,7 @@ class PlayingGrid:
                 f"There is no playing grid: it would have {len(self.cells)} cells, and has at most {MOST_CELLS}."
             )
             return
-        layout, scale = self._layout()
+        layout, scale = self._layout(processed.images[0].height if processed.images else 0)
         if layout is None:
             self._note(
                 f"There is no playing grid: made to fit {MOST_PIXELS} pixels its cells would be smaller than "
@@ -182,6 +183,7 @@ class PlayingGrid:
             text = infotext if opts.enable_pnginfo else None
             frames = self._told(side_by_side(layout.ground, cells, rate, count), count)
             file = write_clip(frames, target, format, rate, text, quality=options.quality(format))
+            grid.frames = self._written
             self._tell(grid, file, format, saved)
 
     def _format(self) -> str:
@@ -213,9 +215,13 @@ class PlayingGrid:
         self.request.clips.append(grid)
 
     def _told(self, frames: Iterator[Image.Image], count: int) -> Iterator[Image.Image]:
+        stopped = shared.state.interrupted  # before
         for number, frame in enumerate(frames, start=1):
+            self._written = number
             shared.state.textinfo = f"ZS²: playing grid, frame {number} of {count}"
             yield frame
+            if shared.state.interrupted and not stopped:
+                break
         shared.state.textinfo = None
 
     def _note(self, text: str) -> None:
@@ -223,16 +229,21 @@ class PlayingGrid:
 
     # --- its picture -----------------------------------------------------------------------------------------------
 
-    def _layout(self) -> tuple[Layout | None, float]:
-        """The layout, and by how much cells are made smaller for it; no layout where they would be too small."""
+    def _layout(self, height_of_host: int) -> tuple[Layout | None, float]:
+        """The layout, and by how much cells are made smaller for it; no layout where they would be too small.
+
+        A host whose grid is as many times as high has laid its only row out in so many.
+        """
         sizes = [cell.clip.first_frame.size for cell in self.cells.values()]
         width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
-        scale = 1.0
+        scale, rows = 1.0, height_of_host // self._layout_of((width, height)).ground.height
         while True:
             size = max(1, round(width * scale)), max(1, round(height * scale))
             if min(size) < min(LEAST_CELL, width, height):
                 return None, scale
             layout = self._layout_of(size)
+            if rows > 1 and all(len(labels) == 1 for labels in self.plan.labels[1:]):
+                layout = _in_rows(layout, rows, len(self.plan.labels[0]))
             longest = max(layout.ground.size)
             if longest <= MOST_PIXELS:
                 return layout, scale
@@ -263,6 +274,20 @@ class PlayingGrid:
                     left = sub.width * z + sub_left + (size[0] + gap) * x
                     layout.places[x, y, z] = left, top + sub_top + (size[1] + gap) * y
         return layout
+
+
+def _in_rows(layout: Layout, rows: int, columns: int) -> Layout:
+    """A layout of one row of `columns` cells in so many rows, as Forge Neo does it."""
+    each, width, height = -(-columns // rows), layout.ground.width // columns, layout.ground.height
+    ground = Image.new("RGB", (each * width, rows * height), "white")
+    for row in range(rows):
+        box = (row * each * width, 0, min((row + 1) * each * width, layout.ground.width), height)
+        ground.paste(layout.ground.crop(box), (0, row * height))
+    places = {
+        (x, y, z): (left - x // each * each * width, top + x // each * height)
+        for (x, y, z), (left, top) in layout.places.items()
+    }
+    return Layout(ground, layout.size, places)
 
 
 def _annotations(labels: Sequence[str]) -> list[list]:
