@@ -64,8 +64,7 @@ class Forecast(NamedTuple):
 
     def _rows(self, weight: Callable[[Sampling], int]) -> int:
         """UNet rows of a frame in all calls, each as often as `weight` of its sampling says."""
-        rows = host.rows_of_a_frame(self.tab.cfg_scale)
-        return rows * sum(sampling.calls * weight(sampling) for sampling in self.samplings)
+        return sum(host.rows_of_a_frame(each.cfg_scale) * each.calls * weight(each) for each in self.samplings)
 
     @property
     def _positions(self) -> int:
