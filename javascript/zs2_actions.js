@@ -80,7 +80,9 @@ class Zs2Actions {
             'input', {type: 'number', value, min, max, step: 1, required: true, title: zs2Words(label), 'aria-label': zs2Words(label)});
         this.more = number('More frames', 8, 1);
         this.times = number('In-betweens ×', 2, 2, 4);
-        this.upscaler = zs2Select('Upscaler', zs2Upscalers(this.tab).map(name => [name, name]));
+        const upscalers = zs2Upscalers(this.tab);
+        this.upscaler = zs2Select('Upscaler', upscalers.map(name => [name, name]));
+        if (upscalers.includes('Lanczos')) this.upscaler.value = 'Lanczos'; // which needs no model
         this.upscaler.title = zs2Words('Upscaler');
         this.scale = zs2Select('Scale', [2, 3, 4].map(factor => [factor, `×${factor}`]));
         this.scale.title = zs2Words('Scale');
@@ -120,7 +122,7 @@ class Zs2Actions {
             const words = await action();
             if (words) this.player.say(zs2Words(words));
         } catch (error) {
-            this.player.say(error.message);
+            this.player.fail(error);
         }
     }
 

@@ -19,7 +19,8 @@ function zs2ClipsOf(entries) {
         const key = entry.plays || entry.path.replace(/\.\w+$/, '');
         if (!name) continue; // it was not kept
         const label = (entry.path || entry.name).split(/[\\/]/).pop();
-        if (!clips.has(key)) clips.set(key, {name, label, frames: entry.frames, fps: entry.fps, files: []});
+        const {frames, fps, grid} = entry;
+        if (!clips.has(key)) clips.set(key, {name, label, frames, fps, grid, files: []});
         if (entry.name) clips.get(key).files.push(entry.name);
     }
     return [...clips.values()];
@@ -28,20 +29,25 @@ function zs2ClipsOf(entries) {
 // What the items of the gallery are after a job: {clip} or {clip, frame}, or null for another picture.
 class Zs2Job {
     constructor(info) {
-        this.clips = zs2ClipsOf(info.zs2_clips || []);
+        this.clips = zs2ClipsOf(info.zs2_clips || []); // of a plot the playing grid as well, which is its main one
+        this.grid = this.clips.find(({grid}) => grid);
+        this.single = this.clips.filter(({grid}) => !grid);
+        this.main = this.grid || this.clips[0];
         this.first = info.index_of_first_image || 0;
     }
 
     item(index, count) {
-        const {clips, first} = this;
-        const each = (count - first) / clips.length;
-        if (first === clips.length && each >= Math.min(2, clips[0].frames)) { // the clips, then their frames
-            if (index < first) return index < 0 ? null : {clip: clips[index]};
-            const of = Math.min(Math.floor(each), clips[0].frames);
-            const clip = clips[Math.floor((index - first) / of)];
+        const {single, first, grid} = this;
+        if (index < 0) return null;
+        if (grid && first && index === 0) return {clip: grid};
+        const each = (count - first) / single.length;
+        if (!grid && first === single.length && each >= Math.min(2, single[0].frames)) { // the clips, then their frames
+            if (index < first) return {clip: single[index]};
+            const of = Math.min(Math.floor(each), single[0].frames);
+            const clip = single[Math.floor((index - first) / of)];
             return clip ? {clip, frame: (index - first) % of} : null;
         }
-        const clip = clips[index - first]; // of a script: a picture for each
+        const clip = single[index - first]; // of a script: a picture for each
         return clip ? {clip} : null;
     }
 
@@ -172,7 +178,7 @@ class Zs2Place {
         zs2Remember(clips);
         this.own = clips[0];
         this._offer();
-        if (this.job) this._select(this.job.place(this.job.clips[0], this.thumbnails.length));
+        if (this.job) this._select(this.job.place(this.job.main, this.thumbnails.length));
         this._sync();
         this.player.show(clips[0]);
     }
@@ -197,7 +203,7 @@ class Zs2Place {
         const items = thumbnails.length ? thumbnails : [...this.gallery.querySelectorAll('.thumbnail-item')];
         if (!items.length) return false;
         this.fresh = false;
-        const place = this.job.place(this.job.clips[0], items.length);
+        const place = this.job.place(this.job.main, items.length);
         if (place < 0 || items[place].classList.contains('selected')) return false;
         items[place].click();
         return true;
@@ -220,7 +226,7 @@ class Zs2Place {
     // Who plays or steps wants to see the clip.
     _backToClip() {
         if (this.returns || !this.job || !this.player.element.classList.contains('zs2-compact')) return;
-        const clip = this.job.clips.find(({name}) => name === this.player.clip?.name) || this.job.clips[0];
+        const clip = this.job.clips.find(({name}) => name === this.player.clip?.name) || this.job.main;
         this.returns = true;
         this._select(this.job.place(clip, this.thumbnails.length));
         setTimeout(() => {
@@ -252,7 +258,7 @@ class Zs2Place {
             zs2Recent = await (await zs2Ask('clips?limit=50')).json();
             this._offer();
         } catch (error) {
-            this.player.say(error.message);
+            this.player.fail(error);
         }
     }
 }

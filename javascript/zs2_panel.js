@@ -60,9 +60,8 @@ async function zs2GivePicture(control, file) {
 
 // The image control of ControlNet's first unit in a tab, if there is one.
 function zs2ControlPicture(tab) {
-    const ids = ['ControlNet-0_input_image', 'controlnet_ControlNet-0_input_image', 'ControlNet_input_image'];
-    return ids.map(id => gradioApp().getElementById(`${tab}_controlnet_${id}`) || gradioApp().getElementById(`${tab}_${id}`))
-        .find(Boolean);
+    const ids = ['ControlNet-0', 'ControlNet'].map(unit => `${tab}_controlnet_${unit}_input_image`);
+    return ids.map(id => gradioApp().getElementById(id)).find(Boolean);
 }
 
 const zs2Places = {

@@ -94,10 +94,15 @@ class Zs2Player {
     }
 
     // Words under the controls, for the user and a screen reader; `part`, 0 to 1, of a task that goes on.
-    say(text, part = null) {
+    say(text, part = null, isError = false) {
+        this.status.classList.toggle('zs2-error', isError);
         this.progress.hidden = part === null;
         if (part !== null) this.progress.value = part;
         if (this.status.textContent !== text) this.status.textContent = text;
+    }
+
+    fail(error) {
+        this.say(error.message, null, true);
     }
 
     // The clips to choose among: `groups` are [title, clips].
@@ -158,6 +163,7 @@ class Zs2Player {
             playing.setAttribute('aria-label', word);
         }
         this.count.textContent = this.counter;
+        this.count.dataset.short = `${this.frame + 1}/${this.frames}`;
         const {videoWidth, videoHeight} = track.video;
         if (videoWidth) this.stage.style.setProperty('--zs2-aspect', videoWidth / videoHeight);
         this.film.show(this.about?.filmstrip);
@@ -196,8 +202,8 @@ class Zs2Player {
     async _fullScreen() {
         try {
             await (document.fullscreenElement ? document.exitFullscreen() : this.element.requestFullscreen());
-        } catch (error) {
-            this.say(zs2Words('The browser does not allow full screen.'));
+        } catch {
+            this.fail(new Error(zs2Words('The browser does not allow full screen.')));
         }
     }
 

@@ -94,7 +94,7 @@ class Zs2Consistency {
         const legend = zs2Element(
             'div', {class: 'zs2-legend'},
             zs2Element('strong', {}, zs2Words('Consistency')),
-            key('change', 'change per frame'), key('drift', 'drift from frame 1'), this.value,
+            key('change', 'Change per frame'), key('drift', 'Drift from frame 1'), this.value,
         );
         this.element = zs2Element('div', {class: 'zs2-consistency', hidden: true}, legend, this.chart);
         this.element.title = zs2Words(

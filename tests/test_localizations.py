@@ -29,7 +29,17 @@ OF_SIZES = ("for pictures", "between segments")
 """What the forecast says behind the unit of a size."""
 TEXTS_AFTER = {"Step": 0, "work.bar": 1, "file_controls": 1}
 """Functions of the panel that are given texts, behind how many other arguments."""
-NOT_READ = ("AbortError", "Content-Type", "Files", "Home", "Remove Image", "Clear", "ControlNet:")
+NOT_READ = (
+    "AbortError",
+    "ControlNet-0",
+    "Lanczos",
+    "Content-Type",
+    "Files",
+    "Home",
+    "Remove Image",
+    "Clear",
+    "ControlNet:",
+)
 """Texts that are names of the browser, or labels of the host's buttons."""
 PROSE = re.compile(r"[A-Z][a-z].*|[a-z]+ [^={};]*")
 WORDS = re.compile(r"[A-Za-zα-ω]{2}")

@@ -33,7 +33,7 @@ def axes(host) -> list[str]:
 
 @pytest.fixture(scope="module")
 def plotted(host, axes):
-    """Runs X/Y/Z plot: `plotted({"[ZS²] Frames": "2,3"}, settings)`, the axes in the order x, y, z."""
+    """Runs X/Y/Z plot: `plotted({"[ZS2] Frames": "2,3"}, settings)`, the axes in the order x, y, z."""
 
     def plot(values: dict[str, str], settings: dict | None = SETTINGS, lone=True, margin=0, **payload):
         args = [part for label, text in values.items() for part in (axes.index(label), text, [])]
@@ -82,21 +82,21 @@ def decoded(entry: dict) -> np.ndarray:
 
 
 def test_axes_are_there_once(axes):
-    ours = [label for label in axes if label.startswith("[ZS²] ")]
+    ours = [label for label in axes if label.startswith("[ZS2] ")]
     assert len(ours) == len(set(ours)) > 20
-    assert {"[ZS²] Frames", "[ZS²] Motion λ", "[ZS²] Speed", "[ZS²] Retakes", "[ZS²] Loop"} <= set(ours)
+    assert {"[ZS2] Frames", "[ZS2] Motion λ", "[ZS2] Speed", "[ZS2] Retakes", "[ZS2] Loop"} <= set(ours)
 
 
 @pytest.mark.parametrize(
     ("label", "text", "key", "expected"),
     [
-        ("[ZS²] Frames", "2-4 [3]", "ZS2 frames", ["2", "3", "4"]),
-        ("[ZS²] Inertia β", "0-1 (+0.5)", "ZS2 inertia", ["0", "0.5", "1"]),
-        ("[ZS²] Motion λ", '0.02, "0:0.01, 2:0.3"', "ZS2 motion", ["0.02", '"0:0.01']),
-        ("[ZS²] Loop", "off, seamless", "ZS2 loop", ["off", "seamless"]),
-        ("[ZS²] Speed", "exact, fine", "ZS2 anchor stride", ["1", "8"]),
-        ("[ZS²] Preset", "subtle, cinemagraph", "ZS2 loop", ["off", "seamless"]),
-        ("[ZS²] Momentum in ControlNet", "true, False", "ZS2 frames", ["3", "3"]),
+        ("[ZS2] Frames", "2-4 [3]", "ZS2 frames", ["2", "3", "4"]),
+        ("[ZS2] Inertia β", "0-1 (+0.5)", "ZS2 inertia", ["0", "0.5", "1"]),
+        ("[ZS2] Motion λ", '0.02, "0:0.01, 2:0.3"', "ZS2 motion", ["0.02", '"0:0.01']),
+        ("[ZS2] Loop", "off, seamless", "ZS2 loop", ["off", "seamless"]),
+        ("[ZS2] Speed", "exact, fine", "ZS2 anchor stride", ["1", "8"]),
+        ("[ZS2] Preset", "subtle, cinemagraph", "ZS2 loop", ["off", "seamless"]),
+        ("[ZS2] Momentum in ControlNet", "true, False", "ZS2 frames", ["3", "3"]),
     ],
 )
 def test_an_axis_sets_its_setting(plotted, label, text, key, expected):
@@ -109,32 +109,32 @@ def test_an_axis_sets_its_setting(plotted, label, text, key, expected):
 
 def test_a_cell_is_the_clip_with_that_value(host, plotted):
     """And the fast speed takes its steps as well."""
-    result = plotted({"[ZS²] Motion λ": "0.02, 0.3"})
+    result = plotted({"[ZS2] Motion λ": "0.02, 0.3"})
     for text, file in zip(("0.02", "0.3"), result.clips):
         clip = host.clip({**SETTINGS, "motion": float(text)}, steps=4)
         assert clip.clips[0] == file
-    assert value(plotted({"[ZS²] Speed": "fast"}, steps=16).info["infotexts"][1], "Steps") == "14"
+    assert value(plotted({"[ZS2] Speed": "fast"}, steps=16).info["infotexts"][1], "Steps") == "14"
 
 
 @pytest.mark.parametrize(
     ("values", "settings", "words"),
     [
-        ({"[ZS²] Frames": "2, 0"}, SETTINGS, ["[ZS²] Frames", "0 is not allowed", "from 1"]),
-        ({"[ZS²] Frames": "2, many"}, SETTINGS, ["'many'", "whole number"]),
-        ({"[ZS²] Inertia β": "0.5, 1.5"}, SETTINGS, ["[ZS²] Inertia β", "1.5", "from 0 to 1"]),
-        ({"[ZS²] Loop": "off, seemless"}, SETTINGS, ["seemless", 'did you mean "seamless"']),
-        ({"[ZS²] Motion λ": "0:0.01, 2:0.3"}, SETTINGS, ["'0:0.01'", "in quotes"]),
-        ({"[ZS²] Speed": "exact, quick"}, SETTINGS, ["[ZS²] Speed", "quick", "balanced"]),
-        ({"[ZS²] Preset": "subtle, livly"}, SETTINGS, ["[ZS²] Preset", "livly", 'did you mean "lively"']),
-        ({"[ZS²] Frames": "2,3"}, None, ["[ZS²] Frames", "ZS² is off"]),
-        ({"[ZS²] Frames": ""}, SETTINGS, ["no value"]),
-        ({"Steps": "2,3", "[ZS²] Prompts by frame": "a dog"}, SETTINGS, ["a dog", r"\n"]),
+        ({"[ZS2] Frames": "2, 0"}, SETTINGS, ["[ZS2] Frames", "0 is not allowed", "from 1"]),
+        ({"[ZS2] Frames": "2, many"}, SETTINGS, ["'many'", "whole number"]),
+        ({"[ZS2] Inertia β": "0.5, 1.5"}, SETTINGS, ["[ZS2] Inertia β", "1.5", "from 0 to 1"]),
+        ({"[ZS2] Loop": "off, seemless"}, SETTINGS, ["seemless", 'did you mean "seamless"']),
+        ({"[ZS2] Motion λ": "0:0.01, 2:0.3"}, SETTINGS, ["'0:0.01'", "in quotes"]),
+        ({"[ZS2] Speed": "exact, quick"}, SETTINGS, ["[ZS2] Speed", "quick", "balanced"]),
+        ({"[ZS2] Preset": "subtle, livly"}, SETTINGS, ["[ZS2] Preset", "livly", 'did you mean "lively"']),
+        ({"[ZS2] Frames": "2,3"}, None, ["[ZS2] Frames", "ZS² is off"]),
+        ({"[ZS2] Frames": ""}, SETTINGS, ["no value"]),
+        ({"Steps": "2,3", "[ZS2] Prompts by frame": "a dog"}, SETTINGS, ["a dog", r"\n"]),
         (
-            {"[ZS²] Loop": "off, seamless", "[ZS²] Noise model": "dependency, mixed"},
+            {"[ZS2] Loop": "off, seamless", "[ZS2] Noise model": "dependency, mixed"},
             SETTINGS,
-            ["[ZS²] Loop: seamless, [ZS²] Noise model: mixed", "only the model"],
+            ["[ZS2] Loop: seamless, [ZS2] Noise model: mixed", "only the model"],
         ),
-        ({"[ZS²] Source video": "/etc/passwd"}, SETTINGS, ["[ZS²] Source video", "/etc/passwd"]),
+        ({"[ZS2] Source video": "/etc/passwd"}, SETTINGS, ["[ZS2] Source video", "/etc/passwd"]),
     ],
 )
 def test_wrong_values_are_refused_before_the_first_cell(host, plotted, values, settings, words):
@@ -153,7 +153,7 @@ def test_playing_grid(plotted, tmp_path):
     """Its cells lie where the host has their first frames, labels and all, and play what their clips play; a shorter
     one begins again.
     """
-    values = {"[ZS²] Frames": "2, 4", "[ZS²] Motion λ": "0.1, 0.4", "Seed": "11, 12"}
+    values = {"[ZS2] Frames": "2, 4", "[ZS2] Motion λ": "0.1, 0.4", "Seed": "11, 12"}
     result = plotted(values, margin=6)
     (entry,) = result.entries(grid=True)
     assert (entry["format"], entry["frames"], entry["fps"], entry["grid"]) == ("mp4", 4, 8, True)
@@ -181,7 +181,7 @@ def test_playing_grid_of_other_rates_and_formats(host, plotted):
     named as the host's grids.
     """
     settings = {**SETTINGS, "formats": ["gif"], "motion": 0.4}
-    result = plotted({"[ZS²] Frames per second": "4, 6"}, settings, save_images=True)
+    result = plotted({"[ZS2] Frames per second": "4, 6"}, settings, save_images=True)
     (entry,) = result.entries(grid=True)
     path = Path(entry["path"])
     assert path.suffix == ".mp4" and path.name.startswith("xyz_grid-") and path.parent.parent.name == "zs2-videos"
@@ -205,7 +205,7 @@ def test_playing_grid_of_one_row(plotted):
 
 def test_playing_grid_switched_off(host, plotted):
     with section_set(host, zs2_playing_grid=False):
-        assert plotted({"[ZS²] Frames": "2, 3"}).entries(grid=True) == []
+        assert plotted({"[ZS2] Frames": "2, 3"}).entries(grid=True) == []
 
 
 def test_playing_grid_made_smaller(host, plotted):

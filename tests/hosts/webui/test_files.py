@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 
 import clipfiles
+from browser import MISSING
 from host import CLIP, KIND, STILL, difference, without, zs2
-from test_panel import MISSING, Page
+from panel_page import Page
 from zs2_lib.media.formats import FORMATS
 from zs2_lib.media.text import read_text
 from zs2_lib.media.write import write_clip

@@ -5,6 +5,7 @@ on working, and each button does with the clip, or with the frame, what it says.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ PLACES = {
     "img2img": "#img2img_image",
     "Inpaint": "#img2maskimg",
     "Extras": "#extras_image",
+    "ControlNet": "#txt2img_controlnet_ControlNet-0_input_image",
 }
 STEPS = {
     # button: the frames of the clip that it makes
@@ -151,21 +153,23 @@ def test_a_frame_is_chosen_in_the_gallery(page):
     assert page.shown(f"{PLAYER} video") and not page.shown(LARGE)
 
 
-def test_save_takes_the_clip(host, page):
+def test_save_takes_the_clip(page):
     page.choose_thumbnail(0)
+    saved = []
     for _ in range(2):  # the second one overwrites nothing
         page.click(f"#save_{TAB}")
-        text = page.says("Saved: ", ".mp4")
+        saved.append(Path(page.says("Saved: ", ".mp4").removeprefix("Saved: ")))
         page.run(f"document.querySelector('{PLAYER} .zs2-status').textContent = ''")
-    saved = [path for path in host.data.rglob("*.mp4") if "log" in path.relative_to(host.data).parts]
-    assert len(saved) == 2 and saved[0].read_bytes() == saved[1].read_bytes()
-    assert any(str(path) in text for path in saved)
+    first, second = saved
+    assert first != second and first.read_bytes() == second.read_bytes()
     page.wait(f"return document.querySelector('#html_log_{TAB}').innerText.includes('Saved: ')", 20)
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_frame_is_sent(page, place):
     """Twice, as the second one takes the place of the first."""
+    if place == "ControlNet" and not page.run("return !!zs2ControlPicture('txt2img')"):
+        pytest.skip("this WebUI has no ControlNet")
     page.button("Send frame")
     for frame in (2, FRAMES):
         page.at_frame(frame)

@@ -257,7 +257,7 @@ def test_a_plot_plays(tour, clip):
     page.wait("return arguments[0].offsetParent !== null", 20, axis)
     axis.click()
     axis.send_keys(Keys.CONTROL, "a")
-    axis.send_keys("[ZS²] Motion λ", Keys.ENTER)
+    axis.send_keys("[ZS2] Motion λ", Keys.ENTER)
     time.sleep(2)  # the host empties the values when it has seen the new axis
     page.set_field(f"#script_{TAB}_xyz_plot_x_values textarea", "0, 0.3")
     time.sleep(1)

@@ -27,7 +27,7 @@ from .edit import SourceVideo
 from .limits import check_frames
 
 HOSTS_FILE = "xyz_grid.py"
-PREFIX = "[ZS²] "
+PREFIX = "[ZS2] "
 NO_AXIS = ("enabled", "extended", "kept_clip", "formats", "returns", "sidecar", "control", "preflight")
 """Settings that no clip differs by, and lists of files."""
 OFF = "ZS² is off, so that no cell would be a clip; switch it on in its panel, or choose another axis"

@@ -145,9 +145,17 @@ def _differences(before: str, after: str) -> list[str]:
     found = [
         f"{key} {_short(a)} is {_short(b)} now"
         for key, (a, b) in pairs.items()
-        if a != b and not any(part in key for part in NOT_COMPARED)
+        if not _same(a, b) and not any(part in key for part in NOT_COMPARED)
     ]
     return [DIFFERS.format(differences="; ".join(found))] if found else []
+
+
+def _same(a: str, b: str) -> bool:
+    """Whether two texts of a value say the same: the page writes 7 where a request's 7.0 stands."""
+    try:
+        return a == b or float(a) == float(b)
+    except ValueError:
+        return False
 
 
 def _short(text: str) -> str:
