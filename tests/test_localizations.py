@@ -145,7 +145,7 @@ def of_script() -> Iterator[str]:
     for file in sorted((ROOT / "javascript").glob("*.js")):
         source = re.sub(r"(^|\s)//[^\n]*", r"\1", file.read_text(encoding="utf-8"))
         for text in re.findall(r"'((?:\\.|[^'\\\n])*)'", source):
-            if re.match(r"[A-Z][a-z]|[a-z]+ \{0\}|\{0\} [a-z]", text) and "_" not in text:
+            if re.match(r"[A-Z][a-z]|[a-z]+ \{0\}|\{0\} [a-z]|[a-z]+ [a-z]+ \w", text) and "_" not in text:
                 yield text.replace("\\'", "'")
 
 

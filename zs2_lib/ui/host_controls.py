@@ -18,6 +18,7 @@ IDS = {
     "enable_hr": "{tab}_hr-checkbox",
     "hr_second_pass_steps": "{tab}_hires_steps",
     "hr_scale": "{tab}_hr_scale",
+    "hr_cfg": "{tab}_hr_cfg",
     "hr_resize_x": "{tab}_hr_resize_x",
     "hr_resize_y": "{tab}_hr_resize_y",
     "script_name": "script_list",

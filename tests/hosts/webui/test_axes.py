@@ -176,11 +176,12 @@ def test_playing_grid(plotted, tmp_path):
             assert apart[time % len(clip)] == min(apart) < LOSSY
 
 
-def test_playing_grid_of_other_rates_and_formats(host, plotted):
-    """Cells that are saved only as GIF; at a rate in which each frame of both lasts a whole number of frames; a file
+@pytest.mark.parametrize("formats", [["gif"], ["png"]])
+def test_playing_grid_of_other_rates_and_formats(host, plotted, formats):
+    """Cells that are saved as no video; at a rate in which each frame of both lasts a whole number of frames; a file
     named as the host's grids.
     """
-    settings = {**SETTINGS, "formats": ["gif"], "motion": 0.4}
+    settings = {**SETTINGS, "formats": formats, "motion": 0.4}
     result = plotted({"[ZS2] Frames per second": "4, 6"}, settings, save_images=True)
     (entry,) = result.entries(grid=True)
     path = Path(entry["path"])
@@ -210,7 +211,8 @@ def test_playing_grid_switched_off(host, plotted):
 
 def test_playing_grid_made_smaller(host, plotted):
     """It has no side that players refuse; a cell of a few pixels is none."""
-    result = plotted({"Seed": ",".join(map(str, range(8)))}, {**SETTINGS, "frames": 2}, width=640, height=64, steps=1)
+    values = {"Seed": ",".join(map(str, range(8))), "[ZS2] Frames": "2"}
+    result = plotted(values, width=640, height=64, steps=1)
     (entry,) = result.entries(grid=True)
     assert max(decoded(entry).shape[1:3]) <= 4096
     assert "The playing grid is drawn at" in result.info["extra_generation_params"]["ZS2 notes"]
@@ -231,7 +233,7 @@ def test_playing_grid_of_a_stopped_plot(host, plotted):
     stills = whole.files[1::FRAMES]
     at_place = [places(picture(whole.files[0]), picture(still))[0] for still in stills]
     apart = [np.abs(at(frames[1], place) - at(all_frames[1], place)).mean() for place in at_place]
-    assert apart[0] < LOSSY and apart[1] < LOSSY < apart[2]
+    assert max(apart[:2]) < LOSSY and max(apart[:2]) * 2 < apart[2]
     assert at(frames[1], at_place[3]).mean() < LOSSY, "the cell that was not made is black"
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import clipfiles
-from browser import MISSING
+from browser import needs_browser
 from host import CLIP, FRAMES, HIRES, KIND, STILL, HostError
-from panel_page import Page
+from panel_page import Keys, Page
 from test_axes import section_set
 from test_source_video import video
 from zs2_lib.settings.presets import SHIPPED
@@ -58,6 +58,8 @@ def test_unet_calls_of_samplers(host, sampler):
 @pytest.mark.parametrize("more", [{"n_iter": 2}, {"cfg_scale": 1}, HIRES])
 def test_unet_rows_of_a_job(host, more):
     of_tab = {key: value for key, value in more.items() if key not in ("hr_upscaler", *KIND.hires)}
+    if KIND.is_family and "enable_hr" in more:
+        of_tab["hr_cfg"] = 1  # what these hosts take if the request has none
     said = asked(host, **QUICK, **of_tab)
     assert said["unet_rows"] == rows_of(host, **{**QUICK, **more})
     assert said["clips"] == more.get("n_iter", 1) and len(said["steps"]) == 1 + ("enable_hr" in more)
@@ -81,6 +83,14 @@ def test_what_is_known_after_a_clip(host):
         assert 0.3 < said["bytes"][clip["format"]] / len(made.clips[made.info["zs2_clips"].index(clip)]) < 3
     assert said["memory"] == {"pictures": FRAMES * STILL["width"] * STILL["height"] * 4, "between_segments": 0}
     assert asked(host, {"frames": 300})["memory"]["between_segments"] > 0
+
+
+def test_time_after_a_preflight_alone(host):
+    settings = {**SETTINGS, "anchor_stride": 5, "anchor_depth": "gentle"}
+    assert asked(host, settings)["seconds"] is None
+    host.clip({**settings, "preflight": True})
+    said = asked(host, settings)
+    assert said["seconds"] > 0 and said["known_from_jobs"] == 1
 
 
 def test_what_applies_right_now(host):
@@ -164,8 +174,6 @@ def test_presets_by_the_route(host):
 
 @pytest.fixture(scope="module")
 def page(host, tmp_path_factory):
-    if MISSING:
-        pytest.skip(f"the panel's tests need {' and '.join(MISSING)}")
     page = Page(host.client.url, tmp_path_factory.mktemp("profile"))
     yield page
     page.browser.quit()
@@ -186,6 +194,7 @@ def wait_for(page, tab: str, name: str, text: str, seconds: float = 30) -> str:
     return words(page, tab, name)
 
 
+@needs_browser
 def test_presets_on_the_page(host, page):
     """Applied, saved, there in the other tab, renamed, deleted; a broken one is put aside with a note."""
     tab, file = "txt2img", host.data / "zs2-presets.json"
@@ -242,6 +251,7 @@ def test_presets_on_the_page(host, page):
     assert json.loads(file.read_text())["presets"] == {} and (host.data / "zs2-presets.broken-1.json").exists()
 
 
+@needs_browser
 def test_forecast_follows_the_panel(host, page):
     tab = "txt2img"
     page.show_tab(tab)
@@ -258,6 +268,10 @@ def test_forecast_follows_the_panel(host, page):
     page.screenshot("forecast", page.panel(tab))
     page.set_value(tab, "Frames", 5)
     wait_for(page, tab, "forecast", "5 frames")
+    page.run("document.querySelector('#txt2img_hr .label-wrap').click()")
+    wait_for(page, tab, "forecast", "4 + ")
+    page.run("document.querySelector('#txt2img_hr .label-wrap').click()")
+    wait_for(page, tab, "forecast", "4 steps")
     page.choose(tab, "Loop", "seamless")
     page.set_value(tab, "Motion λ keyframes", "0:0.1, 4:0.2")
     wait_for(page, tab, "forecast", "all steps of a loop are alike: give one number")
@@ -266,6 +280,23 @@ def test_forecast_follows_the_panel(host, page):
     wait_for(page, tab, "forecast", "5 frames")
 
 
+@needs_browser
+def test_forecast_says_what_does_not_fit(page):
+    """A script that cuts a picture into samples."""
+    page.show_tab("img2img")
+    page.enable("img2img")
+    wait_for(page, "img2img", "forecast", "frames")
+    field = page.run("return document.querySelector('#tab_img2img #script_list input')")
+    page.run("arguments[0].scrollIntoView({block: 'center'})", field)
+    for title, says in (("SD upscale", "choose no script"), ("None", "frames")):
+        field.click()
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(title, Keys.ENTER)
+        wait_for(page, "img2img", "forecast", says)
+    page.enable("img2img", False)
+
+
+@needs_browser
 def test_preflight_on_the_page(host, page):
     """The box is ticked for one job alone, whose seed "reuse seed" gives; the next Generate makes the clip itself."""
     tab, info = "txt2img", "document.querySelector('#html_info_txt2img').textContent"
@@ -278,8 +309,9 @@ def test_preflight_on_the_page(host, page):
     page.set_field(f"#{tab}_seed input", -1)
     page.set_value(tab, "Frames", 2)
     time.sleep(1)
-    page.click(id_of(tab, "preflight_button"))
-    page.wait(f"return {info}.includes('Steps: 8') && {info}.includes('Size: 256x256')", 120)
+    with section_set(host, zs2_preflight_steps=3, zs2_preflight_size=128):
+        page.click(id_of(tab, "preflight_button"))
+        page.wait(f"return {info}.includes('Steps: 3,') && {info}.includes('Size: 128x128')", 240)
     page.wait(f"return !{box}", 20)
     page.screenshot("preflight", page.panel(tab))
     seed = page.run(f"return {info}.match(/Seed: (\\d+)/)[1]")
@@ -288,8 +320,8 @@ def test_preflight_on_the_page(host, page):
     page.wait(f"return document.querySelector('#{tab}_seed input').value === arguments[0]", 20, seed)
     for side in ("width", "height"):
         page.set_field(f"#{tab}_{side} input[type=number]", STILL["width"])
-    page.set_field(f"#{tab}_steps input[type=number]", 3)
+    page.set_field(f"#{tab}_steps input[type=number]", 2)
     time.sleep(1)
     page.click(f"#{tab}_generate")
-    page.wait(f"return {info}.includes('Steps: 3,')", 120)
+    page.wait(f"return {info}.includes('Steps: 2,')", 240)
     page.enable(tab, False)

@@ -18,7 +18,18 @@ from functools import partial
 
 from modules import processing, scripts
 
-from zs2_lib.settings.kinds import Choice, Counts, Kind, Number, NumberSchedule, Prompts, SettingsError, Takes, YesNo
+from zs2_lib.settings.kinds import (
+    Choice,
+    Counts,
+    File,
+    Kind,
+    Number,
+    NumberSchedule,
+    Prompts,
+    SettingsError,
+    Takes,
+    YesNo,
+)
 from zs2_lib.settings.speeds import SPEEDS
 from zs2_lib.settings.table import ROWS, Settings
 
@@ -88,7 +99,9 @@ class Axis:
 def _axes() -> Iterator[Axis]:
     for name, row in ROWS.items():
         if name not in NO_AXIS:
-            yield Axis(name, PREFIX + row.label, lambda row=row: row.kind, lambda value, name=name: {name: value})
+            of_source = "Source: " if row.group == "source" and not isinstance(row.kind, File) else ""
+            label = PREFIX + of_source + row.label
+            yield Axis(name, label, lambda row=row: row.kind, lambda value, name=name: {name: value})
     speeds = Choice(tuple(SPEEDS))
     yield Axis("speed", PREFIX + "Speed", lambda: speeds, lambda value: SPEEDS[value].settings, _lower_steps)
     yield Axis("preset", PREFIX + "Preset", lambda: Choice(tuple(presets.names())), _of_preset, _set_host)

@@ -17,6 +17,7 @@ from zs2_lib.settings.table import Settings
 from . import host, known, options, pace, selected
 from .clips import MOST_IN_PAGE
 from .edit import SourceVideo
+from .estimate import FULL, SAMPLING
 from .limits import check_frames
 from .segments import AT_ONCE
 from .tab import Sampling, Tab
@@ -63,8 +64,7 @@ class Forecast(NamedTuple):
 
     def _rows(self, weight: Callable[[Sampling], int]) -> int:
         """UNet rows of a frame in all calls, each as often as `weight` of its sampling says."""
-        rows = host.rows_of_a_frame(self.tab.cfg_scale)
-        return rows * sum(sampling.calls * weight(sampling) for sampling in self.samplings)
+        return sum(host.rows_of_a_frame(each.cfg_scale) * each.calls * weight(each) for each in self.samplings)
 
     @property
     def _positions(self) -> int:
@@ -72,12 +72,17 @@ class Forecast(NamedTuple):
         return self._rows(lambda sampling: sampling.positions)
 
     def seconds(self) -> tuple[float | None, int]:
-        """(seconds, of how many jobs they are known) that all clips take; None before the first of this kind."""
-        kind = pace.kind_of(self.settings.anchor_stride, self.settings.anchor_depth)
-        frames = self.settings.length * self.tab.n_iter
-        seconds, jobs = pace.seconds_for(kind, frames * self._positions)
-        after = pace.seconds_after(kind, frames * self.samplings[-1].positions)
-        return (None if seconds is None else seconds + (after or 0)), jobs
+        """(seconds, of how many jobs they are known) that all clips take; None before the first of this kind, or its
+        preflight.
+        """
+        kind, frames = (self.settings.anchor_stride, self.settings.anchor_depth), self.settings.length * self.tab.n_iter
+        for preflight in (False, True):
+            of_kind = pace.kind_of(*kind, preflight)
+            name = SAMPLING if self.settings.anchor_stride > 1 else FULL  # of calls alone, without what comes first
+            seconds, jobs = pace.seconds_for(of_kind, frames * self._positions, name)
+            if seconds is not None:
+                return seconds + (pace.seconds_after(of_kind, frames * self.samplings[-1].positions) or 0), jobs
+        return None, 0
 
     def carried(self) -> int | None:
         """Bytes of main memory that one segment leaves behind for the next; None while no model is loaded."""

@@ -131,7 +131,7 @@ class Job:
             self.kept = KeptClip(self.settings, self._undo, p.is_api, self.note)
         self.segments = Segments(p, self.settings, self._needs_all_frames())
         self.clips = Clips(p, self.settings, self.segments, self.source, self.request, self.note)
-        self.live = Live(p, self.segments, counts=not self.settings.preflight)
+        self.live = Live(p, self.segments, self.settings.preflight)
         self._undo.callback(self.live.end)
 
         frames = self.settings.length

@@ -41,10 +41,10 @@ def shown(seen: str) -> dict:
 
 
 class Live:
-    """A job of `p` whose clips are sampled in `segments`; to be ended by `end`. Where it `counts`, its pace is kept."""
+    """A job of `p` whose clips are sampled in `segments`; to be ended by `end`. A `preflight` has a pace of its own."""
 
-    def __init__(self, p, segments: Segments, counts: bool = True):
-        self._p, self._segments, self._counts = p, segments, counts
+    def __init__(self, p, segments: Segments, preflight: bool = False):
+        self._p, self._segments, self._preflight = p, segments, preflight
         self._kind = ""
         self._estimate: Estimate | None = None
         self._step = self._steps = self._pass = self._passes = 0
@@ -63,7 +63,7 @@ class Live:
 
     def sampling(self, clip: Clip) -> None:
         """The sampling of a batch, a segment of `clip`, begins."""
-        self._kind = pace.kind_of(clip.anchors.stride, clip.anchors.depth)
+        self._kind = pace.kind_of(clip.anchors.stride, clip.anchors.depth, self._preflight)
         if self._estimate is None:
             start = None if clip.anchors.is_identity else clip.anchors.start
             frames = [self._segments.of(number) for number in range(self._p.n_iter)]
@@ -98,7 +98,7 @@ class Live:
         self._keep(rates)
 
     def _keep(self, rates: dict[str, float]) -> None:
-        if rates and self._counts and not (shared.state.interrupted or shared.state.skipped):
+        if rates and not (shared.state.interrupted or shared.state.skipped):
             pace.record(self._kind, rates)
 
     # --- what is shown -----------------------------------------------------------------------------------------------

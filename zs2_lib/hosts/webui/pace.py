@@ -21,10 +21,12 @@ LAST = 5
 MOST_KINDS = 200
 
 
-def kind_of(anchor_stride: int, anchor_depth: str) -> str:
-    """What jobs have in common that are alike: the checkpoint, and which part of the UNet computes all frames."""
+def kind_of(anchor_stride: int, anchor_depth: str, preflight: bool = False) -> str:
+    """What jobs have in common that are alike: the checkpoint, which part of the UNet computes all frames, and whether
+    they are preflights, whose small pictures take longer for their size.
+    """
     depth = f" {anchor_stride} {anchor_depth}" if anchor_stride > 1 else ""
-    return f"{shared.opts.sd_model_checkpoint}{depth}"
+    return f"{shared.opts.sd_model_checkpoint}{depth}{' preflight' if preflight else ''}"
 
 
 def record(kind: str, rates: dict[str, float]) -> None:
@@ -45,10 +47,10 @@ def rate(kind: str, name: str) -> float | None:
     return statistics.median(rates) if rates else None
 
 
-def seconds_for(kind: str, work: float) -> tuple[float | None, int]:
-    """(seconds, of how many jobs they are known) of sampling `work` UNet rows × latent positions."""
-    known = rate(kind, SAMPLING)
-    return (None if known is None else known * work), len(_jobs().get(kind, {}).get(SAMPLING, ()))
+def seconds_for(kind: str, work: float, name: str = SAMPLING) -> tuple[float | None, int]:
+    """(seconds, of how many jobs they are known) of sampling `work` UNet rows × latent positions at the rate `name`."""
+    known = rate(kind, name)
+    return (None if known is None else known * work), len(_jobs().get(kind, {}).get(name, ()))
 
 
 def seconds_after(kind: str, positions: float) -> float | None:

@@ -27,6 +27,7 @@ KINDS: dict[str, Kind] = {
     "hr_resize_x": WholeNumber(0, 16384),
     "hr_resize_y": WholeNumber(0, 16384),
     "hr_second_pass_steps": WholeNumber(0, 1000),
+    "hr_cfg": Number(0, 1000),
     "script_name": File(),
 }
 """By the key in the host's requests, except for `img2img`, which says whose request it is."""
@@ -34,8 +35,9 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Sampling:
-    """One sampling of a clip: how often the denoiser is called, for latents of which size."""
+    """One sampling of a clip: how often the denoiser is called, at which guidance, for latents of which size."""
 
+    cfg_scale: float
     steps: int
     calls: int
     height: int
@@ -64,6 +66,8 @@ class Tab:
     hr_resize_x: int = 0
     hr_resize_y: int = 0
     hr_second_pass_steps: int = 0
+    hr_cfg: float = 0.0
+    """That of the second sampling, where the host has one; 0: the same."""
     script_name: str = ""
 
     def __post_init__(self):
@@ -100,11 +104,12 @@ class Tab:
         steps = self.steps
         if self.img2img:  # as the host counts them
             steps = sd_samplers_common.setup_img2img_steps(SimpleNamespace(**vars(self)))[1] + 1
-        found = [self._sampling(steps, self.width, self.height)]
+        found = [self._sampling(self.cfg_scale, steps, self.width, self.height)]
         if self._second:
-            found.append(self._sampling(self.hr_second_pass_steps or self.steps, *self.size))
+            steps = self.hr_second_pass_steps or self.steps
+            found.append(self._sampling(self.hr_cfg or self.cfg_scale, steps, *self.size))
         return found
 
-    def _sampling(self, steps: int, width: int, height: int) -> Sampling:
+    def _sampling(self, cfg_scale: float, steps: int, width: int, height: int) -> Sampling:
         calls = known.calls_of(self.sampler_name, steps)
-        return Sampling(steps, calls, max(height // 8, 1), max(width // 8, 1))
+        return Sampling(cfg_scale, steps, calls, max(height // 8, 1), max(width // 8, 1))
