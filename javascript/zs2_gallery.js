@@ -185,8 +185,7 @@ class Zs2Place {
         zs2Remember(clips);
         this.own = clips[0];
         this._offer();
-        this._select(this.job?.main);
-        this._sync();
+        this._returnTo(this.job?.main);
         this.player.show(clips[0]);
     }
 
@@ -203,7 +202,7 @@ class Zs2Place {
         gallery.classList.toggle('zs2-playing', Boolean(visible && job && full));
         if (visible && item && selected !== this.selected) this._choose(item);
         if (visible) this.selected = selected;
-        if (visible && !full) player.track.pause();
+        if (visible && !full && !this.returns) player.track.pause();
     }
 
     // After a job its clip is chosen, whatever was before.
@@ -231,12 +230,15 @@ class Zs2Place {
     _backToClip() {
         if (this.returns || !this.job || !this.player.element.classList.contains('zs2-compact')) return;
         const clip = this.job.clips.find(({name}) => name === this.player.clip?.name) || this.job.main;
+        this._returnTo(clip);
+    }
+
+    // Chooses a clip in the gallery, and leaves the player as it is.
+    async _returnTo(clip) {
         this.returns = true;
-        this._select(clip);
-        setTimeout(() => {
-            this._sync();
-            this.returns = false;
-        }, 50);
+        for (let waited = 0; waited < 20 && this._select(clip); waited++) await zs2Pause(50);
+        this._sync();
+        this.returns = false;
     }
 
     // Chooses a clip of the job in the gallery. Whether it was another that was chosen.
