@@ -141,9 +141,8 @@ class Zs2Place {
         this.ran = running;
         const info = gradioApp().querySelector(`#generation_info_${this.tab} textarea`)?.value || '';
         if (info !== this.info) this._take(info);
-        const made = this._madeByPanel();
-        if (made && made !== this.made && !this.player.actions.busy) this.showMade(JSON.parse(made));
-        this.made = made;
+        const made = this._madeByPanel().find((data, place) => data && data !== this.made[place]);
+        if (made && !this.player.actions.busy) this.showMade(JSON.parse(made)); // else who works shows it
         this._sync();
     }
 
@@ -172,14 +171,15 @@ class Zs2Place {
         this._offer();
     }
 
-    // What the panel's parts on finished clips have made last.
+    // What each of the panel's parts on finished clips has made last.
     _madeByPanel() {
         const results = ['going_on_result', 'postprocess_result'].map(name => zs2Part(this.tab, name));
-        return results.map(result => result?.querySelector('.zs2-made')?.dataset.clips).find(Boolean);
+        return results.map(result => result?.querySelector('.zs2-made')?.dataset.clips);
     }
 
     // Shows what a button made, beside the job's clips.
     showMade(entries) {
+        this.made = this._madeByPanel();
         const clips = entries.length ? [{name: entries[0].name, files: entries.map(({name}) => name)}] : [];
         if (!clips.length) return;
         zs2Remember(clips);

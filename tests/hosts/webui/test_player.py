@@ -231,6 +231,21 @@ def test_going_on(page, step):
     assert page.run(f"return document.querySelector('#script_{TAB}_zs2_going_on_clip textarea').value") == ""
 
 
+def test_what_the_panel_makes_is_shown(page):
+    """By its parts on finished clips, one after the other."""
+    page.at_frame(1)
+    for button, number in (("going_on_in-betweens", 2 * FRAMES - 1), ("postprocess_make", 2 * (2 * FRAMES - 1) - 1)):
+        if button == "postprocess_make":
+            page.open_part(TAB, "Upscale and interpolate")
+            page.choose(TAB, "Interpolate", "×2")
+            time.sleep(1)
+        page.click(f"#script_{TAB}_zs2_{button}")
+        count = f"document.querySelector('{PLAYER} .zs2-count').textContent"
+        page.wait(f"return {count}.endsWith(' of {number}')", 120)
+        assert page.shown(f"{PLAYER} video")
+        page.at_frame(1)
+
+
 def test_upscale_and_compare(page):
     """The clip made larger plays beside the one it was made of; its error is told in words."""
     page.at_frame(1)
