@@ -32,7 +32,7 @@ JOBS = {
 
 def measure(run) -> dict:
     host, models, installation = host_tests()
-    steps, pairs, repeats = run.pick(30, 10), run.pick(7, 2), run.pick(3, 1)
+    steps, pairs, repeats = run.pick(20, 10), run.pick(5, 2), run.pick(2, 1)
     with tempfile.TemporaryDirectory() as folder:
         made = models.make(Path(folder) / "models")
         with host.started(installation, made, folder_in(folder, "data")) as webui:

@@ -2,14 +2,6 @@
 
 const zs2ForecastTabs = {};
 
-function zs2Control(tab, name) {
-    return gradioApp().querySelector(`#script_${tab}_zs2_${name}`);
-}
-
-function zs2IsEnabled(tab) {
-    return !!zs2Control(tab, 'enabled')?.querySelector('.input-accordion-checkbox')?.checked;
-}
-
 function zs2IsRunning(tab) {
     const stop = gradioApp().getElementById(`${tab}_interrupt`);
     return !!stop && getComputedStyle(stop).display !== 'none';
@@ -23,8 +15,8 @@ function zs2ForecastSoon(tab, milliseconds = 400) {
 }
 
 function zs2AskForecast(tab) {
-    const now = zs2ForecastTabs[tab], shown = zs2Control(tab, 'forecast'), button = zs2Control(tab, 'forecast_now');
-    if (!shown || !button || !zs2IsEnabled(tab)) return;
+    const now = zs2ForecastTabs[tab], shown = zs2Part(tab, 'forecast'), button = zs2Part(tab, 'forecast_now');
+    if (!shown || !button || !zs2IsOn(tab)) return;
     if (now.asked && Date.now() - now.asked < 30000) {
         now.again = true;
         return;
@@ -52,19 +44,15 @@ for (const type of ['input', 'change', 'click']) document.addEventListener(type,
 
 // --- a preflight -----------------------------------------------------------------------------------------------------
 
-function zs2Sleep(milliseconds) {
-    return new Promise(resolve => setTimeout(resolve, milliseconds));
-}
-
 // The box is ticked until the host has taken the inputs of its Generate, which it shows by its button Interrupt.
 async function zs2Preflight(tab) {
-    const box = zs2Control(tab, 'preflight')?.querySelector('input[type="checkbox"]');
-    if (!box || !zs2IsEnabled(tab) || zs2IsRunning(tab)) return;
+    const box = zs2Part(tab, 'preflight')?.querySelector('input[type="checkbox"]');
+    if (!box || !zs2IsOn(tab) || zs2IsRunning(tab)) return;
     if (!box.checked) box.click();
     try {
-        await zs2Sleep(150);
+        await zs2Pause(150);
         gradioApp().getElementById(`${tab}_generate`).click();
-        for (let waited = 0; waited < 5000 && !zs2IsRunning(tab); waited += 50) await zs2Sleep(50);
+        for (let waited = 0; waited < 5000 && !zs2IsRunning(tab); waited += 50) await zs2Pause(50);
     } finally {
         if (box.checked) box.click();
     }
@@ -74,7 +62,7 @@ async function zs2Preflight(tab) {
 
 // One was saved, renamed or deleted: the lists of both tabs are read anew.
 function zs2PresetsChanged() {
-    for (const tab of ['txt2img', 'img2img']) zs2Control(tab, 'preset_refresh')?.click();
+    for (const tab of ['txt2img', 'img2img']) zs2Part(tab, 'preset_refresh')?.click();
 }
 
 onUiLoaded(() => {

@@ -91,10 +91,13 @@ class Zs2Live {
     }
 }
 
-function zs2LiveWords({text, seconds_left: seconds}) {
-    if (seconds === null || seconds === undefined) return text || '';
-    const left = seconds < 90 ? [Math.max(1, Math.round(seconds)), 's'] : [Math.round(seconds / 60), 'min'];
-    return `${text}, ${zs2Words('about {0} {1} left', ...left)}`;
+function zs2LiveWords({parts, seconds_left: seconds}) {
+    const words = (parts || []).map(([text, ...numbers]) => zs2Words(text, ...numbers));
+    if (seconds !== null && seconds !== undefined) {
+        const left = seconds < 90 ? [Math.max(1, Math.round(seconds)), 's'] : [Math.round(seconds / 60), 'min'];
+        words.push(zs2Words('about {0} {1} left', ...left));
+    }
+    return words.join(', ');
 }
 
 class Zs2Place {

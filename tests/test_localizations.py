@@ -87,6 +87,13 @@ def units() -> list[str]:
     return [f"Images of ControlNet unit {number}" for number in range(3)]
 
 
+def of_live() -> Iterator[str]:
+    """What the page says of a job that runs."""
+    tree = ast.parse((ROOT / "zs2_lib/hosts/webui/live.py").read_text(encoding="utf-8"))
+    (parts,) = (node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "PARTS")
+    yield from ast.literal_eval(parts).values()
+
+
 # --- read from the source ---------------------------------------------------------------------------------------------
 
 
@@ -150,7 +157,7 @@ def of_script() -> Iterator[str]:
 
 
 def expected() -> set[str]:
-    found = {*of_table(), *of_options(), *made_up(), *of_panel(), *of_script()}
+    found = {*of_table(), *of_options(), *made_up(), *of_panel(), *of_live(), *of_script()}
     found -= {*NOT_READ, *OF_SIZES}
     return {text for text in found if WORDS.search(text) and not re.search(r"\{[a-z]+\}", text)}
 

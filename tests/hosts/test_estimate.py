@@ -77,6 +77,17 @@ def test_a_machine_that_is_slower_today():
     assert all(used + left == pytest.approx(total, rel=0.15) for used, left in said if used >= total / 4)
 
 
+@pytest.mark.parametrize("start", [None, 0.9])
+@pytest.mark.parametrize("times", [(0.0, 0.5, 0.8, 0.85, 0.9, 1.0), (1.0,) * 6, (0.0,) * 6])
+def test_a_sampler_that_calls_more_often_than_it_said(start, times):
+    """As Restart does, and at times that follow no rule: it is no reason to fail."""
+    job = Estimate([4], KNOWN.get, start=start)
+    for number, time in enumerate(times):
+        job.call(number, 3, 1000.0, 100, time)
+        assert job.seconds_left() >= 0
+    job.sampled()
+
+
 def test_the_time_does_not_run_below_nothing():
     now = [0.0]
     job = Estimate([4], KNOWN.get, clock=lambda: now[0])

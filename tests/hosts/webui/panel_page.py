@@ -17,7 +17,7 @@ window.zs2 = {
   panel: tab => [...document.querySelectorAll(`#tab_${tab} .input-accordion`)]
       .find(e => e.textContent.includes('TITLE')),
   labels: panel => [...panel.querySelectorAll('label, fieldset, [data-testid=block-info]')]
-      .filter(e => !e.closest('.gradio-image')).map(e => e.closest('.block') || e)
+      .filter(e => !e.closest('.gradio-image, .hidden, .hide')).map(e => e.closest('.block') || e)
       .filter((e, i, all) => all.indexOf(e) === i)
       .map(e => ({
         text: e.textContent.trim().replace(/\\s+/g, ' '), tooltip: (e.closest('[title]') || {title: ''}).title,

@@ -32,8 +32,9 @@ class Sampling(NamedTuple):
 
     def seconds(self, rates: dict[str, float], start: float = 0) -> float:
         """From call `start` on."""
-        full = max(min(self.change, self.calls) - start, 0)
-        return self.work * (full * rates[FULL] + (self.calls - start - full) * rates[BETWEEN])
+        left = max(self.calls - start, 0)  # a sampler may call more often than it said
+        full = min(max(self.change - start, 0), left)
+        return self.work * (full * rates[FULL] + (left - full) * rates[BETWEEN])
 
 
 class Estimate:
@@ -115,13 +116,13 @@ class Estimate:
         if number and time >= self._start:
             return min(self._samplings[-1].change, number)
         bend = 1.0
-        if number and time > self._first_time:
+        if 0 < number < calls and 1 > time > self._first_time:
             bend = math.log((time - self._first_time) / (1 - self._first_time)) / math.log(number / calls)
         return max(self._calls_in_full(calls, self._first_time, bend), number + 1)
 
     def _calls_in_full(self, calls: int, begins: float, bend: float = 1.0) -> int:
         """Of the calls of a sampling, whose time goes from `begins` to 1 as call / calls to the power `bend` does."""
-        part = max(self._start - begins, 0) / (1 - begins)
+        part = max(self._start - begins, 0) / max(1 - begins, 1e-6)
         return max(math.ceil(calls * part ** (1 / max(bend, 0.1))), 1)
 
     def sampled(self) -> dict[str, float]:

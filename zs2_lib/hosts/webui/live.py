@@ -31,6 +31,17 @@ COST = 0.02
 CHEAP = 2
 """The host's number for making a picture of latents by a matrix alone, without a model."""
 
+PARTS = {
+    "clip": "clip {0} of {1}",
+    "segment": "segment {0} of {1}",
+    "preparing": "preparing",
+    "hires.fix": "hires.fix",
+    "step": "step {0} of {1}",
+    "pass": "pass {0} of {1}",
+    "writing": "decoding and writing",
+}
+"""What is said of a job, in this order; the page has them in its language."""
+
 _running: list[Live] = []
 
 
@@ -121,17 +132,17 @@ class Live:
         segments, batch = self._segments, self._p.iteration if hasattr(self._p, "iteration") else 0
         parts = []
         if segments.clips > 1:
-            parts.append(("clip {0} of {1}", batch // segments.of_clip + 1, segments.clips))
+            parts.append((PARTS["clip"], batch // segments.of_clip + 1, segments.clips))
         if segments.of_clip > 1:
-            parts.append(("segment {0} of {1}", batch % segments.of_clip + 1, segments.of_clip))
+            parts.append((PARTS["segment"], batch % segments.of_clip + 1, segments.of_clip))
         if not self._steps:
-            return [*parts, ("preparing",)]
+            return [*parts, (PARTS["preparing"],)]
         if self._estimate.is_sampled:
-            return [*parts, ("decoding and writing",)]
-        parts += [("hires.fix",)] * self._second
-        parts.append(("step {0} of {1}", self._step, self._steps))
+            return [*parts, (PARTS["writing"],)]
+        parts += [(PARTS["hires.fix"],)] * self._second
+        parts.append((PARTS["step"], self._step, self._steps))
         if self._passes > 1:
-            parts.append(("pass {0} of {1}", max(self._pass, 1), max(self._passes, self._pass)))
+            parts.append((PARTS["pass"], max(self._pass, 1), max(self._passes, self._pass)))
         return parts
 
 
