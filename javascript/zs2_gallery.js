@@ -71,9 +71,9 @@ class Zs2Live {
 
     // Asks each second for as long as `goesOn()`.
     async follow(goesOn) {
+        this.strip.hidden = true; // it is of another job
         if (this.follows) return;
         this.follows = true;
-        this.strip.hidden = true;
         let seen = '';
         while (goesOn()) {
             const live = await zs2Ask(`live?strip=${encodeURIComponent(seen)}`).then(answer => answer.json(), () => ({}));
