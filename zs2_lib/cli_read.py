@@ -83,8 +83,22 @@ def read_job(options: argparse.Namespace) -> Job:
             steps = speed.steps
         cfg = read_number(Number(0, 100), *named["cfg"], CFG)
     check_packages(formats, faster)
-    how = (prompt, negative, options.model, options.config, settings, targets, size, seed, steps, cfg, faster)
-    return Job(*how, made.values.get("Sampler"), made.notes, read_kept(options, made, settings))
+    return Job(
+        prompt=prompt,
+        negative=negative,
+        model=options.model,
+        config=options.config,
+        settings=settings,
+        targets=targets,
+        size=size,
+        seed=seed,
+        steps=steps,
+        cfg=cfg,
+        faster=faster,
+        sampler=made.values.get("Sampler"),
+        notes=made.notes,
+        kept=read_kept(options, made, settings),
+    )
 
 
 def check_output(targets: list[tuple[Path, str]], clip: Path) -> None:
