@@ -13,12 +13,14 @@ ARROWS = {
     "media": "numpy einops PIL av imageio",
     "settings": "core media",
     "hosts": "",
-    "hosts.diffusers": "core settings hosts.undo torch einops PIL diffusers transformers safetensors",
+    "hosts.diffusers": "core settings hosts.undo torch numpy einops PIL diffusers transformers safetensors cv2 "
+    "controlnet_aux",
     "hosts.webui": "core media settings hosts.undo torch numpy einops PIL k_diffusion fastapi modules",
     "ui": "media settings hosts.webui gradio modules",
-    "cli": "cli_read cli_job media settings",
-    "cli_read": "cli_job media settings",
-    "cli_job": "media settings hosts.diffusers torch PIL diffusers tqdm",
+    "cli": "cli_read cli_job cli_control media settings",
+    "cli_read": "cli_job cli_control media settings",
+    "cli_job": "cli_control media settings hosts.diffusers torch PIL diffusers tqdm",
+    "cli_control": "hosts.diffusers media settings numpy PIL",
     "__main__": "cli",
     "scripts": "settings hosts.webui ui gradio modules",
 }
