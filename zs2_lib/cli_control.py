@@ -165,8 +165,8 @@ def split(text: str) -> tuple[str, str, str, str]:
     for way in ways:
         if Path(way[0]).exists() and (way[1] == FROM_SOURCE or Path(way[1]).exists()):
             return way
-    way = next((way for way in reversed(ways) if Path(way[0]).exists()), ways[-1])
-    missing = way[1] if Path(way[0]).exists() else way[0]
+    there = [way for way in ways if Path(way[0]).exists()]
+    missing = there[-1][1] if there else ways[0][0]
     raise SettingsError(
         f"--control: {text!r} names {missing!r}, which is not there (nothing is downloaded); give {FORM}, such as "
         f"{EXAMPLE}"
