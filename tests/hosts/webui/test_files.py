@@ -253,7 +253,7 @@ def test_a_clip_keeps_its_name_when_the_settings_name_other_folders(host):
         host.client.post("/sdapi/v1/options", {"zs2_folder": "zs2-videos"})
     assert len({clip["name"] for clip in found}) == 3
     for clip in found:
-        about = host.client.get(f"/zs2/v1/clips/{quote(clip['name'])}/about")
+        about = host.client.get(f"/zs2/v1/clips/{urllib.parse.quote(clip['name'])}/about")
         assert about["path"] == clip["path"]
 
 
