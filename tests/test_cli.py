@@ -366,7 +366,7 @@ def test_a_recipe_of_a_webui(pipe, tmp_path, capsys, monkeypatch):
         "Seed": 1,
         "Size": "64x64",
     }
-    values |= {"Model hash": "abc", "Model": "tiny-sd", "Clip skip": 2, "RNG": "CPU", "Version": "v1.10.1"}
+    values |= {"Model hash": "abc", "Model": "tiny-sd", "Clip skip": 2, "RNG": "CPU", "NGMS": 1, "Version": "v1.10.1"}
     text = recipe.parameters(PROMPT, "dark", {**values, **recipe.texts(Settings(frames=3, formats=("webp",)))})
     go_on("--recipe", picture_with(tmp_path / "00001-1.png", text), "-o", tmp_path / "a.png")
     how = {"guidance": 7.0, "negative_prompt": "dark"}
@@ -375,7 +375,7 @@ def test_a_recipe_of_a_webui(pipe, tmp_path, capsys, monkeypatch):
     with adapters.clip_skip(pipe, 2):
         assert_clip_of_the_library(tmp_path / "a", pipe, PROMPT, Settings(frames=3), **how)
     said = capsys.readouterr().err
-    assert "zs2: not followed of the recipe: RNG\n" in said and "sampler" not in said
+    assert "zs2: not followed of the recipe: NGMS\n" in said and "other" not in said
     assert "Sampler: DPM++ 2M, Schedule type: Karras, Clip skip: 2, CFG scale: 7" in read_text(tmp_path / "a")
     still = recipe.parameters(PROMPT, "dark", {**values, "Model": "dream"})
     model = ["--model", tmp_path / "tiny.safetensors"]

@@ -130,10 +130,12 @@ def test_the_recipe_has_the_sampler(pipe, tmp_path, capsys):
     assert made(tmp_path, "--recipe", file, "--sampler", "Euler") != first
     assert "Sampler: Euler, Schedule type: Automatic" in read_text(tmp_path / "made")
     assert made(tmp_path, "--sampler", "DPM++ 2M", "--scheduler", "karras") == first
-    values = {"Steps": 3, "Sampler": "Euler a", "Schedule type": "Automatic", "Version": "v1.10.1", "Model": "tiny-sd"}
+    values = {"Steps": 3, "Sampler": "DPM2", "Schedule type": "Automatic", "Version": "v1.10.1", "Model": "tiny-sd"}
     text = recipe.parameters(PROMPT, "", {**values, **recipe.texts(Settings(frames=2))})
     made(tmp_path, "--recipe", picture_with(tmp_path / "webui.png", text))
-    assert "zs2: Euler a has other numbers here than in a WebUI" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "zs2: DPM2 may have other numbers here than in a WebUI: its last" in said
+    assert "zs2: the clip's noise came from a GPU, here it comes from the CPU" in said
 
 
 @pytest.mark.parametrize(

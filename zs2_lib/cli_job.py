@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from zs2_lib import cli_control
 from zs2_lib.cli_models import Models
 from zs2_lib.media.formats import clip_path, exact_rate
 from zs2_lib.media.on_disk import OnDisk
@@ -85,6 +86,7 @@ class Job:
     """The pictures of the clip that it goes on from."""
     models: Models
     """What samples it, beside the checkpoint."""
+    control: tuple[cli_control.Unit, ...] = ()
 
     @property
     def rate(self) -> Fraction:
@@ -127,7 +129,7 @@ def load(job: Job):
     # imported here: they take seconds, which wrong values need not wait for, and they read the environment above
     from diffusers.utils.logging import disable_progress_bar
 
-    from zs2_lib.hosts.diffusers import adapters, checkpoints, samplers
+    from zs2_lib.hosts.diffusers import adapters, checkpoints, control, samplers
 
     disable_progress_bar()
     if job.model is None and "OMP_NUM_THREADS" not in os.environ:
@@ -139,6 +141,8 @@ def load(job: Job):
     try:
         pipe = checkpoints.load_pipeline(job.model, job.config)
         adapters.put(pipe, loras, models.embeddings, models.vae)
+        if job.control:
+            pipe = control.with_controls(pipe, [unit.model for unit in job.control])
         with samplers.using(pipe, models.sampler, models.schedule), adapters.clip_skip(pipe, models.clip_skip):
             checkpoints.check_pipeline(pipe)
     except ValueError as error:
@@ -156,7 +160,7 @@ def make(pipe, job: Job) -> None:
 
 def sample(pipe, job: Job) -> Iterator[Image.Image]:
     """The frames, sampled segment by segment; each is decoded when it is asked for."""
-    from zs2_lib.hosts.diffusers import adapters, samplers  # see `load`
+    from zs2_lib.hosts.diffusers import adapters, control, samplers  # see `load`
     from zs2_lib.hosts.diffusers import sampling as host
 
     models = job.models
@@ -184,6 +188,7 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
             width=job.size[0],
             height=job.size[1],
             progress=show,
+            control=[control.Unit(unit.pictures, unit.weight, unit.start, unit.end) for unit in job.control],
         )
         for number, frame in enumerate(frames, 1):
             if number == job.settings.length:
@@ -208,6 +213,7 @@ def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:
         "Seed": job.seed,
         "Size": size,
         "Model": model_name(job.model),
+        **cli_control.recipe_values(job.control),
         **recipe.texts(job.settings),
         **({INTERPOLATED_TO: interpolated_to(count, job.rate)} if job.faster else {}),
     }

@@ -137,8 +137,12 @@ def _sampler(options, named, recipe) -> tuple[str | None, str | None, str | None
         schedule = samplers.read_schedule(key, schedule, sampler)
     elif sampler is not None:
         schedule = samplers.AUTOMATIC
-    note = samplers.note_on(sampler) if from_recipe and sampler and "Version" in recipe else None
-    return sampler, schedule, expected, [note] if note else []
+    notes = []
+    if "Version" in recipe:  # a WebUI's
+        notes = [samplers.note_on(sampler) if from_recipe and sampler else None]
+        if recipe.get("RNG") != "CPU":
+            notes.append("the clip's noise came from a GPU, here it comes from the CPU: other pictures of the same")
+    return sampler, schedule, expected, [note for note in notes if note]
 
 
 def _loras(given: list[str], prompt: str, frames: str) -> tuple[str, list[tuple[str, float]]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
-from zs2_lib import cli_models
+from zs2_lib import cli_control, cli_models
 from zs2_lib.cli_job import TINY, Faster, Interpolation, Job, Refused, Targets, model_name
 from zs2_lib.hosts.diffusers.samplers import check_steps
 from zs2_lib.media.formats import FORMATS, check_clip, clip_path, exact_rate, split_clip_name
@@ -38,14 +38,14 @@ LEAVES_FRAMES = ("output", "model", "config", "in_betweens", "fps", "sidecar", "
 """Options that leave those frames as they are that a clip has."""
 OF_INTERPOLATION = ("input", "output", "interpolate", "interpolator")
 OF_RECIPE = {"seed": "Seed", "steps": "Steps", "cfg": "CFG scale", "size": "Size", **cli_models.OF_RECIPE}
-FOLLOWED = (*OF_RECIPE.values(), "Model", "Model hash", "Lora hashes", "Version", "ZS2 notes")
+FOLLOWED = (*OF_RECIPE.values(), "Model", "Model hash", "Lora hashes", "RNG", "Version", "ZS2 notes")
 """Keys of a recipe, beside the settings', that are followed, or ask for nothing."""
 
 
 def clip_options() -> list[Row]:
     """The settings that are options here: no source's, and the formats are known by the files' names."""
     rows = [*recipe.CARRIED.values(), ROWS["sidecar"]]
-    return [row for row in rows if row.name != "formats" and row.group not in ("source", "control")]
+    return [row for row in rows if row.name != "formats" and row.group != "source"]
 
 
 def flag(row: Row) -> str:
@@ -75,6 +75,8 @@ def read_job(options: argparse.Namespace) -> Job:
             raise SettingsError("there is no prompt; give one, or a clip that has one (--recipe, --extend, --retake)")
         speed = SPEEDS[Choice(tuple(SPEEDS)).read("--speed", options.speed)] if options.speed is not None else None
         settings = read_settings(options, made.settings, formats, speed)
+        control, of_control = cli_control.read(options, settings)
+        settings = replace(settings, control=tuple(unit.images for unit in control))
         faster = read_faster(options, exact_rate(settings.rate), settings.loop != "off", formats)
         negative = made.negative if options.negative is None else options.negative
         named = {name: made.chosen(options, name) for name in OF_RECIPE}
@@ -100,9 +102,10 @@ def read_job(options: argparse.Namespace) -> Job:
         steps=steps,
         cfg=cfg,
         faster=faster,
-        notes=(*made.notes, *notes),
+        notes=(*made.notes, *of_control, *notes),
         kept=read_kept(options, made, settings),
         models=models,
+        control=control,
     )
 
 
@@ -206,6 +209,7 @@ def read_recipe(options: argparse.Namespace) -> Recipe:
             "written anew"
         )
     check_followed(step, values, options.model)
+    cli_control.check_given(step, values, options)
     rows = [row for row in clip_options() if row.name in recipe.CARRIED]
     try:
         before = Settings(enabled=True, **recipe.read(values, [row.name for row in rows]))
@@ -254,7 +258,6 @@ def check_followed(step: str, values: Mapping[str, str], model: str | None) -> N
     more = {
         "a source video": "ZS2 source" in values,
         "an init image": "Denoising strength" in values and not hires,
-        "ControlNet": any(key.startswith("ControlNet ") for key in values),
     }
     for what, was_there in more.items():
         if was_there:
@@ -274,7 +277,7 @@ def notes_on(values: Mapping[str, str], options: argparse.Namespace) -> list[str
     """Sentences about what a recipe says and is not followed."""
     given = {"VAE", "VAE hash"} if options.vae is not None else set()
     followed = {*FOLLOWED, *given, INTERPOLATED_TO, *map(recipe.infotext_key, recipe.CARRIED.values())}
-    others = [key for key in values if key not in followed]
+    others = [key for key in values if key not in followed and not cli_control.KEY.fullmatch(key)]
     notes = [f"not followed of the recipe: {', '.join(others)}"] if others else []
     if INTERPOLATED_TO in values and options.interpolate is None:
         notes.append(f"the clip was interpolated to {values[INTERPOLATED_TO]}; --interpolate does so again")

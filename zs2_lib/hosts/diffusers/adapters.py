@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from .checkpoints import ModelError
@@ -37,7 +38,9 @@ def merge_loras(pipe, loras: Sequence[Lora]) -> None:
     names = [f"zs2_{number}" for number in range(len(loras))]
     for name, lora in zip(names, loras):
         with _in_words("lora", lora.file, "it may be of another architecture, or no LoRA that diffusers knows"):
-            pipe.load_lora_weights(load_file(lora.file), adapter_name=name)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # peft's, that there are several
+                pipe.load_lora_weights(load_file(lora.file), adapter_name=name)
         if not any(name in adapters for adapters in pipe.get_list_adapters().values()):
             raise ModelError(f"lora: {lora.file!r} fits no layer of this checkpoint; choose a LoRA made for its kind")
     pipe.set_adapters(names, [lora.weight for lora in loras])
@@ -47,7 +50,7 @@ def merge_loras(pipe, loras: Sequence[Lora]) -> None:
 
 def add_embedding(pipe, file: Path) -> None:
     """Makes the file's name, without its suffix, a word of prompts that stands for the embedding in it."""
-    word, xl = file.stem, isinstance(pipe, StableDiffusionXLPipeline)
+    word, xl = file.stem, is_xl(pipe)
     with _in_words("embedding", str(file), "it may be of another architecture, or its name a word that CLIP has"):
         tensors = load_file(file)
         if xl != {"clip_l", "clip_g"}.issubset(tensors):
@@ -107,7 +110,12 @@ def clip_skip(pipe, layer: int) -> Iterator[None]:
 
 def clip_skip_counts(pipe) -> bool:
     """Whether a clip skip changes anything."""
-    return not isinstance(pipe, StableDiffusionXLPipeline) and pipe.unet.config.cross_attention_dim != 1024
+    return not is_xl(pipe) and pipe.unet.config.cross_attention_dim != 1024
+
+
+def is_xl(pipe) -> bool:
+    """Whether it is one of SDXL's pipelines, which have two text encoders."""
+    return "text_encoder_2" in pipe.components
 
 
 @contextmanager
