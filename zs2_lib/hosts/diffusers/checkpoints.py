@@ -5,6 +5,7 @@ Nothing is downloaded, and nothing unpickled.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -39,6 +40,8 @@ def load_pipeline(
     model: str | Path | None = None,
     config: str | Path | None = None,
     device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    place: Callable | None = None,
 ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     """Opens a checkpoint; nothing is downloaded, and nothing unpickled.
 
@@ -47,12 +50,14 @@ def load_pipeline(
     config: a folder with the configuration of a single file's components in the format of `diffusers`, for a model
         of a shape of its own. Without it they have the shapes of SD 1.x, SD 2.x or SDXL, whichever the file is, and
         whether it predicts ε or v is found out by one call of the UNet.
-    device: default is "cuda" if there is one, else "cpu". On CUDA the model runs in float16, elsewhere in float32.
+    device: default is "cuda" if there is one, else "cpu".
+    dtype: default is float16 on CUDA, elsewhere float32.
+    place: what is called with the pipeline, in main memory, and the device, instead of moving it there.
 
     Raises ModelError for what cannot be loaded.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     if model is None:
         model, config = TINY_SD / "tiny-sd.safetensors", config or TINY_SD / "diffusers-config"
     model = Path(model)
@@ -64,7 +69,7 @@ def load_pipeline(
     except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ModelError(f"model: {str(model)!r} cannot be loaded ({reason}); {_remedy(model, config)}") from error
-    pipe.to(device)
+    (place or type(pipe).to)(pipe, device)
     if model.is_file() and config is None:
         find_prediction_type(pipe, model)
     return pipe
@@ -189,7 +194,7 @@ def predicts_noise(pipe) -> bool:
     unet = pipe.unet
     size = unet.config.sample_size // 2
     x = torch.randn(1, unet.config.in_channels, size, size, generator=torch.Generator().manual_seed(0))
-    x = x.to(unet.device, unet.dtype)
+    x = x.to("cpu" if unet.device.type == "meta" else unet.device, unet.dtype)  # meta: the weights come when it runs
     kwargs = {"encoder_hidden_states": x.new_zeros(1, 77, unet.config.cross_attention_dim)}
     if unet.config.addition_embed_type == "text_time":  # SDXL: pooled text, and the size of the image
         pixels = float(size * pipe.vae_scale_factor)
@@ -198,7 +203,7 @@ def predicts_noise(pipe) -> bool:
             "time_ids": x.new_tensor([[pixels, pixels, 0, 0, pixels, pixels]]),
         }
     output = unet(x, pipe.scheduler.config.num_train_timesteps - 1, **kwargs).sample
-    return torch.corrcoef(torch.stack([x.flatten(), output.flatten()]).float())[0, 1].item() > 0.5
+    return torch.corrcoef(torch.stack([x.flatten().cpu(), output.flatten().cpu()]).float())[0, 1].item() > 0.5
 
 
 def check_pipeline(pipe) -> None:
