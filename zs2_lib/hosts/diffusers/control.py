@@ -146,8 +146,8 @@ def _load_file(file: Path, unet) -> ControlNetModel:
         )
     _check_text(file, text_size(file), unet)
     with torch.device("meta"):
-        net = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
-    net.register_to_config(in_channels=unet.config.out_channels)  # that of an inpainting checkpoint takes more
+        shape = ControlNetModel.from_unet(unet, load_weights_from_unet=False).config
+        net = ControlNetModel.from_config(shape, in_channels=unet.config.out_channels)  # those of latents alone
     try:
         net = _filled(net, file, unet.dtype)
         complete = not any(tensor.is_meta for tensor in net.parameters())
