@@ -16,9 +16,10 @@ ARROWS = {
     "hosts.diffusers": "core settings hosts.undo torch einops PIL diffusers transformers safetensors",
     "hosts.webui": "core media settings hosts.undo torch numpy einops PIL k_diffusion fastapi modules",
     "ui": "media settings hosts.webui gradio modules",
-    "cli": "cli_read cli_job media settings",
-    "cli_read": "cli_job media settings",
-    "cli_job": "media settings hosts.diffusers torch PIL diffusers tqdm",
+    "cli": "cli_read cli_job cli_edit media settings",
+    "cli_read": "cli_job cli_edit media settings",
+    "cli_job": "cli_edit media settings hosts.diffusers torch PIL diffusers tqdm",
+    "cli_edit": "media settings numpy PIL",
     "__main__": "cli",
     "scripts": "settings hosts.webui ui gradio modules",
 }
