@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
-from zs2_lib import cli_edit
+from zs2_lib import cli_control, cli_edit
 from zs2_lib.cli_job import TINY, Faster, Interpolation, Job, Refused, Targets, model_name
 from zs2_lib.media.formats import FORMATS, check_clip, clip_path, exact_rate, split_clip_name
 from zs2_lib.media.interpolators import MINTERPOLATE
@@ -44,7 +44,7 @@ FOLLOWED = (*OF_RECIPE.values(), *cli_edit.KEYS, "Sampler", "Model", "Model hash
 def clip_options() -> list[Row]:
     """The settings that are options here: `cli_edit` has a source's, and the formats are known by the files' names."""
     rows = [*recipe.CARRIED.values(), ROWS["sidecar"]]
-    return [row for row in rows if row.name != "formats" and row.group not in ("source", "control")]
+    return [row for row in rows if row.name != "formats" and row.group != "source"]
 
 
 def flag(row: Row) -> str:
@@ -78,7 +78,9 @@ def read_job(options: argparse.Namespace) -> Job:
         steps = read_number(WholeNumber(1, 999), *named["steps"], STEPS)
         if speed and speed.steps and options.steps is None:
             steps = speed.steps
-        edit, settings, notes = cli_edit.read(options, settings, read_size(*named["size"]), steps, made.values)
+        edit, settings, of_edit = cli_edit.read(options, settings, read_size(*named["size"]), steps, made.values)
+        control, of_control = cli_control.read(options, settings, edit.kept_frames if edit else None)
+        settings = replace(settings, control=tuple(unit.images for unit in control))
         faster = read_faster(options, exact_rate(settings.rate), settings.loop != "off", formats)
         negative = made.negative if options.negative is None else options.negative
         seed = read_number(WholeNumber(0, 2**63 - 1), *named["seed"], random.randrange(2**32))
@@ -97,9 +99,10 @@ def read_job(options: argparse.Namespace) -> Job:
         cfg=cfg,
         faster=faster,
         sampler=made.values.get("Sampler"),
-        notes=(*made.notes, *notes),
+        notes=(*made.notes, *of_edit, *of_control),
         kept=read_kept(options, made, settings),
         edit=edit,
+        control=control,
     )
 
 
@@ -202,6 +205,7 @@ def read_recipe(options: argparse.Namespace) -> Recipe:
         )
     check_followed(step, values, options.model)
     cli_edit.check_given(step, values, options)
+    cli_control.check_given(step, values, options)
     rows = [row for row in clip_options() if row.name in recipe.CARRIED]
     if options.source:
         rows += [row for row in recipe.CARRIED.values() if row.group == "source"]
@@ -248,11 +252,6 @@ def read_clip_name(step: str, text: str) -> tuple[str, tuple[int, ...]]:
 
 def check_followed(step: str, values: Mapping[str, str], model: str | None) -> None:
     """Raises SettingsError for a recipe that says what the command line cannot do, and one of an unknown model."""
-    if any(key.startswith("ControlNet ") for key in values):
-        raise SettingsError(
-            f"--{step}: the clip was made with ControlNet, which its file does not carry, and the command line does "
-            "not take; go on from it in the WebUI"
-        )
     made_with = values.get("Model", TINY)
     if model is None and made_with != TINY:
         raise SettingsError(
@@ -264,7 +263,7 @@ def check_followed(step: str, values: Mapping[str, str], model: str | None) -> N
 def notes_on(values: Mapping[str, str], options: argparse.Namespace) -> list[str]:
     """Sentences about what a recipe says and is not followed."""
     followed = {*FOLLOWED, INTERPOLATED_TO, *map(recipe.infotext_key, recipe.CARRIED.values())}
-    others = [key for key in values if key not in followed]
+    others = [key for key in values if key not in followed and not cli_control.KEY.fullmatch(key)]
     notes = [f"not followed of the recipe: {', '.join(others)}"] if others else []
     if INTERPOLATED_TO in values and options.interpolate is None:
         notes.append(f"the clip was interpolated to {values[INTERPOLATED_TO]}; --interpolate does so again")

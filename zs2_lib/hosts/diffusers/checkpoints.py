@@ -10,10 +10,16 @@ from pathlib import Path
 import torch
 from diffusers import (
     CosineDPMSolverMultistepScheduler,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetInpaintPipeline,
+    StableDiffusionXLControlNetPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
@@ -39,7 +45,16 @@ OF_SDXL = {4: StableDiffusionXLPipeline, 9: StableDiffusionXLInpaintPipeline}
 mask."""
 PIPELINES = {cls.__name__: kinds for kinds in (OF_SD, OF_SDXL) for cls in kinds.values()}
 """The pipelines of their kind, by the names that a folder may give."""
-SAMPLED = (*OF_SD.values(), *OF_SDXL.values(), StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline)
+WITH_CONTROL = {
+    StableDiffusionPipeline: StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline: StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionInpaintPipeline: StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionXLPipeline: StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLImg2ImgPipeline: StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline: StableDiffusionXLControlNetInpaintPipeline,
+}
+"""The class of pipeline that has ControlNets as well, for each that has none."""
+SAMPLED = (*WITH_CONTROL, *WITH_CONTROL.values(), StableDiffusionInstructPix2PixPipeline)
 """The pipelines that clips are sampled with."""
 
 

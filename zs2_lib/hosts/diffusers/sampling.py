@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -27,6 +27,7 @@ from zs2_lib.settings.schedule import Blend, PromptKeyframes, join
 from zs2_lib.settings.table import Settings
 
 from .checkpoints import check_pipeline, follows_picture, is_sdxl
+from .control import Controls, Unit
 from .editing import Editing, encode_one_by_one
 
 
@@ -72,15 +73,17 @@ def sample_segments(
     guidance: float = 5.0,
     editing: Editing | None = None,
     progress: Callable[[Progress], None] | None = None,
+    control: Sequence[Unit] = (),
     **options,
 ) -> Iterator[torch.Tensor]:
     """Samples a clip with the pipeline's own scheduler, one segment of it each time that it is asked for: its latents
     (frames, channels, height / 8, width / 8).
 
-    `editing` says what pictures the frames are made of; `pipe` is then of its `pipeline`. `progress` is called before
-    each pass over some frames and may raise to stop. `options` are further arguments of the pipeline:
-    `negative_prompt`, `width` and `height` (pixels, multiples of 8; default: the model's size; not with `editing`),
-    `eta`, `clip_skip`, `guidance_rescale`, …
+    `progress` is called before each pass over some frames and may raise to stop. `control` has a unit for each
+    ControlNet of the pipeline (`control.with_controls`). `editing` says what pictures the frames are made of; `pipe` is
+    then one that its `pipeline` gives. `options` are further arguments of the pipeline: `negative_prompt`, `width` and
+    `height` (pixels, multiples of 8; default: the model's size; not with `editing`), `eta`, `clip_skip`,
+    `guidance_rescale`, …
 
     Raises ValueError for a pipeline that cannot make a clip, or wrong arguments.
     """
@@ -90,11 +93,13 @@ def sample_segments(
         raise ValueError(
             "latents: cannot be given; a clip draws its own noise, correlated over the frames: choose it by seed"
         )
-    sampling = ClipSampling(pipe, settings, seed, progress, editing)
+    sampling = ClipSampling(pipe, settings, seed, progress, control, editing)
+    size = editing.size if editing else (options.get("width"), options.get("height"))
+    options |= sampling.controls.arguments(*size)
     with sampling.clip:  # which carries from segment to segment; the pipeline decodes in between
         for frames in sampling.clip.segments:
             sampling.clip.begin_segment(frames)
-            pictures = editing.arguments(pipe, frames) if editing else {}
+            options |= editing.arguments(pipe, frames) if editing else {}
             with sampling:
                 latents = pipe(
                     prompt,
@@ -103,7 +108,6 @@ def sample_segments(
                     num_images_per_prompt=len(frames),
                     generator=torch.Generator().manual_seed(seed),
                     output_type="latent",
-                    **pictures,
                     **options,
                 ).images
             yield latents
@@ -165,10 +169,13 @@ class ClipSampling:
         settings: Settings,
         seed: int,
         progress: Callable[[Progress], None] | None = None,
+        control: Sequence[Unit] = (),
         editing: Editing | None = None,
     ):
         self.pipe = pipe
         self.progress = progress
+        self.controls = Controls(pipe, control)
+        self.control_momentum = settings.control_momentum
         self.clip = settings.clip(seed, editing.segment(settings) if editing else settings.segment)
         self.prompts = settings.prompts
         self.in_betweens = settings.in_betweens
@@ -181,8 +188,9 @@ class ClipSampling:
         self.calls = 0
         with ExitStack() as undo:
             undo.callback(self.clip.detach)
-            self.clip.attach(pipe.unet)
-            self._unet = pipe.unet.forward
+            self.clip.attach(pipe.unet, self.controls.nets, self.control_momentum)
+            self._unet = self.controls.unet(pipe.unet.forward)
+            self.controls.enter(undo, self.clip.frames_now)
             override(undo, pipe.unet, "forward", self.unet)
             self._draws = CorrelatedDraws(self.clip.noise)
             override(undo, pipe.vae, "encode", encode_one_by_one(pipe.vae.encode, self._draws.apart))
