@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from zs2_lib.cli_edit import Shown
 from zs2_lib.hosts.diffusers.preprocessors import CANNY, NAMES, NONE, THRESHOLDS, preprocessor
 from zs2_lib.media.read import open_source
 from zs2_lib.media.source import Source
@@ -36,7 +37,7 @@ class Pictures:
         their longer side is cut off.
     """
 
-    source: Source
+    source: Source | Shown
     picks: np.ndarray
     preprocess: Callable[[Image.Image], Image.Image]
     whole: bool = False
@@ -103,11 +104,11 @@ def add_options(parser: argparse.ArgumentParser):
 
 
 def read(
-    options: argparse.Namespace, settings: Settings, source: tuple[Source, np.ndarray] | None = None
+    options: argparse.Namespace, settings: Settings, source: tuple[Shown, np.ndarray] | None = None
 ) -> tuple[tuple[Unit, ...], list[str]]:
     """The units that the options ask for, for a clip with these settings, and sentences about them.
 
-    source: the source video, and which of its frames each frame of the clip is made of.
+    source: the source video that is edited, and which of its frames is that of each kept frame.
 
     Raises SettingsError for what is not allowed.
     """
@@ -120,7 +121,7 @@ def read(
     return tuple(_unit(text, settings, source, notes) for text in given), notes
 
 
-def _unit(text: str, settings: Settings, source: tuple[Source, np.ndarray] | None, notes: list[str]) -> Unit:
+def _unit(text: str, settings: Settings, source: tuple[Shown, np.ndarray] | None, notes: list[str]) -> Unit:
     model, images, name, numbers = split(text)
     try:
         preprocess = preprocessor(name)

@@ -23,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_diffusers import PROMPT, SEED, SIZE, STEPS, clip
 
+from small_models import net_for
 from zs2_lib.hosts.diffusers import checkpoints, control
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.settings.table import Settings
@@ -41,16 +42,6 @@ def images(count=FRAMES, seed=0):
 
 def unit(pictures, *numbers):
     return control.Unit(lambda frames, size: [pictures[frame] for frame in frames], *numbers)
-
-
-def net_for(unet, seed=1, **more):
-    """A ControlNet as it is before training, but with an effect."""
-    torch.manual_seed(seed)
-    net = ControlNetModel.from_unet(unet, **more)
-    for module in (*net.controlnet_down_blocks, net.controlnet_mid_block):
-        torch.nn.init.normal_(module.weight, std=0.1)
-    torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=10)
-    return net.eval()
 
 
 @pytest.fixture(scope="module")
