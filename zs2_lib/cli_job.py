@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from zs2_lib import cli_control
+from zs2_lib import cli_control, cli_edit
 from zs2_lib.cli_models import Models
 from zs2_lib.cli_say import Failed, Meter, ModelRefused, say
-from zs2_lib.media.formats import clip_path, exact_rate
+from zs2_lib.media.formats import FORMATS, clip_path, exact_rate
 from zs2_lib.media.on_disk import OnDisk
 from zs2_lib.media.resample import interpolated, interpolated_count
 from zs2_lib.media.write import write_clip, write_sidecar
@@ -76,6 +76,8 @@ class Job:
     """The pictures of the clip that it goes on from."""
     models: Models
     """What samples it, beside the checkpoint."""
+    edit: cli_edit.Edit | None = None
+    """What its frames are made of, beside the prompt."""
     control: tuple[cli_control.Unit, ...] = ()
 
     @property
@@ -118,7 +120,7 @@ def load(job: Job):
     # imported here: they take seconds, which wrong values need not wait for, and they read the environment above
     from diffusers.utils.logging import disable_progress_bar
 
-    from zs2_lib.hosts.diffusers import adapters, checkpoints, control, devices, samplers
+    from zs2_lib.hosts.diffusers import adapters, checkpoints, control, devices, editing, samplers
 
     disable_progress_bar()
     if job.model is None and "OMP_NUM_THREADS" not in os.environ:
@@ -126,25 +128,42 @@ def load(job: Job):
             1
         )  # of so small a model threads mostly wait for each other, on a busy machine for minutes
     models = job.models
-
-    def place(pipe, device: torch.device) -> None:
-        if not models.offload:  # which is done last
-            pipe.to(device)
-        adapters.put(pipe, [adapters.Lora(*lora) for lora in models.loras], models.embeddings, models.vae)
-        if models.offload:
-            devices.offload(pipe, device, models.offload)
-        if models.compiled:
-            devices.compile_parts(pipe)
-
     try:
-        pipe = checkpoints.load_pipeline(job.model, job.config, models.device, devices.DTYPES.get(models.dtype), place)
+        pipe = checkpoints.load_pipeline(
+            job.model, job.config, *devices.first(models.device, models.dtype, models.offload)
+        )
+        adapters.put(pipe, [adapters.Lora(*lora) for lora in models.loras], models.embeddings, models.vae)
         if job.control:
             pipe = control.with_controls(pipe, [unit.model for unit in job.control])
+        if job.edit:
+            pipe = of_host(job.edit).pipeline(pipe)
+        else:
+            editing.check_without_pictures(pipe)
         with samplers.using(pipe, models.sampler, models.schedule), adapters.clip_skip(pipe, models.clip_skip):
             checkpoints.check_pipeline(pipe)
+        if models.offload:
+            devices.offload(pipe, models.device, models.offload)
+        if models.compiled:
+            devices.compile_parts(pipe)
     except ValueError as error:
         raise ModelRefused(error) from None
     return pipe
+
+
+def of_host(edit: cli_edit.Edit):
+    """The same as the host takes it; a source that is found to be damaged ends the program in words."""
+    from zs2_lib.hosts.diffusers.editing import Editing  # see `load`
+
+    def read(shown: cli_edit.Shown | None):
+        def pictures(frames: range) -> list[Image.Image]:
+            try:
+                return shown(frames)
+            except ValueError as error:
+                raise Failed(error) from error
+
+        return pictures if shown else None
+
+    return Editing(read(edit.pictures), edit.size, read(edit.masks), edit.strength, edit.image_guidance)
 
 
 def make(pipe, job: Job) -> None:
@@ -152,7 +171,8 @@ def make(pipe, job: Job) -> None:
     sampler, models = type(pipe.scheduler).__name__.removesuffix("Scheduler"), job.models
     if models.expected and models.expected.lower() != sampler.lower():
         say(f"the recipe's sampler is {models.expected}, here it is the checkpoint's own, {sampler}")
-    write(sample(pipe, job), job, sampler)
+    edited = {**of_host(job.edit).texts(pipe), **job.edit.texts} if job.edit else {}
+    write(sample(pipe, job), job, sampler, edited)
 
 
 def sample(pipe, job: Job) -> Iterator[Image.Image]:
@@ -182,9 +202,9 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
             negative_prompt=job.negative or None,
             steps=job.steps,
             guidance=job.cfg,
-            width=job.size[0],
-            height=job.size[1],
+            editing=of_host(job.edit) if job.edit else None,
             progress=show,
+            **({} if job.edit else {"width": job.size[0], "height": job.size[1]}),
             control=[control.Unit(unit.pictures, unit.weight, unit.start, unit.end) for unit in job.control],
         )
         for number, frame in enumerate(frames, 1):
@@ -196,9 +216,9 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
         say(note)
 
 
-def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:
-    """Writes the files, with the generation parameters in them, and says where they are. Ctrl-C leaves the frames that
-    are finished in files that say so.
+def write(frames: Iterable[Image.Image], job: Job, sampler: str, more: Mapping[str, object]) -> None:
+    """Writes the files, with the generation parameters in them, `more` of them by key, and says where they are. Ctrl-C
+    leaves the frames that are finished in files that say so.
     """
     frames = iter(frames)
     first = next(frames)
@@ -206,12 +226,12 @@ def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:
         if stopped := len(kept) < job.settings.length:
             job = job.stopped
             say(f"interrupted: the {len(kept)} finished frames become the files; again, they stay as they are")
-        write_files(kept, job, sampler, {STOPPED: "before the end"} if stopped else {})
+        write_files(kept, job, sampler, {**more, STOPPED: "before the end"} if stopped else more)
     if stopped:
         raise KeyboardInterrupt(f"interrupted; the files have {len(kept)} of {job.settings.length} frames")
 
 
-def write_files(kept: OnDisk, job: Job, sampler: str, about: Mapping[str, str]) -> None:
+def write_files(kept: OnDisk, job: Job, sampler: str, about: Mapping[str, object]) -> None:
     """The files of these frames; `about` is what else their text says."""
     size, count = "x".join(map(str, kept[0].size)), job.count(len(kept))
     values = {
@@ -233,9 +253,19 @@ def write_files(kept: OnDisk, job: Job, sampler: str, about: Mapping[str, str]) 
             frames = in_between(scope, frames, job.faster, job.targets, count)
         for target, format in job.targets:
             file = write_clip(frames, target, format, job.rate, text)
+            if job.settings.source_audio and FORMATS[format].sound:
+                add_sound(job.edit, file)
             print(f"{file}: {count} frames of {size}, {float(count / job.rate):.3g} s, seed {job.seed}")
     if job.settings.sidecar:
         write_sidecars(job, count, text)
+
+
+def add_sound(clip: cli_edit.Edit | FinishedClip, file: Path, *how) -> None:
+    """Gives a file the clip's sound, as `how` says, or says why it has none."""
+    try:
+        clip.add_sound(file, *how)
+    except (ValueError, RuntimeError) as error:
+        say(f"{file} has no sound: {error}")
 
 
 def interpolate(work: Interpolation) -> None:
@@ -247,10 +277,7 @@ def interpolate(work: Interpolation) -> None:
         frames = in_between(scope, pictures(clip), faster, work.targets, count)
         for target, format in work.targets:
             file = write_clip(frames, target, format, faster.to, text)
-            try:
-                clip.add_sound(file, format, count, faster.to)
-            except (ValueError, RuntimeError) as error:
-                say(f"{file} has no sound: {error}")
+            add_sound(clip, file, format, count, faster.to)
             print(f"{file}: {count} frames of {info.size[0]}x{info.size[1]}, {float(count / faster.to):.3g} s")
 
 

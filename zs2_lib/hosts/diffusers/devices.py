@@ -48,12 +48,19 @@ def read_precision(device: str | None, dtype: str | None, offload: str | None, c
         raise SettingsError("--compile is not allowed with --offload sequential, whose weights come and go; choose one")
 
 
-def offload(pipe, device: torch.device, what: str) -> None:
+def first(device: str | None, dtype: str | None, offload: str | None) -> tuple[str | None, torch.dtype | None]:
+    """(device, dtype) that a checkpoint is opened with: in main memory where it is offloaded from a GPU."""
+    if not offload:
+        return device, DTYPES.get(dtype)
+    return "cpu", DTYPES[dtype or "float16"]
+
+
+def offload(pipe, device: str | None, what: str) -> None:
     """Keeps all but what computes on the device in main memory: all but one model, or all but one layer."""
     if what == "model":
-        pipe.enable_model_cpu_offload(device=device)
+        pipe.enable_model_cpu_offload(device=device or "cuda")
     else:
-        pipe.enable_sequential_cpu_offload(device=device)
+        pipe.enable_sequential_cpu_offload(device=device or "cuda")
 
 
 def compile_parts(pipe) -> None:
