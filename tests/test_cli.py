@@ -395,7 +395,10 @@ def test_a_recipe_of_a_webui(pipe, tmp_path, capsys):
             ["--recipe", "{still}"],
             "--recipe: the clip was made with the model 'sd_xl', which is not searched for; give",
         ),
-        (["--recipe", "{edit}"], "--recipe: the clip was made with an init image, which its file does not carry"),
+        (
+            ["--recipe", "{edit}"],
+            "--recipe: the clip was made of an image, which its file does not carry; give it again by",
+        ),
         (["--recipe", "{odd}"], "Seed of the recipe: 'x' is not allowed"),
         ([], "there is no prompt; give one, or a clip that has one"),
     ],

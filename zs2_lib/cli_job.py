@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from zs2_lib import cli_control
-from zs2_lib.media.formats import clip_path, exact_rate
+from zs2_lib import cli_control, cli_edit
+from zs2_lib.media.formats import FORMATS, clip_path, exact_rate
 from zs2_lib.media.on_disk import OnDisk
 from zs2_lib.media.resample import interpolated, interpolated_count
 from zs2_lib.media.write import write_clip, write_sidecar
@@ -85,6 +85,8 @@ class Job:
     notes: Sequence[str]
     kept: Kept | None
     """The pictures of the clip that it goes on from."""
+    edit: cli_edit.Edit | None = None
+    """What its frames are made of, beside the prompt."""
     control: tuple[cli_control.Unit, ...] = ()
 
     @property
@@ -128,7 +130,7 @@ def load(job: Job):
     # imported here: they take seconds, which wrong values need not wait for, and they read the environment above
     from diffusers.utils.logging import disable_progress_bar
 
-    from zs2_lib.hosts.diffusers import checkpoints, control
+    from zs2_lib.hosts.diffusers import checkpoints, control, editing
 
     disable_progress_bar()
     if job.model is None and "OMP_NUM_THREADS" not in os.environ:
@@ -137,6 +139,10 @@ def load(job: Job):
         )  # of so small a model threads mostly wait for each other, on a busy machine for minutes
     try:
         pipe = checkpoints.load_pipeline(job.model, job.config)
+        if job.edit:
+            pipe = of_host(job.edit).pipeline(pipe)
+        else:
+            editing.check_without_pictures(pipe)
         if job.control:
             pipe = control.with_controls(pipe, [unit.model for unit in job.control])
         checkpoints.check_pipeline(pipe)
@@ -145,12 +151,29 @@ def load(job: Job):
     return pipe
 
 
+def of_host(edit: cli_edit.Edit):
+    """The same as the host takes it; a source that is found to be damaged ends the program in words."""
+    from zs2_lib.hosts.diffusers.editing import Editing  # see `load`
+
+    def read(shown: cli_edit.Shown | None):
+        def pictures(frames: range) -> list[Image.Image]:
+            try:
+                return shown(frames)
+            except ValueError as error:
+                raise Failed(error) from error
+
+        return pictures if shown else None
+
+    return Editing(read(edit.pictures), edit.size, read(edit.masks), edit.strength, edit.image_guidance)
+
+
 def make(pipe, job: Job) -> None:
     """Samples the clip and writes its files."""
     sampler = type(pipe.scheduler).__name__.removesuffix("Scheduler")
     if job.sampler and job.sampler.lower() != sampler.lower():
         say(f"the recipe's sampler is {job.sampler}, here it is the checkpoint's own, {sampler}")
-    write(sample(pipe, job), job, sampler)
+    edited = {**of_host(job.edit).texts(pipe), **job.edit.texts} if job.edit else {}
+    write(sample(pipe, job), job, sampler, edited)
 
 
 def sample(pipe, job: Job) -> Iterator[Image.Image]:
@@ -173,10 +196,10 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
             negative_prompt=job.negative or None,
             steps=job.steps,
             guidance=job.cfg,
-            width=job.size[0],
-            height=job.size[1],
+            editing=of_host(job.edit) if job.edit else None,
             progress=show,
             control=[control.Unit(unit.pictures, unit.weight, unit.start, unit.end) for unit in job.control],
+            **({} if job.edit else {"width": job.size[0], "height": job.size[1]}),
         )
         for number, frame in enumerate(frames, 1):
             if number == job.settings.length:
@@ -189,8 +212,8 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
         say(note)
 
 
-def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:
-    """Writes the files, with the generation parameters in them, and says where they are."""
+def write(frames: Iterable[Image.Image], job: Job, sampler: str, more: Mapping[str, object]) -> None:
+    """Writes the files, with the generation parameters in them, `more` of them by key, and says where they are."""
     frames = iter(frames)
     first = next(frames)
     size, count, place = f"{first.width}x{first.height}", job.count, job.targets[0][0]
@@ -201,6 +224,7 @@ def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:
         "Seed": job.seed,
         "Size": size,
         "Model": model_name(job.model),
+        **more,
         **cli_control.recipe_values(job.control),
         **recipe.texts(job.settings),
         **({INTERPOLATED_TO: interpolated_to(count, job.rate)} if job.faster else {}),
@@ -214,9 +238,19 @@ def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:
             frames = in_between(scope, frames, job.faster, job.targets, count)
         for target, format in job.targets:
             file = write_clip(frames, target, format, job.rate, text)
+            if job.settings.source_audio and FORMATS[format].sound:
+                add_sound(job.edit, file)
             print(f"{file}: {count} frames of {size}, {float(count / job.rate):.3g} s, seed {job.seed}")
     if job.settings.sidecar:
         write_sidecars(job, count, text)
+
+
+def add_sound(clip: cli_edit.Edit | FinishedClip, file: Path, *how) -> None:
+    """Gives a file the clip's sound, as `how` says, or says why it has none."""
+    try:
+        clip.add_sound(file, *how)
+    except (ValueError, RuntimeError) as error:
+        say(f"{file} has no sound: {error}")
 
 
 def interpolate(work: Interpolation) -> None:
@@ -228,10 +262,7 @@ def interpolate(work: Interpolation) -> None:
         frames = in_between(scope, pictures(clip), faster, work.targets, count)
         for target, format in work.targets:
             file = write_clip(frames, target, format, faster.to, text)
-            try:
-                clip.add_sound(file, format, count, faster.to)
-            except (ValueError, RuntimeError) as error:
-                say(f"{file} has no sound: {error}")
+            add_sound(clip, file, format, count, faster.to)
             print(f"{file}: {count} frames of {info.size[0]}x{info.size[1]}, {float(count / faster.to):.3g} s")
 
 

@@ -16,6 +16,7 @@ import test_diffusers
 from diffusers import (
     ControlNetModel,
     StableDiffusionControlNetPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionXLControlNetPipeline,
     UNet2DConditionModel,
 )
@@ -23,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_diffusers import PROMPT, SEED, SIZE, STEPS, clip
 
-from zs2_lib.hosts.diffusers import checkpoints, control
+from zs2_lib.hosts.diffusers import checkpoints, control, editing
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.settings.table import Settings
 
@@ -73,8 +74,7 @@ def pipe(loaded, folder):
 def stills(pipe, nets, pictures, **options):
     """By diffusers alone, with the control images `pictures[k]` for still k (k, channels, height, width)."""
     cls = StableDiffusionXLControlNetPipeline if hasattr(pipe, "text_encoder_2") else StableDiffusionControlNetPipeline
-    more = {"add_watermarker": False} if hasattr(pipe, "text_encoder_2") else {"requires_safety_checker": False}
-    alone = cls(**{**pipe.components, "controlnet": nets}, **more)
+    alone = cls(**{**pipe.components, "controlnet": nets}, **more_of(pipe))
     alone.set_progress_bar_config(disable=True)
     how = {"num_inference_steps": STEPS, "guidance_scale": 5.0, "width": SIZE, "height": SIZE, **options}
     made = [
@@ -82,6 +82,10 @@ def stills(pipe, nets, pictures, **options):
         for image in pictures
     ]
     return torch.cat(made)
+
+
+def more_of(pipe) -> dict:
+    return {"add_watermarker": False} if hasattr(pipe, "text_encoder_2") else {"requires_safety_checker": False}
 
 
 def assert_frames_are(latents, expected):
@@ -284,3 +288,56 @@ def test_other_files_are_refused(loaded, folder, tmp_path):
     shutil.copytree(folder, pickled)
     (pickled / "diffusion_pytorch_model.safetensors").rename(pickled / "diffusion_pytorch_model.bin")
     assert "can run code" in refused(pickled, loaded)
+
+
+# --- with pictures to edit -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("model", ["loaded", "xl_pipe"])
+def test_frames_of_pictures_follow_their_images(request, model, masks, tmp_path):
+    """Frame k is the still of picture k, mask k and control image k."""
+    base = request.getfixturevalue(model)
+    xl = model == "xl_pipe"
+    net = net_for(base.unet, conditioning_embedding_out_channels=(16, 32) if xl else (16, 32, 96, 256))
+    net.save_pretrained(tmp_path)
+    pictures, white = (
+        images(seed=7),
+        [image.convert("L").point(lambda value: 255 * (value > 127)) for image in images()],
+    )
+    edit = editing.Editing(
+        lambda frames: [pictures[frame] for frame in frames],
+        (SIZE, SIZE),
+        (lambda frames: [white[frame] for frame in frames]) if masks else None,
+        strength=0.8,
+    )
+    pipe = control.with_controls(edit.pipeline(base), [tmp_path])
+    assert "ControlNetInpaint" in type(pipe).__name__ if masks else "ControlNetImg2Img" in type(pipe).__name__
+    pipe.set_progress_bar_config(disable=True)
+    how = {"steps": STEPS, "editing": edit, "control": [unit(images(), 0.7)]}
+    latents = host.sample_latents(pipe, PROMPT, Settings(**ALONE, frames_per_pass=2), SEED, **how)
+    alone = type(pipe)(**{**pipe.components, "controlnet": net}, **more_of(base))
+    alone.set_progress_bar_config(disable=True)
+    for frame, shown in enumerate(images()):
+        still = alone(
+            PROMPT,
+            image=pictures[frame],
+            control_image=shown,
+            generator=torch.Generator().manual_seed(SEED),
+            num_inference_steps=STEPS,
+            guidance_scale=5.0,
+            controlnet_conditioning_scale=0.7,
+            strength=0.8,
+            width=SIZE,
+            height=SIZE,
+            output_type="latent",
+            **({"mask_image": white[frame]} if masks else {}),
+        ).images
+        assert (latents[frame] - still[0]).abs().max() < 1e-4
+    assert latents.diff(dim=0).abs().mean() > 0.01
+
+
+def test_instruct_pix2pix_has_none(loaded, folder):
+    pipe = StableDiffusionInstructPix2PixPipeline(**loaded.components, requires_safety_checker=False)
+    with pytest.raises(checkpoints.ModelError, match="InstructPix2PixPipeline has no ControlNet; give one of"):
+        control.with_controls(pipe, [folder])

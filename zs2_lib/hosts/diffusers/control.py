@@ -54,8 +54,8 @@ class Unit:
 
 
 def with_controls(pipe, models: Sequence[str | Path]):
-    """A pipeline with the modules of `pipe`, a text-to-image pipeline, and a ControlNet for each of the `models`, which
-    may come more than once: `.safetensors` files or folders in the format of `diffusers`.
+    """A pipeline with the modules of `pipe`, which samples clips of text, img2img or inpainting, and a ControlNet for
+    each of the `models`, which may come more than once: `.safetensors` files or folders in the format of `diffusers`.
 
     Raises ModelError for what cannot be loaded, or is made for other checkpoints.
     """
