@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -64,3 +64,13 @@ def single_file(path: Path, channels: int) -> Path:
     tensors[checkpoints.FIRST] = torch.cat([first, more.to(first.dtype) * first.std()], dim=1)
     save_file(tensors, path)
     return path
+
+
+def net_for(unet, seed=1, **more):
+    """A ControlNet as it is before training, but with an effect."""
+    torch.manual_seed(seed)
+    net = ControlNetModel.from_unet(unet, **more)
+    for module in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+        torch.nn.init.normal_(module.weight, std=0.1)
+    torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=10)
+    return net.eval()

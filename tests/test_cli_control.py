@@ -4,15 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 pytest.importorskip("diffusers")
 pytest.importorskip("av")
 
-from diffusers import ControlNetModel
-
 import test_cli
+from small_models import net_for
 from test_cli import PROMPT, QUICK, make, pictures, refused
 from zs2_lib import cli, cli_control
 from zs2_lib.hosts.diffusers import control, editing, preprocessors
@@ -29,13 +27,8 @@ ALONE = ["--motion", "0", "--momentum", "0"]
 @pytest.fixture(scope="module")
 def net(tmp_path_factory) -> Path:
     """A ControlNet for the tiny checkpoint, with an effect."""
-    torch.manual_seed(1)
-    made = ControlNetModel.from_unet(test_cli.tiny_pipe().unet)
-    for module in (*made.controlnet_down_blocks, made.controlnet_mid_block):
-        torch.nn.init.normal_(module.weight, std=0.1)
-    torch.nn.init.normal_(made.controlnet_cond_embedding.conv_out.weight, std=10)
     path = tmp_path_factory.mktemp("models") / "a=b, c:d"
-    made.save_pretrained(path)
+    net_for(test_cli.tiny_pipe().unet).save_pretrained(path)
     return path
 
 

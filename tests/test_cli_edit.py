@@ -11,12 +11,15 @@ from PIL import Image
 
 pytest.importorskip("diffusers")
 from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
 )
 
-from small_models import CONFIG, single_file
+from small_models import CONFIG, net_for, single_file
 from zs2_lib import cli
 from zs2_lib.hosts.diffusers import checkpoints
 from zs2_lib.media.read import open_source
@@ -234,6 +237,29 @@ def test_checkpoints_for_editing(source, tmp_path, channels, cls, options, more,
     capsys.readouterr()
     assert run(PROMPT, "-o", tmp_path / "c.gif", *given[:4]) == 2
     assert "give a source video or an image to edit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--mask", "{mask}"]])
+def test_a_controlnet_follows_the_source(source, tmp_path, more):
+    """With `source` each frame's control image is the picture that it is made of, fitted alike."""
+    net_for(tiny().unet).save_pretrained(tmp_path / "net")
+    mask(3).save(tmp_path / "mask.png")
+    more = [text.format(mask=tmp_path / "mask.png") for text in more]
+    given = ["--source", source, "--every", "2", "--size", "96x64", "--strength", STRENGTH, *ALONE, *more]
+    frames = make(tmp_path / "a", *given, "--control", f"{tmp_path / 'net'}=source@0.7")
+    cls = StableDiffusionControlNetInpaintPipeline if more else StableDiffusionControlNetImg2ImgPipeline
+    pipe = cls(
+        **tiny().components, controlnet=ControlNetModel.from_pretrained(tmp_path / "net"), requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    how = {**HOW, "strength": STRENGTH, "controlnet_conditioning_scale": 0.7, "width": 96, "height": 64}
+    how |= {"mask_image": mask(3)} if more else {}
+    expected = []
+    for number in (0, 2, 4):
+        picture = scene(number).resize((96, 64), Image.Resampling.LANCZOS)
+        generator = torch.Generator().manual_seed(SEED)
+        expected += pipe(PROMPT, image=picture, control_image=picture, generator=generator, **how).images
+    assert_same(frames, expected)
 
 
 # --- recipes -------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ ARROWS = {
     "cli_read": "cli_job cli_edit cli_control media settings",
     "cli_job": "cli_edit cli_control media settings hosts.diffusers torch PIL diffusers tqdm",
     "cli_edit": "media settings numpy PIL",
-    "cli_control": "hosts.diffusers media settings numpy PIL",
+    "cli_control": "cli_edit hosts.diffusers media settings numpy PIL",
     "__main__": "cli",
     "scripts": "settings hosts.webui ui gradio modules",
 }

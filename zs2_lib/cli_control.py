@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from zs2_lib.cli_edit import Shown
 from zs2_lib.hosts.diffusers.preprocessors import CANNY, NAMES, NONE, THRESHOLDS, preprocessor
 from zs2_lib.media.read import open_source
 from zs2_lib.media.source import Source
@@ -103,11 +104,11 @@ def add_options(parser: argparse.ArgumentParser):
 
 
 def read(
-    options: argparse.Namespace, settings: Settings, source: tuple[Source, np.ndarray] | None = None
+    options: argparse.Namespace, settings: Settings, edited: Shown | None = None
 ) -> tuple[tuple[Unit, ...], list[str]]:
     """The units that the options ask for, for a clip with these settings, and sentences about them.
 
-    source: the source video, and which of its frames each frame of the clip is made of.
+    edited: the pictures that the frames are made of.
 
     Raises SettingsError for what is not allowed.
     """
@@ -117,10 +118,10 @@ def read(
             if getattr(options, name) is not None:
                 flag = "--" + name.replace("_", "-")
                 raise SettingsError(f"{flag}: there is no ControlNet; give --control as well, or leave it out")
-    return tuple(_unit(text, settings, source, notes) for text in given), notes
+    return tuple(_unit(text, settings, edited, notes) for text in given), notes
 
 
-def _unit(text: str, settings: Settings, source: tuple[Source, np.ndarray] | None, notes: list[str]) -> Unit:
+def _unit(text: str, settings: Settings, edited: Shown | None, notes: list[str]) -> Unit:
     model, images, name, numbers = split(text)
     try:
         preprocess = preprocessor(name)
@@ -129,12 +130,12 @@ def _unit(text: str, settings: Settings, source: tuple[Source, np.ndarray] | Non
     weight, start, end = _numbers(text, numbers)
     whole = images == FROM_SOURCE and not Path(images).exists()
     if whole:
-        if source is None:
+        if edited is None:
             raise SettingsError(
                 f"--control: {text!r} takes the frames of the source video, but there is none; give --source, or a "
                 "video or folder"
             )
-        video, picks = source
+        video, picks = edited.source, edited.picks
     else:
         try:
             video = open_source(images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,8 +92,12 @@ class Shown:
 
     def __call__(self, frames: range) -> list[Image.Image]:
         """Those of some frames, counted from 0, read one by one. Raises ValueError where the file is damaged."""
-        picks = self.picks[frames.start : frames.stop]
-        return [self._fitted(picture) for _, picture in self.source.read(picks)]
+        return [picture for _, picture in self.read(self.picks[frames.start : frames.stop])]
+
+    def read(self, picks: np.ndarray) -> Iterator[tuple[float, Image.Image]]:
+        """(time, picture) of these frames of the source."""
+        for time, picture in self.source.read(picks):
+            yield time, self._fitted(picture)
 
     def _fitted(self, picture: Image.Image) -> Image.Image:
         """As the WebUI fits it, "Just resize"."""

@@ -139,12 +139,12 @@ def load(job: Job):
         )  # of so small a model threads mostly wait for each other, on a busy machine for minutes
     try:
         pipe = checkpoints.load_pipeline(job.model, job.config)
+        if job.control:
+            pipe = control.with_controls(pipe, [unit.model for unit in job.control])
         if job.edit:
             pipe = of_host(job.edit).pipeline(pipe)
         else:
             editing.check_without_pictures(pipe)
-        if job.control:
-            pipe = control.with_controls(pipe, [unit.model for unit in job.control])
         checkpoints.check_pipeline(pipe)
     except ValueError as error:
         raise Refused(error) from None
@@ -198,8 +198,8 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
             guidance=job.cfg,
             editing=of_host(job.edit) if job.edit else None,
             progress=show,
-            control=[control.Unit(unit.pictures, unit.weight, unit.start, unit.end) for unit in job.control],
             **({} if job.edit else {"width": job.size[0], "height": job.size[1]}),
+            control=[control.Unit(unit.pictures, unit.weight, unit.start, unit.end) for unit in job.control],
         )
         for number, frame in enumerate(frames, 1):
             if number == job.settings.length:

@@ -78,9 +78,8 @@ def read_job(options: argparse.Namespace) -> Job:
         steps = read_number(WholeNumber(1, 999), *named["steps"], STEPS)
         if speed and speed.steps and options.steps is None:
             steps = speed.steps
-        edit, settings, notes = cli_edit.read(options, settings, read_size(*named["size"]), steps, made.values)
-        source = (edit.pictures.source, edit.pictures.picks) if edit else None
-        control, of_control = cli_control.read(options, settings, source)
+        edit, settings, of_edit = cli_edit.read(options, settings, read_size(*named["size"]), steps, made.values)
+        control, of_control = cli_control.read(options, settings, edit.pictures if edit else None)
         settings = replace(settings, control=tuple(unit.images for unit in control))
         faster = read_faster(options, exact_rate(settings.rate), settings.loop != "off", formats)
         negative = made.negative if options.negative is None else options.negative
@@ -100,7 +99,7 @@ def read_job(options: argparse.Namespace) -> Job:
         cfg=cfg,
         faster=faster,
         sampler=made.values.get("Sampler"),
-        notes=(*made.notes, *notes, *of_control),
+        notes=(*made.notes, *of_edit, *of_control),
         kept=read_kept(options, made, settings),
         edit=edit,
         control=control,

@@ -24,7 +24,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_diffusers import PROMPT, SEED, SIZE, STEPS, clip
 
-from zs2_lib.hosts.diffusers import checkpoints, control, editing
+from small_models import net_for
+from zs2_lib.hosts.diffusers import checkpoints, control
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.settings.table import Settings
 
@@ -42,16 +43,6 @@ def images(count=FRAMES, seed=0):
 
 def unit(pictures, *numbers):
     return control.Unit(lambda frames, size: [pictures[frame] for frame in frames], *numbers)
-
-
-def net_for(unet, seed=1, **more):
-    """A ControlNet as it is before training, but with an effect."""
-    torch.manual_seed(seed)
-    net = ControlNetModel.from_unet(unet, **more)
-    for module in (*net.controlnet_down_blocks, net.controlnet_mid_block):
-        torch.nn.init.normal_(module.weight, std=0.1)
-    torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=10)
-    return net.eval()
 
 
 @pytest.fixture(scope="module")
@@ -288,53 +279,6 @@ def test_other_files_are_refused(loaded, folder, tmp_path):
     shutil.copytree(folder, pickled)
     (pickled / "diffusion_pytorch_model.safetensors").rename(pickled / "diffusion_pytorch_model.bin")
     assert "can run code" in refused(pickled, loaded)
-
-
-# --- with pictures to edit -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("masks", [False, True])
-@pytest.mark.parametrize("model", ["loaded", "xl_pipe"])
-def test_frames_of_pictures_follow_their_images(request, model, masks, tmp_path):
-    """Frame k is the still of picture k, mask k and control image k."""
-    base = request.getfixturevalue(model)
-    xl = model == "xl_pipe"
-    net = net_for(base.unet, conditioning_embedding_out_channels=(16, 32) if xl else (16, 32, 96, 256))
-    net.save_pretrained(tmp_path)
-    pictures, white = (
-        images(seed=7),
-        [image.convert("L").point(lambda value: 255 * (value > 127)) for image in images()],
-    )
-    edit = editing.Editing(
-        lambda frames: [pictures[frame] for frame in frames],
-        (SIZE, SIZE),
-        (lambda frames: [white[frame] for frame in frames]) if masks else None,
-        strength=0.8,
-    )
-    pipe = control.with_controls(edit.pipeline(base), [tmp_path])
-    assert "ControlNetInpaint" in type(pipe).__name__ if masks else "ControlNetImg2Img" in type(pipe).__name__
-    pipe.set_progress_bar_config(disable=True)
-    how = {"steps": STEPS, "editing": edit, "control": [unit(images(), 0.7)]}
-    latents = host.sample_latents(pipe, PROMPT, Settings(**ALONE, frames_per_pass=2), SEED, **how)
-    alone = type(pipe)(**{**pipe.components, "controlnet": net}, **more_of(base))
-    alone.set_progress_bar_config(disable=True)
-    for frame, shown in enumerate(images()):
-        still = alone(
-            PROMPT,
-            image=pictures[frame],
-            control_image=shown,
-            generator=torch.Generator().manual_seed(SEED),
-            num_inference_steps=STEPS,
-            guidance_scale=5.0,
-            controlnet_conditioning_scale=0.7,
-            strength=0.8,
-            width=SIZE,
-            height=SIZE,
-            output_type="latent",
-            **({"mask_image": white[frame]} if masks else {}),
-        ).images
-        assert (latents[frame] - still[0]).abs().max() < 1e-4
-    assert latents.diff(dim=0).abs().mean() > 0.01
 
 
 def test_instruct_pix2pix_has_none(loaded, folder):

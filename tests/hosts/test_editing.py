@@ -9,6 +9,7 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
 
+import test_control
 import test_diffusers
 from diffusers import (
     StableDiffusionImg2ImgPipeline,
@@ -21,9 +22,9 @@ from diffusers import (
 from PIL import Image
 from test_diffusers import PROMPT, SEED, SIZE, assert_untouched, use
 
-from small_models import CONFIG, sdxl, single_file
+from small_models import CONFIG, net_for, sdxl, single_file
 from zs2_lib import cli_edit
-from zs2_lib.hosts.diffusers import checkpoints, editing
+from zs2_lib.hosts.diffusers import checkpoints, control, editing
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.hosts.diffusers.editing import Editing
 from zs2_lib.settings import table
@@ -77,7 +78,7 @@ def still(pipe, number: int, edit: Editing, prompt=PROMPT, guidance=5.0, **more)
         more |= {"image_guidance_scale": edit.image_guidance}
     else:
         more |= {"strength": edit.strength}
-    if isinstance(pipe, (StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline)):
+    if checkpoints.takes_masks(pipe):
         mask = picture(number, "L", size) if edit.masks else Image.new("L", edit.size, "white")
         more |= {"mask_image": mask, "width": size, "height": size}
     generator = torch.Generator().manual_seed(SEED)
@@ -144,6 +145,27 @@ def test_prompts_by_frame(pix2pix, loaded):
         for number, text in enumerate(texts):
             assert (frames[number] - still(pipe, number, changes, text)).abs().max() < 1e-4
         assert "_encode_prompt" not in vars(pipe)
+
+
+@pytest.mark.parametrize("model", ["loaded", "inpainting", "xl_pipe"])
+@pytest.mark.parametrize("masks", [False, True])
+def test_with_controlnets(request, loaded, tmp_path, model, masks):
+    """Each frame follows its own control image as well."""
+    pipe = request.getfixturevalue(model)
+    small = {"conditioning_embedding_out_channels": (16, 32)} if model == "xl_pipe" else {}  # a pixel is 1/2
+    net = net_for(loaded.unet if model == "inpainting" else pipe.unet, **small)  # they take latents alone
+    net.save_pretrained(tmp_path / "net")
+    changes = edit(masks, strength=STRENGTH)
+    pipe = quiet(changes.pipeline(control.with_controls(pipe, [tmp_path / "net"])))
+    shown = [picture(10 + number) for number in range(FRAMES)]
+    assert "ControlNet" in type(pipe).__name__
+    frames = clip(pipe, changes, control=[test_control.unit(shown, 0.8, 0.0, 0.6)])
+    more = {"controlnet_conditioning_scale": [0.8], "control_guidance_start": [0.0], "control_guidance_end": [0.6]}
+    more |= {"width": SIZE, "height": SIZE}
+    for number in range(FRAMES):
+        alone = still(pipe, number, changes, control_image=[shown[number]], **more)
+        assert (frames[number] - alone).abs().max() < 1e-4
+    assert (alone - still(pipe, number, changes, control_image=[shown[0]], **more)).abs().max() > 1e-3
 
 
 # --- as a clip -----------------------------------------------------------------------------------------
