@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 pytest.importorskip("diffusers")
 from diffusers import (
@@ -26,6 +26,7 @@ from zs2_lib.media.read import open_source
 from zs2_lib.media.text import read_text
 from zs2_lib.media.write import write_clip
 from zs2_lib.settings import recipe
+from zs2_lib.settings.table import Settings
 
 av = pytest.importorskip("av")
 
@@ -280,6 +281,20 @@ def test_the_recipe_makes_the_same_clip(source, tmp_path, capsys):
         "made of the source 'source', which its file does not carry; give it again by --source"
         in capsys.readouterr().err
     )
+
+
+def test_a_recipe_of_a_webui(source, tmp_path, capsys):
+    values = {"Steps": STEPS, "Sampler": "DDIM", "CFG scale": 5, "Seed": SEED, "Size": "96x64", "Model": "tiny-sd"}
+    values |= {"Denoising strength": STRENGTH, "ZS2 source": "holiday.mp4"}
+    settings = Settings(frames=2, fps=4, motion=0, momentum=0, source="holiday.mp4", source_every=3)
+    about = PngImagePlugin.PngInfo()
+    text = recipe.parameters(PROMPT, "", {**values, **recipe.texts(settings), "Version": "v1.10.1"})
+    about.add_text("parameters", text)
+    scene(0).save(tmp_path / "webui.png", pnginfo=about)
+    frames = make(tmp_path / "a", "--recipe", tmp_path / "webui.png", "--source", source, prompt="")
+    assert_same(frames, stills((0, 3), (96, 64)))
+    said = capsys.readouterr().err
+    assert "of the steps of an edit the WebUI samples one more" in said and "not followed" not in said
 
 
 # --- what is refused -----------------------------------------------------------------------------------

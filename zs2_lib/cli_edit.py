@@ -216,8 +216,7 @@ def read(
                 f"--image: {options.image} has {source.info.frames} frames; give one image, or the video by --source"
             )
         picks, notes = np.zeros(settings.length, np.int64), []
-    if MASK in made_of and not options.mask:
-        notes.append(f"the clip was made with the mask {made_of[MASK]}; --mask FILE gives it again")
+    notes += _notes_on(made_of, options)
     shown = Shown(source, picks, _size(size, source.info.size))
     edit = Edit(
         shown,
@@ -227,6 +226,15 @@ def read(
         settings.selection if options.source else None,
     )
     return edit, settings, notes
+
+
+def _notes_on(made_of: Mapping[str, str], options: argparse.Namespace) -> list[str]:
+    notes = []
+    if MASK in made_of and not options.mask:
+        notes.append(f"the clip was made with the mask {made_of[MASK]}; --mask FILE gives it again")
+    if "Version" in made_of and STRENGTH in made_of and options.strength is None:
+        notes.append("of the steps of an edit the WebUI samples one more: it changes the pictures a little further")
+    return notes
 
 
 def _changes(options: argparse.Namespace, made_of: Mapping[str, str]) -> tuple[float | None, float | None]:

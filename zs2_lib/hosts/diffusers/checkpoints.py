@@ -162,7 +162,10 @@ def _load_file(file: Path, config: str | Path | None, dtype: torch.dtype):
         components["unet"] = UNet2DConditionModel.from_single_file(
             str(file), subfolder="unet", in_channels=channels, **how
         )
-    return _pipeline_class(Path(config), channels).from_single_file(str(file), **how, **components)
+    cls = _pipeline_class(Path(config), channels)
+    of_text = (OF_SDXL if cls in OF_SDXL.values() else OF_SD)[4]
+    pipe = of_text.from_single_file(str(file), **how, **components)
+    return pipe if cls is of_text else cls.from_pipe(pipe, torch_dtype=dtype)  # not all open single files themselves
 
 
 def _pipeline_class(folder: Path, channels: int | None = None):
