@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,12 +92,8 @@ class Shown:
 
     def __call__(self, frames: range) -> list[Image.Image]:
         """Those of some frames, counted from 0, read one by one. Raises ValueError where the file is damaged."""
-        return [picture for _, picture in self.read(self.picks[frames.start : frames.stop])]
-
-    def read(self, picks: np.ndarray) -> Iterator[tuple[float, Image.Image]]:
-        """(time, picture) of these frames of the source."""
-        for time, picture in self.source.read(picks):
-            yield time, self._fitted(picture)
+        picks = self.picks[frames.start : frames.stop]
+        return [self._fitted(picture) for _, picture in self.source.read(picks)]
 
     def _fitted(self, picture: Image.Image) -> Image.Image:
         """As the WebUI fits it, "Just resize"."""
@@ -110,7 +106,6 @@ class Edit:
     """What the frames of a clip are made of, checked: the fields of `hosts.diffusers.editing.Editing`, and the sound's.
 
     selection: of the source; None for an image.
-    in_betweens: the clip's.
     """
 
     pictures: Shown
@@ -118,16 +113,15 @@ class Edit:
     strength: float | None
     image_guidance: float | None
     selection: Selection | None
-    in_betweens: int
 
     @property
     def size(self) -> Size:
         return self.pictures.size
 
     @property
-    def kept_frames(self) -> tuple[Shown, np.ndarray] | None:
-        """The source video, its pictures fitted, and which of its frames is that of each kept frame; None: an image."""
-        return (self.pictures, self.pictures.picks[:: self.in_betweens]) if self.selection else None
+    def of_source(self) -> tuple[Source, np.ndarray] | None:
+        """The source video, and which of its frames each frame of the clip is made of; None: an image."""
+        return (self.pictures.source, self.pictures.picks) if self.selection else None
 
     @property
     def texts(self) -> dict[str, str]:
@@ -231,7 +225,6 @@ def read(
         strength,
         image_guidance,
         settings.selection if options.source else None,
-        settings.in_betweens,
     )
     return edit, settings, notes
 

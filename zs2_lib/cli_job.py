@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from zs2_lib import cli_control, cli_edit
+from zs2_lib.cli_models import Models
 from zs2_lib.media.formats import FORMATS, clip_path, exact_rate
 from zs2_lib.media.on_disk import OnDisk
 from zs2_lib.media.resample import interpolated, interpolated_count
@@ -80,11 +81,11 @@ class Job:
     steps: int
     cfg: float
     faster: Faster | None
-    sampler: str | None
-    """The one that its recipe names."""
     notes: Sequence[str]
     kept: Kept | None
     """The pictures of the clip that it goes on from."""
+    models: Models
+    """What samples it, beside the checkpoint."""
     edit: cli_edit.Edit | None = None
     """What its frames are made of, beside the prompt."""
     control: tuple[cli_control.Unit, ...] = ()
@@ -130,22 +131,26 @@ def load(job: Job):
     # imported here: they take seconds, which wrong values need not wait for, and they read the environment above
     from diffusers.utils.logging import disable_progress_bar
 
-    from zs2_lib.hosts.diffusers import checkpoints, control, editing
+    from zs2_lib.hosts.diffusers import adapters, checkpoints, control, editing, samplers
 
     disable_progress_bar()
     if job.model is None and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(
             1
         )  # of so small a model threads mostly wait for each other, on a busy machine for minutes
+    models = job.models
+    loras = [adapters.Lora(file, weight) for file, weight in models.loras]
     try:
         pipe = checkpoints.load_pipeline(job.model, job.config)
+        adapters.put(pipe, loras, models.embeddings, models.vae)
         if job.control:
             pipe = control.with_controls(pipe, [unit.model for unit in job.control])
         if job.edit:
             pipe = of_host(job.edit).pipeline(pipe)
         else:
             editing.check_without_pictures(pipe)
-        checkpoints.check_pipeline(pipe)
+        with samplers.using(pipe, models.sampler, models.schedule), adapters.clip_skip(pipe, models.clip_skip):
+            checkpoints.check_pipeline(pipe)
     except ValueError as error:
         raise Refused(error) from None
     return pipe
@@ -169,19 +174,26 @@ def of_host(edit: cli_edit.Edit):
 
 def make(pipe, job: Job) -> None:
     """Samples the clip and writes its files."""
-    sampler = type(pipe.scheduler).__name__.removesuffix("Scheduler")
-    if job.sampler and job.sampler.lower() != sampler.lower():
-        say(f"the recipe's sampler is {job.sampler}, here it is the checkpoint's own, {sampler}")
+    sampler, models = type(pipe.scheduler).__name__.removesuffix("Scheduler"), job.models
+    if models.expected and models.expected.lower() != sampler.lower():
+        say(f"the recipe's sampler is {models.expected}, here it is the checkpoint's own, {sampler}")
     edited = {**of_host(job.edit).texts(pipe), **job.edit.texts} if job.edit else {}
     write(sample(pipe, job), job, sampler, edited)
 
 
 def sample(pipe, job: Job) -> Iterator[Image.Image]:
     """The frames, sampled segment by segment; each is decoded when it is asked for."""
-    from zs2_lib.hosts.diffusers import control
-    from zs2_lib.hosts.diffusers import sampling as host  # see `load`
+    from zs2_lib.hosts.diffusers import adapters, control, samplers  # see `load`
+    from zs2_lib.hosts.diffusers import sampling as host
 
-    with tqdm(total=1.0, bar_format=BAR) as bar:
+    models = job.models
+    if models.clip_skip > 1 and not adapters.clip_skip_counts(pipe):
+        say(f"clip skip {models.clip_skip} changes nothing with this checkpoint, as in the WebUI")
+    with (
+        samplers.using(pipe, models.sampler, models.schedule),
+        adapters.clip_skip(pipe, models.clip_skip),
+        tqdm(total=1.0, bar_format=BAR) as bar,
+    ):
 
         def show(progress: host.Progress) -> None:
             first, last = progress.frames
@@ -219,7 +231,7 @@ def write(frames: Iterable[Image.Image], job: Job, sampler: str, more: Mapping[s
     size, count, place = f"{first.width}x{first.height}", job.count, job.targets[0][0]
     values = {
         "Steps": job.steps,
-        "Sampler": sampler,
+        **job.models.values(sampler),
         "CFG scale": f"{job.cfg:g}",
         "Seed": job.seed,
         "Size": size,
@@ -229,7 +241,7 @@ def write(frames: Iterable[Image.Image], job: Job, sampler: str, more: Mapping[s
         **recipe.texts(job.settings),
         **({INTERPOLATED_TO: interpolated_to(count, job.rate)} if job.faster else {}),
     }
-    text = recipe.parameters(job.prompt, job.negative, values)
+    text = recipe.parameters(job.prompt + job.models.tags, job.negative, values)
     frames = itertools.chain([first], frames)
     with ExitStack() as scope:
         if job.waits:

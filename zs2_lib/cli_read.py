@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
-from zs2_lib import cli_control, cli_edit
+from zs2_lib import cli_control, cli_edit, cli_models
 from zs2_lib.cli_job import TINY, Faster, Interpolation, Job, Refused, Targets, model_name
+from zs2_lib.hosts.diffusers.samplers import check_steps
 from zs2_lib.media.formats import FORMATS, check_clip, clip_path, exact_rate, split_clip_name
 from zs2_lib.media.interpolators import MINTERPOLATE
 from zs2_lib.media.read import open_source
@@ -36,8 +37,17 @@ GOING_ON = {"recipe": (), "extend": ("frames", "extended"), "retake": ("retakes"
 LEAVES_FRAMES = ("output", "model", "config", "in_betweens", "fps", "sidecar", "interpolate", "interpolator")
 """Options that leave those frames as they are that a clip has."""
 OF_INTERPOLATION = ("input", "output", "interpolate", "interpolator")
-OF_RECIPE = {"seed": "Seed", "steps": "Steps", "cfg": "CFG scale", "size": "Size"}
-FOLLOWED = (*OF_RECIPE.values(), *cli_edit.KEYS, "Sampler", "Model", "Model hash", "Version", "ZS2 notes")
+OF_RECIPE = {"seed": "Seed", "steps": "Steps", "cfg": "CFG scale", "size": "Size", **cli_models.OF_RECIPE}
+FOLLOWED = (
+    *OF_RECIPE.values(),
+    *cli_edit.KEYS,
+    "Model",
+    "Model hash",
+    "Lora hashes",
+    "RNG",
+    "Version",
+    "ZS2 notes",
+)
 """Keys of a recipe, beside the settings', that are followed, or ask for nothing."""
 
 
@@ -79,12 +89,15 @@ def read_job(options: argparse.Namespace) -> Job:
         if speed and speed.steps and options.steps is None:
             steps = speed.steps
         edit, settings, of_edit = cli_edit.read(options, settings, read_size(*named["size"]), steps, made.values)
-        control, of_control = cli_control.read(options, settings, edit.kept_frames if edit else None)
+        control, of_control = cli_control.read(options, settings, edit.of_source if edit else None)
         settings = replace(settings, control=tuple(unit.images for unit in control))
         faster = read_faster(options, exact_rate(settings.rate), settings.loop != "off", formats)
         negative = made.negative if options.negative is None else options.negative
         seed = read_number(WholeNumber(0, 2**63 - 1), *named["seed"], random.randrange(2**32))
         cfg = read_number(Number(0, 100), *named["cfg"], CFG)
+        frames = ROWS["prompts"].kind.print(settings.prompts)
+        models, prompt, notes = cli_models.read(options, named, made.values, prompt, frames)
+        check_steps(models.sampler, steps)
     check_packages(formats, faster)
     return Job(
         prompt=prompt,
@@ -98,9 +111,9 @@ def read_job(options: argparse.Namespace) -> Job:
         steps=steps,
         cfg=cfg,
         faster=faster,
-        sampler=made.values.get("Sampler"),
-        notes=(*made.notes, *of_edit, *of_control),
+        notes=(*made.notes, *of_edit, *of_control, *notes),
         kept=read_kept(options, made, settings),
+        models=models,
         edit=edit,
         control=control,
     )
@@ -181,7 +194,7 @@ class Recipe:
         text = getattr(options, name)
         if text is None and OF_RECIPE[name] in self.values:
             return f"{OF_RECIPE[name]} of the recipe", self.values[OF_RECIPE[name]]
-        return f"--{name}", text
+        return "--" + name.replace("_", "-"), text
 
 
 def read_recipe(options: argparse.Namespace) -> Recipe:
@@ -262,7 +275,8 @@ def check_followed(step: str, values: Mapping[str, str], model: str | None) -> N
 
 def notes_on(values: Mapping[str, str], options: argparse.Namespace) -> list[str]:
     """Sentences about what a recipe says and is not followed."""
-    followed = {*FOLLOWED, INTERPOLATED_TO, *map(recipe.infotext_key, recipe.CARRIED.values())}
+    given = {"VAE", "VAE hash"} if options.vae is not None else set()
+    followed = {*FOLLOWED, *given, INTERPOLATED_TO, *map(recipe.infotext_key, recipe.CARRIED.values())}
     others = [key for key in values if key not in followed and not cli_control.KEY.fullmatch(key)]
     notes = [f"not followed of the recipe: {', '.join(others)}"] if others else []
     if INTERPOLATED_TO in values and options.interpolate is None:

@@ -13,7 +13,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
 
 import test_diffusers
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_diffusers import PROMPT, SEED, SIZE, STEPS, clip
@@ -222,6 +227,13 @@ def test_single_files(loaded, folder, tmp_path, form):
     assert net.dtype == loaded.unet.dtype and not net.training
     for name, tensor in expected.state_dict().items():
         assert torch.equal(net.state_dict()[name], tensor), name
+
+
+def test_a_single_file_for_an_inpainting_checkpoint(loaded, folder):
+    """Its UNet takes more channels than a ControlNet."""
+    shape = {**loaded.unet.config, "in_channels": 9}
+    net = control.load_control(folder / "diffusion_pytorch_model.safetensors", UNet2DConditionModel.from_config(shape))
+    assert net.config.in_channels == 4
 
 
 def refused(model, pipe):

@@ -252,6 +252,7 @@ def predicts_noise(pipe) -> bool:
 
 
 def is_sdxl(pipe) -> bool:
+    """Whether it is one of SDXL's pipelines, which have two text encoders."""
     return "text_encoder_2" in pipe.components
 
 
