@@ -240,7 +240,7 @@ def test_checkpoints_for_editing(source, tmp_path, channels, cls, options, more,
     assert "give a source video or an image to edit" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more", [[], ["--mask", "{mask}"]])
+@pytest.mark.parametrize("more", [[], ["--mask", "{mask}"], ["--in-betweens", "2"]])
 def test_a_controlnet_follows_the_source(source, tmp_path, more):
     """With `source` each frame's control image is the picture that it is made of, fitted alike."""
     net_for(tiny().unet).save_pretrained(tmp_path / "net")
@@ -248,15 +248,15 @@ def test_a_controlnet_follows_the_source(source, tmp_path, more):
     more = [text.format(mask=tmp_path / "mask.png") for text in more]
     given = ["--source", source, "--every", "2", "--size", "96x64", "--strength", STRENGTH, *ALONE, *more]
     frames = make(tmp_path / "a", *given, "--control", f"{tmp_path / 'net'}=source@0.7")
-    cls = StableDiffusionControlNetInpaintPipeline if more else StableDiffusionControlNetImg2ImgPipeline
+    cls = StableDiffusionControlNetInpaintPipeline if "--mask" in more else StableDiffusionControlNetImg2ImgPipeline
     pipe = cls(
         **tiny().components, controlnet=ControlNetModel.from_pretrained(tmp_path / "net"), requires_safety_checker=False
     )
     pipe.set_progress_bar_config(disable=True)
     how = {**HOW, "strength": STRENGTH, "controlnet_conditioning_scale": 0.7, "width": 96, "height": 64}
-    how |= {"mask_image": mask(3)} if more else {}
+    how |= {"mask_image": mask(3)} if "--mask" in more else {}
     expected = []
-    for number in (0, 2, 4):
+    for number in range(5) if "--in-betweens" in more else (0, 2, 4):
         picture = scene(number).resize((96, 64), Image.Resampling.LANCZOS)
         generator = torch.Generator().manual_seed(SEED)
         expected += pipe(PROMPT, image=picture, control_image=picture, generator=generator, **how).images

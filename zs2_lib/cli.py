@@ -74,8 +74,8 @@ def parser() -> Parser:
     )
     _add_basics(parser)
     _add_clip_options(parser.add_argument_group("the clip"))
-    cli_edit.add_options(parser)
     cli_models.add_options(parser)
+    cli_edit.add_options(parser)
     _add_settings(cli_control.add_options(parser), [row for row in clip_options() if row.group == "control"])
     _add_going_on(
         parser.add_argument_group(

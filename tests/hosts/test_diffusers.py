@@ -31,9 +31,9 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from safetensors.torch import load_file, save_file
-from small_models import sdxl
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from small_models import sdxl
 from zs2_lib.core.noise import ClipNoise
 from zs2_lib.hosts.diffusers import checkpoints
 from zs2_lib.hosts.diffusers import sampling as host

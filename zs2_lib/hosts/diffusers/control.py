@@ -54,8 +54,8 @@ class Unit:
 
 
 def with_controls(pipe, models: Sequence[str | Path]):
-    """A pipeline with the modules of `pipe`, a text-to-image pipeline, and a ControlNet for each of the `models`, which
-    may come more than once: `.safetensors` files or folders in the format of `diffusers`.
+    """A pipeline with the modules of `pipe`, one of text to image, img2img or inpainting, and a ControlNet for each of
+    the `models`, which may come more than once: `.safetensors` files or folders in the format of `diffusers`.
 
     Raises ModelError for what cannot be loaded, or is made for other checkpoints.
     """
@@ -226,6 +226,7 @@ class Controls:
                 f"control: {len(self.units)} units for a {type(pipe).__name__} with {len(self.nets)} ControlNets; give "
                 "one for each, and the pipeline that control.with_controls makes"
             )
+        self._edits = hasattr(pipe, "prepare_control_image")  # its "image" is the one that is edited
         self._stand_ins = [Image.new("RGB", (8, 8)) for _ in self.units]
 
     def arguments(self, width: int | None = None, height: int | None = None) -> dict:
@@ -236,7 +237,7 @@ class Controls:
         return {
             "width": width or own,
             "height": height or own,
-            "control_image" if hasattr(self.pipe, "prepare_control_image") else "image": self._stand_ins,
+            "control_image" if self._edits else "image": self._stand_ins,
             "controlnet_conditioning_scale": [float(unit.weight) for unit in self.units],
             "control_guidance_start": [float(unit.start) for unit in self.units],
             "control_guidance_end": [float(unit.end) for unit in self.units],
@@ -248,7 +249,7 @@ class Controls:
             return
         self._forward = self.pipe.controlnet.forward
         override(undo, self.pipe.controlnet, "forward", _put_off)
-        prepare = "prepare_control_image" if hasattr(self.pipe, "prepare_control_image") else "prepare_image"
+        prepare = "prepare_control_image" if self._edits else "prepare_image"
         override(undo, self.pipe, prepare, self._of_frames(getattr(self.pipe, prepare), frames))
 
     def unet(self, unet: Callable) -> Callable:
@@ -266,7 +267,9 @@ class Controls:
         return controlled
 
     def _of_frames(self, prepare_image: Callable, frames: range) -> Callable:
-        """The pipeline's `prepare_image`, which gives the unit's images of the `frames` for its stand-in."""
+        """The pipeline's `prepare_image`, or what it is called there, which gives the unit's images of the `frames` for
+        its stand-in.
+        """
 
         @functools.wraps(prepare_image)
         def prepared(image, width, height, *, do_classifier_free_guidance=False, guess_mode=False, **kwargs):
