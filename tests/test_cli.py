@@ -47,16 +47,16 @@ def surroundings(monkeypatch):
 def pipe(monkeypatch):
     """The tiny checkpoint, loaded once for all tests."""
     loaded = tiny_pipe()
-    monkeypatch.setattr(checkpoints, "load_pipeline", lambda model, config: loaded)
+    monkeypatch.setattr(checkpoints, "load_pipeline", lambda *arguments: loaded)
     return loaded
 
 
 tiny_pipe = functools.cache(functools.partial(checkpoints.load_pipeline, device="cpu"))
 
 
-def refused(capsys, *arguments, main=cli.main, prompt=(PROMPT,)) -> str:
+def refused(capsys, *arguments, main=cli.main, prompt=(PROMPT,), status=2) -> str:
     """The one line with which the command line refuses `arguments`."""
-    assert main([*prompt, *arguments]) == 2
+    assert main([*prompt, *arguments]) == status
     out, err = capsys.readouterr()
     assert out == ""
     *notes, line = err.splitlines()
@@ -221,6 +221,7 @@ def test_ctrl_c_leaves_nothing(tmp_path):
 
 
 def test_an_interrupt_while_writing_leaves_the_old_clip(pipe, tmp_path, monkeypatch, capsys):
+    """What is finished gets a name of its own."""
     target = tmp_path / "clip.webp"
     target.write_bytes(b"old")
     decode, decoded = host._decode, []
@@ -233,8 +234,10 @@ def test_an_interrupt_while_writing_leaves_the_old_clip(pipe, tmp_path, monkeypa
 
     monkeypatch.setattr(host, "_decode", interrupted)
     assert cli.main([PROMPT, "-o", str(target), *QUICK]) == 130
-    assert [path.name for path in tmp_path.iterdir()] == ["clip.webp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip-stopped.webp", "clip.webp"]
     assert target.read_bytes() == b"old"
+    assert open_source(tmp_path / "clip-stopped.webp").info.frames == 2
+    assert capsys.readouterr().err.endswith("zs2: interrupted; the files have 2 of 3 frames\n")
 
 
 @pytest.fixture
@@ -252,7 +255,7 @@ def test_a_clip_of_several_segments(pipe, tmp_path, short_segments, monkeypatch,
         assert_clip_of_the_library(tmp_path / "chained", pipe, PROMPT, Settings(frames=5))
 
 
-def test_the_frames_of_finished_segments_stay(pipe, tmp_path, short_segments, monkeypatch, capsys):
+def test_the_frames_of_finished_segments_become_the_files(pipe, tmp_path, short_segments, monkeypatch, capsys):
     segments = []
     whole = pipe.encode_prompt
 
@@ -264,9 +267,38 @@ def test_the_frames_of_finished_segments_stay(pipe, tmp_path, short_segments, mo
 
     monkeypatch.setattr(pipe, "encode_prompt", third_fails)
     assert cli.main([PROMPT, "-o", str(tmp_path / "clip.mp4"), *QUICK, "--frames", "5"]) == 130
-    (folder,) = tmp_path.iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == [f"{number:05}.png" for number in range(1, 5)]
-    assert f"the 4 finished frames are in {folder}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["clip-stopped.mp4"]
+    assert open_source(tmp_path / "clip-stopped.mp4").info.frames == 4
+    assert recipe.parsed(read_text(tmp_path / "clip-stopped.mp4"))[2]["ZS2 stopped"] == "before the end"
+    assert "zs2: interrupted: the 4 finished frames become the files" in capsys.readouterr().err
+
+
+def test_progress_in_json(pipe, tmp_path, capsys):
+    make("-o", tmp_path / "a.gif", *QUICK, "--progress", "json", "--loop", "--inertia", "0.5")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    steps = [line for line in lines if "step" in line]
+    assert (steps[0]["step"], steps[0]["steps"], steps[0]["frames"], steps[0]["done"]) == (1, 2, [1, 3], 0)
+    assert steps[0]["seconds_left"] is None and steps[-1]["seconds_left"] >= 0
+    assert lines[-1] == {"decoded": 3, "of": 3, "done": 1.0, "seconds_left": 0.0}
+    assert any("Inertia 0.5" in line.get("note", "") for line in lines)
+    assert cli.main([PROMPT, "-o", str(tmp_path / "a.gif"), "--progress", "json", "--size", "3"]) == 2
+    assert "size" in json.loads(capsys.readouterr().err)["error"]
+
+
+def test_quiet(pipe, tmp_path, capsys):
+    make("-o", tmp_path / "a.gif", *QUICK, "--quiet", "--loop", "--inertia", "0.5")
+    out, err = capsys.readouterr()
+    assert err == "" and out.startswith(str(tmp_path / "a.gif"))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried")])
+def test_out_of_memory_has_a_status(pipe, tmp_path, monkeypatch, capsys, error):
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(pipe, "encode_prompt", fails)
+    assert cli.main([PROMPT, "-o", str(tmp_path / "a.gif"), *QUICK]) == 4
+    assert "out of memory" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 # --- going on from a clip ------------------------------------------------------------------------------
@@ -602,9 +634,9 @@ def test_wrong_outputs(capsys, tmp_path):
 
 def test_wrong_models(capsys, tmp_path):
     output = ["-o", str(tmp_path / "clip.mp4")]
-    assert "there is no 'owner/name'" in refused(capsys, *output, "--model", "owner/name")
+    assert "there is no 'owner/name'" in refused(capsys, *output, "--model", "owner/name", status=3)
     (tmp_path / "model.ckpt").touch()
-    assert "no .safetensors file" in refused(capsys, *output, "--model", str(tmp_path / "model.ckpt"))
+    assert "no .safetensors file" in refused(capsys, *output, "--model", str(tmp_path / "model.ckpt"), status=3)
 
 
 def test_missing_packages(capsys, tmp_path, monkeypatch):
@@ -616,11 +648,24 @@ def test_missing_packages(capsys, tmp_path, monkeypatch):
     assert refused(capsys, "-o", str(tmp_path / "clip.mp4"), main=program.main) == f"{command} av"
 
 
-def test_help_explains_every_setting(capsys):
+def helped(capsys, *group) -> str:
     with pytest.raises(SystemExit) as stop:
-        cli.main(["--help"])
+        cli.main(["--help", *group])
     assert stop.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
+    return capsys.readouterr().out
+
+
+def test_help_explains_every_setting(capsys):
+    text = " ".join(helped(capsys, "all").split())
     for row in cli.clip_options():
         assert cli.flag(row) in text and row.tooltip.split()[0] in text
     assert "Default 8." in text and "Default 0.98." in text
+
+
+def test_help_fits_a_screen(capsys):
+    overview = helped(capsys)
+    groups = cli.parser().groups
+    assert len(overview.splitlines()) <= 36 and all(f"\n{name}: " in overview for name in groups)
+    for name in groups:
+        assert len(helped(capsys, name).splitlines()) <= 60, name
+    assert refused(capsys, "--help", "me").startswith("--help: 'me' is not allowed; give basics, ")

@@ -54,11 +54,10 @@ NEW = importlib.util.find_spec("diffusers") and hasattr(diffusers.EulerDiscreteS
 
 @pytest.fixture
 def pipe(monkeypatch):
-    """The tiny checkpoint, of which the command line gets a fresh one each time."""
+    """The tiny checkpoint; the command line loads its own."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    load = functools.partial(checkpoints.load_pipeline, device="cpu")
-    monkeypatch.setattr(checkpoints, "load_pipeline", lambda model, config, **how: load(model, config, **how))
-    pipe = load()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    pipe = checkpoints.load_pipeline(device="cpu")
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -170,6 +169,46 @@ def test_wrong_values(tmp_path, capsys, arguments, words):
     assert refused(capsys, "-o", str(tmp_path / "a.gif"), *given).startswith(words.format(**files))
 
 
+# --- devices -------------------------------------------------------------------------------------------
+
+
+def test_a_clip_in_bfloat16(pipe, tmp_path):
+    first, _ = made(tmp_path, "--device", "cpu", "--dtype", "bfloat16")
+    exact = still(pipe)
+    assert furthest(first, still(pipe.to(torch.bfloat16))) <= 8
+    assert first != exact
+
+
+def test_a_compiled_clip_is_the_same(pipe, tmp_path, monkeypatch):
+    """With the graphs that torch finds; what it makes of them takes minutes on a CPU."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    first, _ = made(tmp_path, "--compile", "--anchor-stride", "2", "--anchor-start", "0")
+    assert furthest(first, still(pipe)) <= 2
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > compiled + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "tpu"], "--device: 'tpu' is not allowed: there is no such device; give auto or one of cpu"),
+        (["--device", "cuda:99"], "--device: 'cuda:99' is not allowed: this machine does not have it"),
+        (["--device", "cpu", "--dtype", "float16"], "--dtype: float16 is not allowed on a CPU"),
+        (["--dtype", "int8"], "--dtype: 'int8' is not allowed; give one of \"float32\""),
+        (["--device", "cpu", "--offload", "model"], "--offload: it keeps weights off a GPU, and the clip"),
+        (["--offload", "all"], '--offload: \'all\' is not allowed; give one of "model", "sequential"'),
+    ],
+)
+def test_wrong_devices(tmp_path, capsys, arguments, words):
+    assert refused(capsys, "-o", str(tmp_path / "a.gif"), *arguments).startswith(words)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("how", ["model", "sequential"])
+def test_an_offloaded_clip_is_the_same(tmp_path, how):
+    assert made(tmp_path, "--offload", how) == made(tmp_path)
+
+
 # --- models --------------------------------------------------------------------------------------------
 
 
@@ -268,7 +307,7 @@ def test_clip_skip_counts_as_in_the_webui(pipe, tmp_path):
 def test_files_that_do_not_fit(pipe, tmp_path, capsys):
     save_file({"x": torch.zeros(3, 3)}, tmp_path / "x.safetensors")
     for option, words in {"--embedding": "embedding: ", "--vae": "vae: "}.items():
-        line = refused(capsys, "-o", str(tmp_path / "a.gif"), option, str(tmp_path / "x.safetensors"))
+        line = refused(capsys, "-o", str(tmp_path / "a.gif"), option, str(tmp_path / "x.safetensors"), status=3)
         assert line.startswith(words) and "cannot be used with this checkpoint" in line
-    line = refused(capsys, "-o", str(tmp_path / "a.gif"), "--clip-skip", "12")
+    line = refused(capsys, "-o", str(tmp_path / "a.gif"), "--clip-skip", "12", status=3)
     assert line.startswith("clip skip: 12 is not allowed, this checkpoint's CLIP has")

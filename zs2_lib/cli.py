@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from zs2_lib import cli_control, cli_edit, cli_models
-from zs2_lib.cli_job import Failed, Refused, interpolate, load, make, say
+from zs2_lib.cli_help import Parser
+from zs2_lib.cli_job import interpolate, load, make
 from zs2_lib.cli_read import CFG, STEPS, clip_options, flag, read_interpolation, read_job
+from zs2_lib.cli_say import Failed, Refused, say, voice
 from zs2_lib.media.interpolators import MINTERPOLATE, InterpolatorError, names
 from zs2_lib.settings.kinds import Choice, Kind, OldYesNo, Prompts, YesNo
 from zs2_lib.settings.row import Row
@@ -18,39 +19,40 @@ OF_GOING_ON = ("in_betweens", "retakes", "extended")
 """The settings that are of use with a clip that is there."""
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise Refused(message)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0, 2 for wrong values, 1 for failures, 130 for Ctrl-C."""
+    """Runs the command line and returns its exit status: 0; 2 for what cannot be done, 3 for a model that cannot be
+    used, 4 for too little memory, 130 for Ctrl-C, 1 for other failures.
+    """
+    voice.quiet = voice.json = False
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console that cannot show λ
     try:
         run(arguments)
-    except Refused as refusal:
-        say(f"error: {refusal}")
-        return 2
-    except KeyboardInterrupt:
-        say("interrupted; the clip was not written")
+    except (Refused, Failed) as error:
+        say(error, error=True)
+        return error.status
+    except KeyboardInterrupt as stop:
+        say(stop if stop.args else "interrupted; the clip was not written")
         return 130
-    except (OSError, MemoryError, InterpolatorError, Failed) as error:
-        say(f"error: {error}")
+    except (OSError, InterpolatorError) as error:
+        say(error, error=True)
         return 1
-    except RuntimeError as error:
-        if "out of memory" not in str(error).lower():
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "out of memory" not in str(error).lower():
             raise
         remedy = "anchor_stride" in str(error)
-        say(f"error: {error}" if remedy else "error: out of memory even with 1 frame per pass; choose a smaller --size")
-        return 1
+        say(error if remedy else "out of memory even with 1 frame per pass; choose a smaller --size", error=True)
+        return 4
     return 0
 
 
 def run(arguments: list[str] | None) -> None:
     """From the command line's arguments to the files of the clip."""
     options = parser().parse_args(arguments)
+    voice.quiet, voice.json = options.quiet is not None, options.progress == "json"
+    if options.progress not in (None, "bar", "json"):
+        raise Refused(f"--progress: {options.progress!r} is not allowed; give bar or json")
     if options.input is not None:
         interpolate(read_interpolation(options))
         return
@@ -72,10 +74,12 @@ def parser() -> Parser:
         description="ZS² samples a video from an image diffusion model; without --model from a tiny one that comes "
         "with it and knows coloured shapes on coloured backgrounds.",
     )
-    _add_basics(parser)
+    _add_basics(parser.basics)
     _add_clip_options(parser.add_argument_group("the clip"))
     cli_models.add_options(parser)
     cli_edit.add_options(parser)
+    cli_models.add_device_options(parser)
+    _add_messages(parser.add_argument_group("messages"))
     _add_settings(cli_control.add_options(parser), [row for row in clip_options() if row.group == "control"])
     _add_going_on(
         parser.add_argument_group(
@@ -96,14 +100,14 @@ def parser() -> Parser:
     return parser
 
 
-def _add_basics(parser: Parser) -> None:
-    parser.add_argument(
+def _add_basics(group) -> None:
+    group.add_argument(
         "prompt",
         nargs="?",
         help='what to show, such as "a red circle on a blue background"; with --recipe, --extend or --retake it may be '
         "left out",
     )
-    parser.add_argument(
+    group.add_argument(
         "-o",
         "--output",
         action="append",
@@ -112,29 +116,39 @@ def _add_basics(parser: Parser) -> None:
         help="the file to write; its suffix is the format: mp4, webm, gif, webp, apng, or png for a folder of images. "
         "May be given more than once.",
     )
-    parser.add_argument(
+    group.add_argument(
         "--model",
         metavar="PATH",
         help="a .safetensors checkpoint of SD 1.x, SD 2.x or SDXL, or a folder in the format of diffusers; nothing is "
         "downloaded",
     )
-    parser.add_argument(
+    group.add_argument(
         "--config",
         metavar="FOLDER",
         help="configuration of a .safetensors checkpoint with a shape of its own, in the format of diffusers",
     )
-    parser.add_argument("--negative", metavar="TEXT", help="what not to show")
-    parser.add_argument("--seed", metavar="N", help="the same seed gives the same clip; default: a new one each time")
-    parser.add_argument("--steps", metavar="N", help=f"sampling steps; default {STEPS}, or those of --speed")
-    parser.add_argument(
+    group.add_argument("--negative", metavar="TEXT", help="what not to show")
+    group.add_argument("--seed", metavar="N", help="the same seed gives the same clip; default: a new one each time")
+    group.add_argument("--steps", metavar="N", help=f"sampling steps; default {STEPS}, or those of --speed")
+    group.add_argument(
         "--cfg",
         metavar="X",
         help=f"how closely the prompt is followed; 1 or less switches guidance off; default {CFG}",
     )
-    parser.add_argument(
+    group.add_argument(
         "--size",
         metavar="N|WxH",
         help="width and height in pixels, multiples of 8; default: the model's own (128 for the tiny one)",
+    )
+
+
+def _add_messages(group) -> None:
+    group.add_argument("--quiet", action="store_const", const="True", help="Says on stderr what goes wrong, no more.")
+    group.add_argument(
+        "--progress",
+        metavar="bar|json",
+        help="json: lines of JSON on stderr, with step, steps, frames, done (0 to 1) and seconds_left, or one note or "
+        "error. Default bar.",
     )
 
 

@@ -5,41 +5,31 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from zs2_lib import cli_control, cli_edit
 from zs2_lib.cli_models import Models
+from zs2_lib.cli_say import Failed, Meter, ModelRefused, say
 from zs2_lib.media.formats import FORMATS, clip_path, exact_rate
 from zs2_lib.media.on_disk import OnDisk
 from zs2_lib.media.resample import interpolated, interpolated_count
 from zs2_lib.media.write import write_clip, write_sidecar
 from zs2_lib.settings import recipe
-from zs2_lib.settings.finished import FinishedClip, Kept, interpolated_to
+from zs2_lib.settings.finished import STOPPED, FinishedClip, Kept, interpolated_to
 from zs2_lib.settings.postprocessing import INTERPOLATED_TO
 from zs2_lib.settings.table import Settings
 
 TINY = "tiny-sd"
 """The name of the tiny checkpoint in a recipe."""
-BAR = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-
-
-class Refused(Exception):
-    """Ends the program with its message, one line, and exit status 2."""
-
-
-class Failed(Exception):
-    """The same, with exit status 1."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +86,15 @@ class Job:
         return self.faster.to if self.faster else exact_rate(self.settings.rate)
 
     @property
-    def count(self) -> int:
-        """Frames of the files."""
-        played = len(self.settings.played(range(self.settings.length)))
-        return self.faster.count(played) if self.faster else played
+    def stopped(self) -> Job:
+        """The same job for the frames that there are: its files' names say that it was stopped."""
+        targets = [(path.with_name(f"{path.name}-stopped"), format) for path, format in self.targets]
+        return replace(self, targets=targets, faster=self.faster and replace(self.faster, closed=False))
 
-    @property
-    def waits(self) -> bool:
-        """Whether the frames are needed more than once, or took so long that a failure may not lose them."""
-        several = len(self.targets) > 1 or self.settings.loop == "ping-pong" or self.faster
-        return bool(several) or self.settings.length > (self.settings.segment or self.settings.length)
+    def count(self, frames: int) -> int:
+        """Frames of the files, of which so many were sampled."""
+        played = len(self.settings.played(range(frames)))
+        return self.faster.count(played) if self.faster else played
 
 
 @dataclass(frozen=True)
@@ -131,7 +120,7 @@ def load(job: Job):
     # imported here: they take seconds, which wrong values need not wait for, and they read the environment above
     from diffusers.utils.logging import disable_progress_bar
 
-    from zs2_lib.hosts.diffusers import adapters, checkpoints, control, editing, samplers
+    from zs2_lib.hosts.diffusers import adapters, checkpoints, control, devices, editing, samplers
 
     disable_progress_bar()
     if job.model is None and "OMP_NUM_THREADS" not in os.environ:
@@ -139,10 +128,11 @@ def load(job: Job):
             1
         )  # of so small a model threads mostly wait for each other, on a busy machine for minutes
     models = job.models
-    loras = [adapters.Lora(file, weight) for file, weight in models.loras]
     try:
-        pipe = checkpoints.load_pipeline(job.model, job.config)
-        adapters.put(pipe, loras, models.embeddings, models.vae)
+        pipe = checkpoints.load_pipeline(
+            job.model, job.config, *devices.first(models.device, models.dtype, models.offload)
+        )
+        adapters.put(pipe, [adapters.Lora(*lora) for lora in models.loras], models.embeddings, models.vae)
         if job.control:
             pipe = control.with_controls(pipe, [unit.model for unit in job.control])
         if job.edit:
@@ -151,8 +141,12 @@ def load(job: Job):
             editing.check_without_pictures(pipe)
         with samplers.using(pipe, models.sampler, models.schedule), adapters.clip_skip(pipe, models.clip_skip):
             checkpoints.check_pipeline(pipe)
+        if models.offload:
+            devices.offload(pipe, models.device, models.offload)
+        if models.compiled:
+            devices.compile_parts(pipe)
     except ValueError as error:
-        raise Refused(error) from None
+        raise ModelRefused(error) from None
     return pipe
 
 
@@ -192,13 +186,13 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
     with (
         samplers.using(pipe, models.sampler, models.schedule),
         adapters.clip_skip(pipe, models.clip_skip),
-        tqdm(total=1.0, bar_format=BAR) as bar,
+        Meter() as meter,
     ):
 
         def show(progress: host.Progress) -> None:
             first, last = progress.frames
-            bar.n = progress.done
-            bar.set_description(f"step {progress.step}/{progress.steps}, frames {first}-{last}")
+            words = f"step {progress.step}/{progress.steps}, frames {first}-{last}"
+            meter.show(progress.done, words, step=progress.step, steps=progress.steps, frames=progress.frames)
 
         frames = host.sample_clip(
             pipe,
@@ -214,9 +208,7 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
             control=[control.Unit(unit.pictures, unit.weight, unit.start, unit.end) for unit in job.control],
         )
         for number, frame in enumerate(frames, 1):
-            if number == job.settings.length:
-                bar.n = 1.0
-            bar.set_description(f"decoded frame {number} of {job.settings.length}")
+            meter.decoded(number, job.settings.length)
             if job.kept:
                 job.kept.take_over(number - 1, frame)
             yield frame
@@ -225,10 +217,23 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
 
 
 def write(frames: Iterable[Image.Image], job: Job, sampler: str, more: Mapping[str, object]) -> None:
-    """Writes the files, with the generation parameters in them, `more` of them by key, and says where they are."""
+    """Writes the files, with the generation parameters in them, `more` of them by key, and says where they are. Ctrl-C
+    leaves the frames that are finished in files that say so.
+    """
     frames = iter(frames)
     first = next(frames)
-    size, count, place = f"{first.width}x{first.height}", job.count, job.targets[0][0]
+    with on_disk(itertools.chain([first], frames), job.targets[0][0], stoppable=True) as kept:
+        if stopped := len(kept) < job.settings.length:
+            job = job.stopped
+            say(f"interrupted: the {len(kept)} finished frames become the files; again, they stay as they are")
+        write_files(kept, job, sampler, {**more, STOPPED: "before the end"} if stopped else more)
+    if stopped:
+        raise KeyboardInterrupt(f"interrupted; the files have {len(kept)} of {job.settings.length} frames")
+
+
+def write_files(kept: OnDisk, job: Job, sampler: str, about: Mapping[str, object]) -> None:
+    """The files of these frames; `about` is what else their text says."""
+    size, count = "x".join(map(str, kept[0].size)), job.count(len(kept))
     values = {
         "Steps": job.steps,
         **job.models.values(sampler),
@@ -236,16 +241,14 @@ def write(frames: Iterable[Image.Image], job: Job, sampler: str, more: Mapping[s
         "Seed": job.seed,
         "Size": size,
         "Model": model_name(job.model),
-        **more,
         **cli_control.recipe_values(job.control),
         **recipe.texts(job.settings),
         **({INTERPOLATED_TO: interpolated_to(count, job.rate)} if job.faster else {}),
+        **about,
     }
     text = recipe.parameters(job.prompt + job.models.tags, job.negative, values)
-    frames = itertools.chain([first], frames)
+    frames = job.settings.played(kept)
     with ExitStack() as scope:
-        if job.waits:
-            frames = job.settings.played(scope.enter_context(on_disk(frames, place)))
         if job.faster:
             frames = in_between(scope, frames, job.faster, job.targets, count)
         for target, format in job.targets:
@@ -293,10 +296,9 @@ def in_between(
     """`frames` with those in between, `count` of them; where there are several files, they wait on the disk."""
 
     def shown() -> Iterator[Image.Image]:
-        with tqdm(total=count, bar_format=BAR) as bar:
+        with Meter() as meter:
             for number, frame in enumerate(faster.pictures(frames), 1):
-                bar.set_description(f"interpolated frame {number} of {count}", refresh=False)
-                bar.update()
+                meter.show(number / count, f"interpolated frame {number} of {count}", interpolated=number, of=count)
                 yield frame
 
     return scope.enter_context(on_disk(shown(), targets[0][0])) if len(targets) > 1 else shown()
@@ -316,13 +318,19 @@ def write_sidecars(job: Job, frames: int, text: str) -> None:
 
 
 @contextmanager
-def on_disk(frames: Iterable[Image.Image], target: Path) -> Iterator[OnDisk]:
-    """Scope in which the frames are in a folder beside `target`, where they stay if anything fails."""
+def on_disk(frames: Iterable[Image.Image], target: Path, stoppable: bool = False) -> Iterator[OnDisk]:
+    """Scope in which the frames are in a folder beside `target`, where they stay if anything fails. `stoppable`: after
+    Ctrl-C it goes on with those that there are.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     kept = OnDisk(tempfile.mkdtemp(prefix=f"{target.name}-frames-", dir=target.parent))
     try:
-        for frame in frames:
-            kept.append(frame)
+        try:
+            for frame in frames:
+                kept.append(frame)
+        except KeyboardInterrupt:
+            if not stoppable or not len(kept):
+                raise
         yield kept
     except BaseException:
         if len(kept):
@@ -331,7 +339,3 @@ def on_disk(frames: Iterable[Image.Image], target: Path) -> Iterator[OnDisk]:
             kept.folder.rmdir()
         raise
     shutil.rmtree(kept.folder)
-
-
-def say(text: str) -> None:
-    print(f"zs2: {text}", file=sys.stderr)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from zs2_lib.hosts.diffusers import samplers
+from zs2_lib.hosts.diffusers import devices, samplers
 from zs2_lib.settings.kinds import Number, SettingsError, WholeNumber
 from zs2_lib.settings.schedule import number_text
 
@@ -35,6 +35,11 @@ class Models:
     clip_skip: int = 1
     expected: str | None = None
     """What a recipe calls the checkpoint's own scheduler."""
+    device: str | None = None
+    dtype: str | None = None
+    offload: str | None = None
+    compiled: bool = False
+    """Where it computes and how; None leaves it to the checkpoint and the machine."""
 
     @property
     def tags(self) -> str:
@@ -88,6 +93,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("device")
+    group.add_argument(
+        "--device", metavar="auto|cuda:N|mps|cpu", help="Where it computes. Default auto: a CUDA GPU, else the CPU."
+    )
+    group.add_argument(
+        "--dtype",
+        metavar="|".join(devices.DTYPES),
+        help="The precision of the weights. Default float16 on CUDA, elsewhere float32.",
+    )
+    group.add_argument(
+        "--offload",
+        metavar="|".join(devices.OFFLOADS),
+        help="Keeps all of the checkpoint but the model that computes (model), or the layer (sequential), in main "
+        "memory.",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_const",
+        const="True",
+        help="Compiles where ZS² does not reach: convolutions, cross-attention, feed-forward layers. "
+        "Takes minutes once, and gives other roundings.",
+    )
+
+
 def read(
     options: argparse.Namespace,
     named: Mapping[str, tuple[str, str | None]],
@@ -108,6 +138,9 @@ def read(
         files.append(("--vae", options.vae))
     for key, file in files:
         check_file(key, file)
+    device = None if options.device is None else devices.read_device("--device", options.device)
+    compiled = options.compile is not None
+    devices.read_precision(device, options.dtype, options.offload, compiled)
     models = Models(
         sampler=sampler,
         schedule=schedule,
@@ -115,6 +148,10 @@ def read(
         embeddings=tuple(options.embedding or ()),
         vae=options.vae,
         expected=expected,
+        device=device,
+        dtype=options.dtype,
+        offload=options.offload,
+        compiled=compiled,
         clip_skip=1 if skip is None else WholeNumber(1, 12).read(skip_key, skip),
     )
     return models, prompt, notes

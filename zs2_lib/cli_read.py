@@ -15,7 +15,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from zs2_lib import cli_control, cli_edit, cli_models
-from zs2_lib.cli_job import TINY, Faster, Interpolation, Job, Refused, Targets, model_name
+from zs2_lib.cli_job import TINY, Faster, Interpolation, Job, Targets, model_name
+from zs2_lib.cli_say import Refused
 from zs2_lib.hosts.diffusers.samplers import check_steps
 from zs2_lib.media.formats import FORMATS, check_clip, clip_path, exact_rate, split_clip_name
 from zs2_lib.media.interpolators import MINTERPOLATE
@@ -34,9 +35,21 @@ from zs2_lib.settings.table import ROWS, Settings
 STEPS, CFG = 20, 5
 GOING_ON = {"recipe": (), "extend": ("frames", "extended"), "retake": ("retakes",)}
 """The options that name a clip to go on from, and the settings that each of them decides."""
-LEAVES_FRAMES = ("output", "model", "config", "in_betweens", "fps", "sidecar", "interpolate", "interpolator")
+LEAVES_FRAMES = (
+    "quiet",
+    "progress",
+    "offload",
+    "output",
+    "model",
+    "config",
+    "in_betweens",
+    "fps",
+    "sidecar",
+    "interpolate",
+    "interpolator",
+)
 """Options that leave those frames as they are that a clip has."""
-OF_INTERPOLATION = ("input", "output", "interpolate", "interpolator")
+OF_INTERPOLATION = ("quiet", "progress", "input", "output", "interpolate", "interpolator")
 OF_RECIPE = {"seed": "Seed", "steps": "Steps", "cfg": "CFG scale", "size": "Size", **cli_models.OF_RECIPE}
 OF_OTHERS = ("Model", "Model hash", "Lora hashes", "RNG", "Version", "ZS2 notes")
 FOLLOWED = (*OF_RECIPE.values(), *cli_edit.KEYS, *OF_OTHERS)

@@ -66,6 +66,7 @@ def load_pipeline(
     model: str | Path | None = None,
     config: str | Path | None = None,
     device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ):
     """Opens a checkpoint as the pipeline that it is for: to make images from text, for inpainting, or Instruct-Pix2Pix;
     nothing is downloaded, and nothing unpickled.
@@ -75,12 +76,13 @@ def load_pipeline(
     config: a folder with the configuration of a single file's components in the format of `diffusers`, for a model
         of a shape of its own. Without it they have the shapes of SD 1.x, SD 2.x or SDXL, whichever the file is, and
         whether it predicts ε or v is found out by one call of the UNet.
-    device: default is "cuda" if there is one, else "cpu". On CUDA the model runs in float16, elsewhere in float32.
+    device: default is "cuda" if there is one, else "cpu".
+    dtype: default is float16 on CUDA, elsewhere float32.
 
     Raises ModelError for what cannot be loaded.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     if model is None:
         model, config = TINY_SD / "tiny-sd.safetensors", config or TINY_SD / "diffusers-config"
     model = Path(model)

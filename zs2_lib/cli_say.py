@@ -1,0 +1,83 @@
+"""What the command line says on stderr while it works: notes, errors and progress, for people or as lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+BAR = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"  # without colours, with or without NO_COLOR
+
+
+class Refused(Exception):
+    """Ends the program with its message, one line, and exit status 2: what was asked for cannot be done."""
+
+    status = 2
+
+
+class ModelRefused(Refused):
+    """The same, with exit status 3: a model cannot be loaded, or sampled from."""
+
+    status = 3
+
+
+class Failed(Exception):
+    """The same, with exit status 1."""
+
+    status = 1
+
+
+@dataclass
+class Voice:
+    """How it is said. quiet: errors alone. json: a line of JSON for everything, with one key "note", "error", or the
+    keys of progress.
+    """
+
+    quiet: bool = False
+    json: bool = False
+
+
+voice = Voice()
+"""That of this run of the program."""
+
+
+def say(text: object, error: bool = False) -> None:
+    if voice.json:
+        print(json.dumps({"error" if error else "note": str(text)}, ensure_ascii=False), file=sys.stderr, flush=True)
+    elif error or not voice.quiet:
+        print(f"zs2: {'error: ' * error}{text}", file=sys.stderr)
+
+
+class Meter:
+    """A scope with a bar, or lines of JSON, that say how much of the work is done."""
+
+    def __init__(self):
+        self._bar = None if voice.quiet or voice.json else tqdm(total=1.0, bar_format=BAR)
+        self._begin, self._done = time.monotonic(), 0.0
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, done: float, words: str, **about) -> None:
+        """`done` is from 0 to 1; `words` say what is being done, `about` the same for JSON."""
+        self._done = done
+        if voice.json:
+            left = (time.monotonic() - self._begin) * (1 - done) / done if done else None
+            line = {**about, "done": round(done, 4), "seconds_left": left if left is None else round(left, 1)}
+            print(json.dumps(line), file=sys.stderr, flush=True)
+        elif self._bar is not None:
+            self._bar.n = done
+            self._bar.set_description(words)
+
+    def decoded(self, frame: int, frames: int) -> None:
+        """The next of the frames was decoded, which hardly counts."""
+        self.show(
+            1.0 if frame == frames else self._done, f"decoded frame {frame} of {frames}", decoded=frame, of=frames
+        )
