@@ -19,7 +19,9 @@ ARROWS = {
     "cli": "cli_read cli_job media settings",
     "cli_read": "cli_job media settings",
     "cli_job": "media settings hosts.diffusers torch PIL diffusers tqdm",
-    "__main__": "cli",
+    "cli_batch": "cli cli_read cli_job batch settings tqdm",
+    "batch": "cli cli_read cli_job media settings hosts.diffusers torch ray",
+    "__main__": "cli cli_batch",
     "scripts": "settings hosts.webui ui gradio modules",
 }
 LINES_OF_A_FILE, LINES_OF_A_BODY = 400, 50

@@ -61,8 +61,11 @@ def refusals() -> Iterator[None]:
 # --- a clip to be sampled ------------------------------------------------------------------------------
 
 
-def read_job(options: argparse.Namespace) -> Job:
-    """The job that the options describe; refuses one that cannot be done, before anything is loaded or sampled."""
+def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
+    """The job that the options describe; refuses one that cannot be done, before anything is loaded or sampled.
+
+    seed: where neither options nor recipe say one; None for a new one.
+    """
     with refusals():
         targets, formats = read_targets(options.output)
         made = read_recipe(options)
@@ -77,7 +80,7 @@ def read_job(options: argparse.Namespace) -> Job:
         negative = made.negative if options.negative is None else options.negative
         named = {name: made.chosen(options, name) for name in OF_RECIPE}
         size = read_size(*named["size"])
-        seed = read_number(WholeNumber(0, 2**63 - 1), *named["seed"], random.randrange(2**32))
+        seed = read_number(WholeNumber(0, 2**63 - 1), *named["seed"], random.randrange(2**32) if seed is None else seed)
         steps = read_number(WholeNumber(1, 999), *named["steps"], STEPS)
         if speed and speed.steps and options.steps is None:
             steps = speed.steps
