@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,7 +134,8 @@ def make(jobs: Sequence[Planned], folder: Path, manifest: Manifest, machines) ->
     from zs2_lib.batch import workers
 
     given_up = []
-    with workers.started(machines) as count, Bars(len(jobs), count) as bars:
+    # Ray prints what befalls its workers
+    with workers.started(machines) as count, Bars(len(jobs), count) as bars, redirect_stdout(sys.stderr):
 
         def done(job: Planned, outcome: dict) -> None:
             kind = Kind.of(job)
@@ -160,7 +161,7 @@ class Bars:
 
     def __init__(self, jobs: int, workers: int):
         shown = min(workers, 16) if sys.stderr.isatty() else 0
-        self.jobs, self.count = jobs, 0
+        self.jobs, self.count, self.out = jobs, 0, sys.stdout
         self.whole = tqdm(total=jobs, unit="clip", disable=not shown)
         self.workers = [tqdm(bar_format="{desc}", position=1 + number, leave=False) for number in range(shown)]
 
@@ -179,8 +180,8 @@ class Bars:
         self.say(f"{self.count}/{self.jobs} {job.name}: {what}{took}")
 
     def say(self, text: str) -> None:
-        tqdm.write(text)
-        sys.stdout.flush()
+        tqdm.write(text, file=self.out)
+        self.out.flush()
 
     def show(self, at_work: dict[int, str]) -> None:
         for number, bar in enumerate(self.workers):

@@ -45,6 +45,8 @@ def _plain(value: object) -> object:
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # 5.0, of an option, is 5, its default
     if value is None or isinstance(value, (str, int, float)):
         return value
     return str(value) if type(value).__str__ is not object.__str__ else type(value).__name__

@@ -191,7 +191,7 @@ def _plan(place: str, number: int, values: Values, texts: bool, folder: Path, sa
     for key in values:
         if key not in _keys():
             raise Refused(f"{key!r} is no key of a job; there are {', '.join(sorted(_keys()))}{nearest(key, _keys())}")
-    formats = _formats(values.get("formats", ["mp4"]), texts)
+    formats = _formats(values.get("formats", ["mp4"]))
     arguments = [argument for key, value in values.items() for argument in _arguments(key, value, values, texts)]
     # the same at each start, and another one for a job that is there twice
     alike = json.dumps([arguments, values.get("prompt")], sort_keys=True, default=str)
@@ -214,10 +214,10 @@ def _plan(place: str, number: int, values: Values, texts: bool, folder: Path, sa
     return Planned(place, str(name), "name" in values, (*arguments, *decided), formats, job, digest)
 
 
-def _formats(value: object, texts: bool) -> tuple[str, ...]:
+def _formats(value: object) -> tuple[str, ...]:
     kind = ROWS["formats"].kind
     assert isinstance(kind, Choices)
-    formats = kind.check("formats", kind.parse(value) if texts or isinstance(value, str) else value)
+    formats = kind.check("formats", kind.parse(value) if isinstance(value, str) else value)
     return tuple(dict.fromkeys(formats))
 
 
