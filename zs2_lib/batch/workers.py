@@ -109,7 +109,8 @@ def run(
     show: is called now and then with what each worker is at, by number.
     Raises Failed where no worker is left.
     """
-    turns = Turns((job.checkpoint, job) for job in jobs)
+    # the longest first, so that nobody waits for one at the end
+    turns = Turns((job.checkpoint, job) for job in sorted(jobs, key=lambda job: -job.rows))
     left, tries = len(turns), Counter()
     gpu = 1 if ray.cluster_resources().get("GPU", 0) else 0
     how = Worker.options(num_cpus=machines.threads, num_gpus=gpu)
