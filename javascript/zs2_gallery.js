@@ -5,6 +5,7 @@ let zs2Recent = [];
 
 function zs2Remember(clips) {
     for (const clip of [...clips].reverse()) {
+        clip.made = Date.now(); // a name may have been that of another clip, whose file was deleted
         const known = zs2Session.findIndex(({name}) => name === clip.name);
         if (known >= 0) zs2Session.splice(known, 1);
         zs2Session.unshift(clip);
@@ -218,7 +219,7 @@ class Zs2Place {
     _choose({clip, frame}) {
         const {player} = this;
         if (this.returns) return; // the user moves in the player
-        const other = player.clip?.name !== clip.name;
+        const other = !zs2IsSameClip(player.clip, clip);
         if (frame === undefined) {
             if (other) player.show(clip);
         } else {
@@ -268,7 +269,8 @@ class Zs2Place {
 
     async _askForRecent() {
         try {
-            zs2Recent = await (await zs2Ask('clips?limit=50')).json();
+            const clips = await (await zs2Ask('clips?limit=150')).json();
+            zs2Recent = clips.filter(({name}) => !name.startsWith('previews/')).slice(0, 50); // of clips that are saved
             this._offer();
         } catch (error) {
             this.player.fail(error);

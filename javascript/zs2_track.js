@@ -3,13 +3,18 @@
 const zs2Abouts = new Map();
 
 // What the server tells of a clip; the last ones are kept.
-async function zs2About(name) {
-    if (!zs2Abouts.has(name)) {
+async function zs2About({name, made = ''}) {
+    const key = `${made} ${name}`;
+    if (!zs2Abouts.has(key)) {
         const about = await (await zs2Ask(zs2ClipAddress(name, 'about'))).json();
-        zs2Abouts.set(name, about);
+        zs2Abouts.set(key, about);
         if (zs2Abouts.size > 30) zs2Abouts.delete(zs2Abouts.keys().next().value);
     }
-    return zs2Abouts.get(name);
+    return zs2Abouts.get(key);
+}
+
+function zs2IsSameClip(one, other) {
+    return one?.name === other?.name && one?.made === other?.made;
 }
 
 class Zs2Track {
@@ -54,17 +59,18 @@ class Zs2Track {
         return zs2Clamp(this.video.currentTime / this.seconds, 0, 1);
     }
 
-    // Shows a clip {name, frames?, fps?}; what the server knows of it comes later.
+    // Shows a clip {name, frames?, fps?, made?}; what the server knows of it comes later. `made`, when the page was told
+    // of it, tells it from another one that had its name before.
     async show(clip) {
-        if (this.clip?.name === clip.name && !this.video.error) return;
+        if (zs2IsSameClip(this.clip, clip) && !this.video.error) return;
         this.clip = clip;
         this.about = this.wanted = null;
         this.message.hidden = true;
-        this.video.src = zs2ClipAddress(clip.name, 'video');
+        this.video.src = zs2ClipAddress(clip.name, 'video') + (clip.made ? `?made=${clip.made}` : '');
         this.video.setAttribute('aria-label', clip.name);
         this.changed();
         try {
-            const about = await zs2About(clip.name);
+            const about = await zs2About(clip);
             if (this.clip !== clip) return;
             this.about = about;
         } catch (error) {

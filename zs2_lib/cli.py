@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from zs2_lib import cli_control
 from zs2_lib.cli_job import Failed, Refused, interpolate, load, make, say
 from zs2_lib.cli_read import CFG, STEPS, clip_options, flag, read_interpolation, read_job
 from zs2_lib.media.interpolators import MINTERPOLATE, InterpolatorError, names
@@ -73,6 +74,7 @@ def parser() -> Parser:
     )
     _add_basics(parser)
     _add_clip_options(parser.add_argument_group("the clip"))
+    _add_settings(cli_control.add_options(parser), [row for row in clip_options() if row.group == "control"])
     _add_going_on(
         parser.add_argument_group(
             "going on from a clip",
@@ -135,7 +137,7 @@ def _add_basics(parser: Parser) -> None:
 
 
 def _add_clip_options(group) -> None:
-    _add_settings(group, [row for row in clip_options() if row.name not in OF_GOING_ON])
+    _add_settings(group, [row for row in clip_options() if not row.group and row.name not in OF_GOING_ON])
     speeds = "; ".join(
         f"{name}: {', '.join(str(value) for value in speed if value is not None)}" for name, speed in SPEEDS.items()
     )

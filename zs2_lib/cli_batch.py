@@ -18,7 +18,7 @@ from zs2_lib.batch.jobs import Planned, check_folder, read_jobs
 from zs2_lib.batch.make import clean
 from zs2_lib.batch.manifest import Manifest
 from zs2_lib.cli import Parser
-from zs2_lib.cli_job import Failed, Refused, say
+from zs2_lib.cli_job import Failed, Refused, model_name, say
 from zs2_lib.cli_read import read_number
 from zs2_lib.settings.kinds import SettingsError, WholeNumber
 
@@ -140,7 +140,13 @@ def make(jobs: Sequence[Planned], folder: Path, manifest: Manifest, machines) ->
         def done(job: Planned, outcome: dict) -> None:
             kind = Kind.of(job)
             about = {"name": job.name, "hash": job.hash, "seed": job.job.seed, "rows": job.rows}
-            record = {**about, "checkpoint": kind.checkpoint, "size": kind.size, **outcome}
+            record = {
+                **about,
+                "model": model_name(job.job.model),
+                "checkpoint": kind.checkpoint,
+                "size": kind.size,
+                **outcome,
+            }
             if outcome["error"]:
                 given_up.append(job)
             bars.done(job, outcome)

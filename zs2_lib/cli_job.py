@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from zs2_lib import cli_control
 from zs2_lib.media.formats import clip_path, exact_rate
 from zs2_lib.media.on_disk import OnDisk
 from zs2_lib.media.resample import interpolated, interpolated_count
@@ -84,6 +85,7 @@ class Job:
     notes: Sequence[str]
     kept: Kept | None
     """The pictures of the clip that it goes on from."""
+    control: tuple[cli_control.Unit, ...] = ()
 
     @property
     def rate(self) -> Fraction:
@@ -126,7 +128,7 @@ def load(job: Job):
     # imported here: they take seconds, which wrong values need not wait for, and they read the environment above
     from diffusers.utils.logging import disable_progress_bar
 
-    from zs2_lib.hosts.diffusers import checkpoints
+    from zs2_lib.hosts.diffusers import checkpoints, control
 
     disable_progress_bar()
     if job.model is None and "OMP_NUM_THREADS" not in os.environ:
@@ -135,6 +137,8 @@ def load(job: Job):
         )  # of so small a model threads mostly wait for each other, on a busy machine for minutes
     try:
         pipe = checkpoints.load_pipeline(job.model, job.config)
+        if job.control:
+            pipe = control.with_controls(pipe, [unit.model for unit in job.control])
         checkpoints.check_pipeline(pipe)
     except ValueError as error:
         raise Refused(error) from None
@@ -151,6 +155,7 @@ def make(pipe, job: Job) -> None:
 
 def sample(pipe, job: Job) -> Iterator[Image.Image]:
     """The frames, sampled segment by segment; each is decoded when it is asked for."""
+    from zs2_lib.hosts.diffusers import control
     from zs2_lib.hosts.diffusers import sampling as host  # see `load`
 
     with tqdm(total=1.0, bar_format=BAR) as bar:
@@ -171,6 +176,7 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
             width=job.size[0],
             height=job.size[1],
             progress=show,
+            control=[control.Unit(unit.pictures, unit.weight, unit.start, unit.end) for unit in job.control],
         )
         for number, frame in enumerate(frames, 1):
             if number == job.settings.length:
@@ -195,6 +201,7 @@ def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:
         "Seed": job.seed,
         "Size": size,
         "Model": model_name(job.model),
+        **cli_control.recipe_values(job.control),
         **recipe.texts(job.settings),
         **({INTERPOLATED_TO: interpolated_to(count, job.rate)} if job.faster else {}),
     }

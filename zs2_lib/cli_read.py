@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
+from zs2_lib import cli_control
 from zs2_lib.cli_job import TINY, Faster, Interpolation, Job, Refused, Targets, model_name
 from zs2_lib.media.formats import FORMATS, check_clip, clip_path, exact_rate, split_clip_name
 from zs2_lib.media.interpolators import MINTERPOLATE
@@ -43,7 +44,7 @@ FOLLOWED = (*OF_RECIPE.values(), "Sampler", "Model", "Model hash", "Version", "Z
 def clip_options() -> list[Row]:
     """The settings that are options here: no source's, and the formats are known by the files' names."""
     rows = [*recipe.CARRIED.values(), ROWS["sidecar"]]
-    return [row for row in rows if row.name != "formats" and row.group not in ("source", "control")]
+    return [row for row in rows if row.name != "formats" and row.group != "source"]
 
 
 def flag(row: Row) -> str:
@@ -76,6 +77,8 @@ def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
             raise SettingsError("there is no prompt; give one, or a clip that has one (--recipe, --extend, --retake)")
         speed = SPEEDS[Choice(tuple(SPEEDS)).read("--speed", options.speed)] if options.speed is not None else None
         settings = read_settings(options, made.settings, formats, speed)
+        control, of_control = cli_control.read(options, settings)
+        settings = replace(settings, control=tuple(unit.images for unit in control))
         faster = read_faster(options, exact_rate(settings.rate), settings.loop != "off", formats)
         negative = made.negative if options.negative is None else options.negative
         named = {name: made.chosen(options, name) for name in OF_RECIPE}
@@ -99,8 +102,9 @@ def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
         cfg=cfg,
         faster=faster,
         sampler=made.values.get("Sampler"),
-        notes=made.notes,
+        notes=(*made.notes, *of_control),
         kept=read_kept(options, made, settings),
+        control=control,
     )
 
 
@@ -204,6 +208,7 @@ def read_recipe(options: argparse.Namespace) -> Recipe:
             "written anew"
         )
     check_followed(step, values, options.model)
+    cli_control.check_given(step, values, options)
     rows = [row for row in clip_options() if row.name in recipe.CARRIED]
     try:
         before = Settings(enabled=True, **recipe.read(values, [row.name for row in rows]))
@@ -252,7 +257,6 @@ def check_followed(step: str, values: Mapping[str, str], model: str | None) -> N
     more = {
         "a source video": "ZS2 source" in values,
         "an init image": "Denoising strength" in values and not hires,
-        "ControlNet": any(key.startswith("ControlNet ") for key in values),
     }
     for what, was_there in more.items():
         if was_there:
@@ -271,7 +275,7 @@ def check_followed(step: str, values: Mapping[str, str], model: str | None) -> N
 def notes_on(values: Mapping[str, str], options: argparse.Namespace) -> list[str]:
     """Sentences about what a recipe says and is not followed."""
     followed = {*FOLLOWED, INTERPOLATED_TO, *map(recipe.infotext_key, recipe.CARRIED.values())}
-    others = [key for key in values if key not in followed]
+    others = [key for key in values if key not in followed and not cli_control.KEY.fullmatch(key)]
     notes = [f"not followed of the recipe: {', '.join(others)}"] if others else []
     if INTERPOLATED_TO in values and options.interpolate is None:
         notes.append(f"the clip was interpolated to {values[INTERPOLATED_TO]}; --interpolate does so again")

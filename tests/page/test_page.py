@@ -122,6 +122,21 @@ def test_the_page_is_left_alone_while_it_plays(page, at_rest):
     assert page.run("return window.changes.length") == 0
 
 
+def test_another_clip_of_the_same_name(page, at_rest, tmp_path):
+    """Whose file is in the place of the one before, that was deleted."""
+    a, _ = at_rest
+    other, before = Clip(tmp_path, a.name, 3, 8, start=0.5), dict(vars(a))
+    try:
+        vars(a).update(vars(other))
+        page.run("player.show({name: arguments[0], made: 1}, false); player.seek(0)", a.name)
+        page.wait("return player.about && player.frames === 3", 10)
+        page.assert_at(a, 0)
+        page.button("Next frame (.)")
+        page.assert_at(a, 1)
+    finally:
+        vars(a).update(before)
+
+
 def test_each_step_shows_the_next_frame(page, at_rest):
     """Both formats, to the end and around, forwards and backwards."""
     for clip in at_rest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,15 @@ from zs2_lib.settings.table import Settings
 
 PIECES, PIECE = 64, 2**16
 """Of a large file so many pieces of so many bytes are read, spread over the whole of it."""
-NOT_MEANT = ("targets", "notes", "sampler", "model", "config")
+NOT_MEANT = ("targets", "notes", "model", "config")
+PER_CLIP = ("prompt", "negative", "settings", "targets", "size", "seed", "steps", "cfg", "faster", "sampler")
+PER_CLIP += ("notes", "kept")
+"""Fields of a job on which the loaded pipeline does not depend."""
+NOT_LOADED = frozenset(("pictures", "images", "weight", "start", "end", "sampler", "schedule", "clip_skip", "expected"))
+"""The same of what its fields consist of: of ControlNets, samplers."""
+SAID = ("negative", "model", "config", "seed", "steps", "cfg", "size", "speed", "sidecar")
+SAID = tuple(f"--{name.replace('_', '-')}" for name in (*SAID, *recipe.CARRIED))
+"""Options of which the job says in full what they mean."""
 
 
 def meaning(job: Job, arguments: Sequence[str]) -> str:
@@ -26,6 +34,7 @@ def meaning(job: Job, arguments: Sequence[str]) -> str:
     named = {field.name: getattr(job, field.name) for field in fields(job) if field.name not in NOT_MEANT}
     values = {name: _plain(value) for name, value in named.items()}
     values["model"] = TINY if job.model is None else identity(job.model)
+    values["options"] = sorted(argument for argument in arguments if argument.partition("=")[0] not in SAID)
     values["files"] = sorted(
         identity(path)
         for argument in arguments
@@ -35,16 +44,22 @@ def meaning(job: Job, arguments: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _plain(value: object) -> object:
-    """A value as JSON has it. Of an object of another kind the class counts, and the files that made it."""
+def checkpoint(job: Job) -> str:
+    """The hash of what a loaded pipeline depends on; jobs of which it is equal share one."""
+    named = {field.name: getattr(job, field.name) for field in fields(job) if field.name not in PER_CLIP}
+    return hashlib.sha256(json.dumps(_plain(named, NOT_LOADED), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(value: object, without: Collection[str] = ()) -> object:
+    """A value as JSON has it. Of an object of another kind the class counts; its options and files say the rest."""
     if isinstance(value, Settings):
         return recipe.by_key(value)
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(one, without) for key, one in value.items() if key not in without}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_plain(one, without) for one in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)  # 5.0, of an option, is 5, its default
     if value is None or isinstance(value, (str, int, float)):

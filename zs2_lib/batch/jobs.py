@@ -13,7 +13,7 @@ import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from zs2_lib.media.formats import clip_path
 from zs2_lib.settings.kinds import Choices, SettingsError, YesNo, nearest
 from zs2_lib.settings.table import ROWS
 
-from .identity import meaning
+from .identity import checkpoint, meaning
 from .recipes import recipes_in
 
 OWN = ("prompt", "negative_prompt", "name", "formats")
@@ -32,9 +32,6 @@ OWN = ("prompt", "negative_prompt", "name", "formats")
 NOT_OFFERED = ("output", "input", "negative", "enabled", "progress", "quiet")
 """Options that are the batch's affair, or have another key."""
 MANIFEST = "manifest.jsonl"
-PER_CLIP = ("prompt", "negative", "settings", "targets", "size", "seed", "steps", "cfg", "faster", "sampler")
-PER_CLIP += ("notes", "kept")
-"""Fields of a job on which the loaded pipeline does not depend."""
 LONGEST_STEM = 150
 """Bytes of a name: what a file system allows, 255, less what suffixes and unfinished files add."""
 Values = Mapping[str, object]
@@ -64,11 +61,6 @@ class Planned:
     def rows(self) -> int:
         """How many rows the UNet computes for it: steps × frames × 2 with guidance."""
         return self.job.steps * self.job.settings.length * (2 if self.job.cfg > 1 else 1)
-
-
-def checkpoint(job: Job) -> str:
-    """What a loaded pipeline depends on; jobs of which it is equal share one."""
-    return repr([(field.name, getattr(job, field.name)) for field in fields(job) if field.name not in PER_CLIP])
 
 
 def read_jobs(source: str, folder: Path, defaults: Values) -> tuple[list[Planned], list[str]]:

@@ -17,7 +17,8 @@ from zs2_lib.cli_job import load, make
 from zs2_lib.cli_read import read_job
 from zs2_lib.media.write import all_or_nothing
 
-from .jobs import checkpoint, outputs
+from .identity import checkpoint
+from .jobs import outputs
 from .manifest import size_of
 
 UNFINISHED = ".unfinished"

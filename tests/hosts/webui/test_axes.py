@@ -116,6 +116,15 @@ def test_a_cell_is_the_clip_with_that_value(host, plotted):
     assert value(plotted({"[ZS2] Speed": "fast"}, steps=16).info["infotexts"][1], "Steps") == "14"
 
 
+@pytest.mark.parametrize("labels", [("[ZS2] Motion λ", "[ZS2] Preset"), ("[ZS2] Preset", "[ZS2] Motion λ")])
+def test_a_setting_of_its_own_axis_is_what_the_cell_says(plotted, labels):
+    """Whatever the preset on the other axis says of it."""
+    texts = {"[ZS2] Motion λ": "0.02, 0.3", "[ZS2] Preset": "lively, cinemagraph"}
+    result = plotted({label: texts[label] for label in labels})
+    cells = {(value(text, "ZS2 motion"), value(text, "ZS2 loop")) for text in result.info["infotexts"][1:]}
+    assert cells == {(motion, loop) for motion in ("0.02", "0.3") for loop in ("off", "seamless")}
+
+
 @pytest.mark.parametrize(
     ("values", "settings", "words"),
     [

@@ -242,6 +242,21 @@ def test_folders_that_jobs_wrote_to(host, tmp_path):
     assert host.client.get("/zs2/v1/clips?limit=1")[0]["name"] == clip["name"]
 
 
+def test_a_clip_keeps_its_name_when_the_settings_name_other_folders(host):
+    """Although each folder holds a clip of the same file name."""
+    found = []
+    try:
+        for folder in ("one", "another", "a third"):
+            host.client.post("/sdapi/v1/options", {"zs2_folder": folder})
+            found += host.clip({**SETTINGS, "formats": ["gif"]}, save_images=True, **QUICK).info["zs2_clips"]
+    finally:
+        host.client.post("/sdapi/v1/options", {"zs2_folder": "zs2-videos"})
+    assert len({clip["name"] for clip in found}) == 3
+    for clip in found:
+        about = host.client.get(f"/zs2/v1/clips/{urllib.parse.quote(clip['name'])}/about")
+        assert about["path"] == clip["path"]
+
+
 @pytest.mark.parametrize("format", [format for format in FORMATS if format != "png"])
 def test_a_still_of_an_uploaded_clip(host, made, files, format):
     data = Path(files[format]["path"]).read_bytes()

@@ -8,7 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import CosineDPMSolverMultistepScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    CosineDPMSolverMultistepScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLPipeline,
+)
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTokenizer
 
@@ -22,6 +28,11 @@ _PICKLED = (
     "convert it to .safetensors"
 )
 PIPELINES = {cls.__name__: cls for cls in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
+WITH_CONTROL = {
+    StableDiffusionPipeline: StableDiffusionControlNetPipeline,
+    StableDiffusionXLPipeline: StableDiffusionXLControlNetPipeline,
+}
+"""The class of pipeline that has ControlNets as well, for each that has none."""
 
 
 class ModelError(ValueError):
@@ -209,7 +220,7 @@ def predicts_noise(pipe) -> bool:
 
 def check_pipeline(pipe) -> None:
     """Raises ValueError, which names the remedy, if `pipe`, as it is set up, cannot make a clip."""
-    if not isinstance(pipe, tuple(PIPELINES.values())):
+    if not isinstance(pipe, (*PIPELINES.values(), *WITH_CONTROL.values())):
         raise ValueError(
             f"ZS² cannot make clips with {type(pipe).__name__}; give a StableDiffusionPipeline or "
             "StableDiffusionXLPipeline"

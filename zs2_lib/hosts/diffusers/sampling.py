@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -27,6 +27,7 @@ from zs2_lib.settings.schedule import Blend, PromptKeyframes, join
 from zs2_lib.settings.table import Settings
 
 from .checkpoints import check_pipeline
+from .control import Controls, Unit
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,16 @@ def sample_segments(
     steps: int = 20,
     guidance: float = 5.0,
     progress: Callable[[Progress], None] | None = None,
+    control: Sequence[Unit] = (),
     **options,
 ) -> Iterator[torch.Tensor]:
     """Samples a clip with the pipeline's own scheduler, one segment of it each time that it is asked for: its latents
     (frames, channels, height / 8, width / 8).
 
-    `progress` is called before each pass over some frames and may raise to stop. `options` are further arguments of
-    the pipeline: `negative_prompt`, `width` and `height` (pixels, multiples of 8; default: the model's size), `eta`,
-    `clip_skip`, `guidance_rescale`, …
+    `progress` is called before each pass over some frames and may raise to stop. `control` has a unit for each
+    ControlNet of the pipeline (`control.with_controls`). `options` are further arguments of the pipeline:
+    `negative_prompt`, `width` and `height` (pixels, multiples of 8; default: the model's size), `eta`, `clip_skip`,
+    `guidance_rescale`, …
 
     Raises ValueError for a pipeline that cannot make a clip, or wrong arguments.
     """
@@ -89,7 +92,8 @@ def sample_segments(
         raise ValueError(
             "latents: cannot be given; a clip draws its own noise, correlated over the frames: choose it by seed"
         )
-    sampling = ClipSampling(pipe, settings, seed, progress)
+    sampling = ClipSampling(pipe, settings, seed, progress, control)
+    options |= sampling.controls.arguments(options.get("width"), options.get("height"))
     with sampling.clip:  # which carries from segment to segment; the pipeline decodes in between
         for frames in sampling.clip.segments:
             sampling.clip.begin_segment(frames)
@@ -121,7 +125,7 @@ def decode_frames(
 def _decode(pipe, latents: torch.Tensor) -> Image.Image:
     """One image of `latents` (1, channels, height, width): the last part of the pipelines' `__call__`."""
     vae, denormalize = pipe.vae, None
-    if not isinstance(pipe, StableDiffusionXLPipeline):
+    if not hasattr(pipe, "text_encoder_2"):  # SD 1.x and 2.x
         image = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         image, unsafe = pipe.run_safety_checker(image, image.device, latents.dtype)
         denormalize = [not found for found in unsafe] if unsafe is not None else None
@@ -157,9 +161,18 @@ class ClipSampling:
     Raises ValueError on entering if `pipe`, as it is set up, cannot make a clip.
     """
 
-    def __init__(self, pipe, settings: Settings, seed: int, progress: Callable[[Progress], None] | None = None):
+    def __init__(
+        self,
+        pipe,
+        settings: Settings,
+        seed: int,
+        progress: Callable[[Progress], None] | None = None,
+        control: Sequence[Unit] = (),
+    ):
         self.pipe = pipe
         self.progress = progress
+        self.controls = Controls(pipe, control)
+        self.control_momentum = settings.control_momentum
         self.clip = settings.clip(seed, settings.segment)
         self.prompts = settings.prompts
         self.in_betweens = settings.in_betweens
@@ -172,8 +185,9 @@ class ClipSampling:
         self.calls = 0
         with ExitStack() as undo:
             undo.callback(self.clip.detach)
-            self.clip.attach(pipe.unet)
-            self._unet = pipe.unet.forward
+            self.clip.attach(pipe.unet, self.controls.nets, self.control_momentum)
+            self._unet = self.controls.unet(pipe.unet.forward)
+            self.controls.enter(undo, self.clip.frames_now)
             override(undo, pipe.unet, "forward", self.unet)
             override(undo, pipe, "prepare_latents", self._with_correlated_draws(pipe.prepare_latents))
             if self.prompts:

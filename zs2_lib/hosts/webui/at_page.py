@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from zs2_lib.settings.table import ROWS
 from . import library
 from .limits import max_source_pixels
 
+_making = threading.Lock()
+"""Held while a video is made, so that those who ask for the same one wait for it, and machines do one at a time."""
 KEPT = 32
 """Clips of which an overview is kept."""
 
@@ -93,10 +96,11 @@ def video_of(path: Path) -> Path:
     about = path.stat()
     key = hashlib.sha256(f"{path} {about.st_mtime_ns} {about.st_size}".encode()).hexdigest()[:16]
     made = library.previews_folder() / f"{key}.mp4"
-    if not made.exists():
-        clip = FinishedClip(_opened(path), read_text(path))
-        pictures = (picture for _, picture in clip.source.frames())
-        return write_clip(pictures, made.with_suffix(""), "mp4", clip.rate, clip.text)
+    with _making:
+        if not made.exists():
+            clip = FinishedClip(_opened(path), read_text(path))
+            pictures = (picture for _, picture in clip.source.frames())
+            write_clip(pictures, made.with_suffix(""), "mp4", clip.rate, clip.text)
     return made
 
 

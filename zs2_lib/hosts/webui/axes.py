@@ -184,23 +184,30 @@ def _confirm(axis: Axis, p, values: list) -> None:
 
 def _apply(axis: Axis, p, value, values: list) -> None:
     """Puts a value on the host's copy of `p` for a cell."""
-    p.zs2_changes = {**vars(p).get("zs2_changes", {}), **axis.changes(value)}
+    p.zs2_cell = {**vars(p).get("zs2_cell", {}), axis.label: value}
     axis.of_host(p, value)
 
 
 def applied(p, settings: Settings) -> Settings:
     """The settings of the job `p`: the panel's, with what the axes of its cell set. Raises SettingsError."""
-    changes = vars(p).get("zs2_changes")
-    return replace(settings, **changes) if changes and settings.enabled else settings
+    cell = vars(p).get("zs2_cell")
+    return replace(settings, **_changes(cell)) if cell and settings.enabled else settings
+
+
+def _changes(cell: Mapping) -> dict:
+    """What a cell, a value by each axis' label, sets: an axis of a setting has the last word, whatever a preset or a
+    speed on another axis says of it.
+    """
+    labels = (label for label in reversed(AXES) if label in cell)
+    return {name: value for label in labels for name, value in AXES[label].changes(cell[label]).items()}
 
 
 def check_together(request, is_api: bool) -> None:
     """Raises SettingsError where a cell's values do not go together, or not with the panel's settings."""
     for values in itertools.product(*request.axes.values()):
         cell = dict(zip(request.axes, values))
-        changes = {name: value for label, each in cell.items() for name, value in AXES[label].changes(each).items()}
         try:
-            settings = replace(request.settings, **changes)
+            settings = replace(request.settings, **_changes(cell))
             if settings.source:
                 with ExitStack() as undo:
                     SourceVideo(settings, undo, is_api)

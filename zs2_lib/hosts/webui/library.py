@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -30,7 +31,10 @@ OUTPUTS = ("outdir_samples", "outdir_txt2img_samples", "outdir_img2img_samples")
 SUFFIXES = {row.suffix: format for format, row in FORMATS.items() if not row.is_folder}
 
 _written: dict[Path, None] = {}
+_labels: dict[Path, str] = {}
+"""Those that were given: a clip keeps its name when the settings name other folders."""
 _last: list[Path] = []
+_lock = threading.Lock()
 
 
 class UnknownClip(LookupError):
@@ -77,11 +81,16 @@ def folders() -> dict[str, Path]:
     outputs = [folder for name in OUTPUTS if (folder := getattr(opts, name, ""))]
     usual = [Path(os.path.abspath(folder), FOLDER) for folder in outputs]
     paths = dict.fromkeys([*usual, *map(folder_of_clips, outputs), *_written])
-    found = {"previews": previews_folder()}
-    for path in paths:
-        names = itertools.chain([path.parent.name], (f"{path.parent.name}-{number}" for number in itertools.count(2)))
-        found[next(name for name in names if name and name not in found)] = path
-    return found
+    return {"previews": previews_folder(), **{_label(path): path for path in paths}}
+
+
+def _label(folder: Path) -> str:
+    with _lock:
+        if folder not in _labels:
+            name, taken = folder.parent.name, {"previews", *_labels.values()}
+            names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+            _labels[folder] = next(name for name in names if name and name not in taken)
+        return _labels[folder]
 
 
 def name_of(path: Path) -> str | None:

@@ -60,7 +60,6 @@ class Live:
         self._estimate: Estimate | None = None
         self._step = self._steps = self._pass = self._passes = 0
         self._second = False
-        self._part = 0.0  # of the step that is done
         self._began = time.perf_counter()
         self._strips = Strips()
         _running.append(self)
@@ -86,14 +85,15 @@ class Live:
         if number == 0:
             self._second = self._steps > 0
         self._step, self._steps = number + 1, calls
-        self._passes, self._pass, self._part = max(self._pass, 1), 0, 0.0
+        self._passes, self._pass = max(self._pass, 1), 0
         self._estimate.call(number, calls, work, positions, time)
 
     def before_pass(self, done: float) -> None:
         """A pass begins, when `done`, from 0 to 1, of the call is done."""
-        self._pass, self._part = self._pass + 1, done
-        if done:
-            self._passes = max(round((self._pass - 1) / done), self._pass)
+        self._pass += 1
+        if done and self._passes == 1:  # the first call: as large as the passes until now
+            self._passes = round((self._pass - 1) / done)
+        self._passes = max(self._passes, self._pass)
 
     def sampled(self) -> None:
         """The batch is sampled; what is known of an interrupted one is not kept."""
@@ -150,9 +150,9 @@ def second_sampling(p) -> tuple[float, float, float] | None:
     """What hires.fix adds to the job of `p`, as `Estimate` takes it."""
     if not getattr(p, "enable_hr", False):
         return None
-    denoising = min(p.denoising_strength or 0, 0.999)
-    steps = (p.hr_second_pass_steps or p.steps) * denoising / p.steps
-    return steps, p.hr_upscale_to_x * p.hr_upscale_to_y / (p.width * p.height), 1 - denoising
+    part = (p.hr_second_pass_steps or p.steps) / p.steps  # all of them, whatever the denoising strength
+    positions = p.hr_upscale_to_x * p.hr_upscale_to_y / (p.width * p.height)
+    return part, positions, 1 - min(p.denoising_strength or 0, 0.999)
 
 
 class Strips:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import statistics
 from functools import cache
 from pathlib import Path
@@ -69,12 +70,14 @@ def _jobs() -> dict[str, dict[str, list[float]]]:
     try:
         kinds = json.loads(_path().read_text("utf-8"))
         return {
-            str(kind): {str(name): [float(rate) for rate in rates if rate > 0] for name, rates in of_kind.items()}
+            str(kind): {
+                str(name): [float(rate) for rate in rates if 0 < rate < math.inf] for name, rates in of_kind.items()
+            }
             for kind, of_kind in kinds.items()
         }
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         log.warning("%s cannot be read; what is known of this machine's speed begins anew: %s", _path(), error)
         return {}
 

@@ -1,0 +1,69 @@
+"""What a ControlNet is shown of a picture: preprocessors that need no weights, by the WebUI's names."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+NONE, CANNY = "none", "canny"
+OF_AUX = {"lineart_standard": "LineartStandardDetector", "mediapipe_face": "MediapipeFaceDetector"}
+"""Those of `controlnet_aux` that need no weights: its others have pickled ones, which can run code."""
+NAMES = (NONE, CANNY, *OF_AUX)
+THRESHOLDS = 100, 200
+"""Of Canny's edges, as the WebUI has them."""
+
+
+def preprocessor(name: str) -> Callable[[Image.Image], Image.Image]:
+    """The preprocessor of that name, which gives a picture of the same size. Raises ValueError for one that there is
+    not, or whose package is missing.
+    """
+    if name == NONE:
+        return _same
+    if name == CANNY:
+        _check_package("cv2", "opencv-python-headless", name)
+        return _canny
+    if name in OF_AUX:
+        _check_package("controlnet_aux", "controlnet_aux", name)
+        if name == "mediapipe_face":
+            _check_package("mediapipe", "mediapipe", name)
+        return _OfAux(OF_AUX[name])
+    raise ValueError(
+        f"{name!r} is no preprocessor here; there are {', '.join(NAMES)} (others need weights that are pickled, which "
+        "can run code, or a download); let another program make these images, and give them without one"
+    )
+
+
+def _check_package(module: str, package: str, name: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ValueError(f"{name} needs {package}; install it with: {sys.executable} -m pip install {package}")
+
+
+def _same(picture: Image.Image) -> Image.Image:
+    return picture
+
+
+def _canny(picture: Image.Image) -> Image.Image:
+    """White edges on black, found in the colours together."""
+    import cv2
+
+    return Image.fromarray(cv2.Canny(np.asarray(picture.convert("RGB")), *THRESHOLDS)).convert("RGB")
+
+
+class _OfAux:
+    """A detector of `controlnet_aux`, made when it is first used."""
+
+    def __init__(self, detector: str):
+        self.detector = detector
+        self._made = None
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        if self._made is None:
+            import controlnet_aux
+
+            self._made = getattr(controlnet_aux, self.detector)()
+        shown = self._made(picture.convert("RGB"), detect_resolution=min(picture.size), output_type="pil")
+        return shown.convert("RGB").resize(picture.size)
