@@ -198,8 +198,9 @@ def test_turns():
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """All that is in a folder, but the manifest."""
-    files = [file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST]
+    """All that is in a folder, but the manifest, and MP4: its encoder reads memory that nobody has written (other values
+    of MALLOC_PERTURB_ give other bytes of the same frames), and now and then that is another one."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST and file.suffix != ".mp4"]
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
@@ -236,6 +237,7 @@ def test_a_folder_of_recipes(tmp_path):
     again = Maker(tmp_path / "second", threads=1)
     for job in found:
         assert again.make(job.name, job.arguments, job.formats)["error"] is None
+    assert sorted(os.listdir(tmp_path / "second")) == sorted({*os.listdir(tmp_path / "first")} - {"notes.txt"})
     assert content(tmp_path / "second") == {
         name: data for name, data in content(tmp_path / "first").items() if name != "notes.txt"
     }
@@ -279,7 +281,7 @@ def wait_until(condition, process: subprocess.Popen, seconds: float = 300):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
 def test_nothing_is_lost_and_nothing_made_twice(tmp_path, capsys, monkeypatch):
     """24 jobs on 2 workers: a bad line, a worker killed, the batch killed and begun again; as if made one by one."""
-    formats = (["mp4"], ["apng", "gif"], ["png"])
+    formats = (["webp"], ["apng", "gif"], ["png"])  # the bytes of an MP4 are not always the same, see `content`
     jobs = [{**SMALL, "seed": n, "name": f"clip {n}", "formats": formats[n % 3]} for n in range(24)]
     for n in (8, 9, 16, 17):
         jobs[n] |= {"frames": 16, "steps": 8}  # there is time to kill them
