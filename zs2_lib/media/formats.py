@@ -69,7 +69,7 @@ class Format:
 _MP4 = Encoding(
     container="mp4",
     encoder="libx264",
-    options={"preset": "medium", "threads": "1"},  # with several the same frames now and then give other bytes
+    options={"preset": "medium"},
     container_options={"movflags": "+faststart"},
     sound_encoder="aac",
     sound_copied=("aac", "mp3", "opus", "flac"),
