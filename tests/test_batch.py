@@ -30,6 +30,10 @@ ROOT = Path(__file__).parent.parent
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 SMALL = {"prompt": "a red circle on a blue background", "frames": 3, "steps": 2, "size": 64}
 
+LEAST_OF_MP4 = 128
+"""Of smaller pictures libx264 reads memory that it has not written (what it encodes follows MALLOC_PERTURB_), and its
+bytes are now and then others."""
+
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch):
@@ -198,9 +202,8 @@ def test_turns():
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """All that is in a folder, but the manifest, and MP4: its encoder reads memory that nobody has written (other values
-    of MALLOC_PERTURB_ give other bytes of the same frames), and now and then that is another one."""
-    files = [file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST and file.suffix != ".mp4"]
+    """All that is in a folder, but the manifest."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST]
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
@@ -229,7 +232,9 @@ def test_a_maker_on_a_full_disk(tmp_path):
 def test_a_folder_of_recipes(tmp_path):
     """Clips are made again, in the formats that they have, bit for bit."""
     maker = Maker(tmp_path / "first", threads=1)
-    for job in planned(tmp_path, {**SMALL, "name": "a", "formats": ["gif", "mp4"]}, {**SMALL, "formats": ["png"]}):
+    for job in planned(
+        tmp_path, {**SMALL, "name": "a", "formats": ["gif", "mp4"], "size": LEAST_OF_MP4}, {**SMALL, "formats": ["png"]}
+    ):
         assert maker.make(job.name, job.arguments, job.formats)["error"] is None
     (tmp_path / "first/notes.txt").write_text("no clip")
     found, faults = read_jobs(str(tmp_path / "first"), tmp_path / "second", {})
@@ -237,7 +242,6 @@ def test_a_folder_of_recipes(tmp_path):
     again = Maker(tmp_path / "second", threads=1)
     for job in found:
         assert again.make(job.name, job.arguments, job.formats)["error"] is None
-    assert sorted(os.listdir(tmp_path / "second")) == sorted({*os.listdir(tmp_path / "first")} - {"notes.txt"})
     assert content(tmp_path / "second") == {
         name: data for name, data in content(tmp_path / "first").items() if name != "notes.txt"
     }
@@ -281,8 +285,10 @@ def wait_until(condition, process: subprocess.Popen, seconds: float = 300):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
 def test_nothing_is_lost_and_nothing_made_twice(tmp_path, capsys, monkeypatch):
     """24 jobs on 2 workers: a bad line, a worker killed, the batch killed and begun again; as if made one by one."""
-    formats = (["webp"], ["apng", "gif"], ["png"])  # the bytes of an MP4 are not always the same, see `content`
+    formats = (["mp4"], ["apng", "gif"], ["png"])
     jobs = [{**SMALL, "seed": n, "name": f"clip {n}", "formats": formats[n % 3]} for n in range(24)]
+    for job in jobs[::3]:
+        job["size"] = LEAST_OF_MP4
     for n in (8, 9, 16, 17):
         jobs[n] |= {"frames": 16, "steps": 8}  # there is time to kill them
     file, out = jsonl(tmp_path / "jobs.jsonl", [*jobs[:5], '{"prompt"', *jobs[5:]]), tmp_path / "out"
