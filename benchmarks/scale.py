@@ -26,7 +26,7 @@ class Plan:
     clips: int = 10_000
     gpus: int = 100
     checkpoints: int = 20
-    clip: float = 60.0
+    clip: float = 73.0
     spread: float = 0.5
     stragglers: float = 0.05
     slow: float = 2.0
@@ -34,7 +34,7 @@ class Plan:
     start: float = 15.0
     lost_per_hour: float = 1.0
     driver: float = 0.002
-    longest_first: bool = False
+    longest_first: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,9 @@ VARIANTS = {
     "1 checkpoint": {"checkpoints": 1},
     "200 checkpoints": {"checkpoints": 200},
     "loading takes 120 s": {"load": 120.0},
+    "in the order of the file, not the longest first": {"longest_first": False},
     "clips of 10 minutes, 1000 of them": {"clip": 600.0, "clips": 1000},
-    "the same, the longest first": {"clip": 600.0, "clips": 1000, "longest_first": True},
+    "the same in the order of the file": {"clip": 600.0, "clips": 1000, "longest_first": False},
     "clips of 2 s": {"clip": 2.0},
     "clips of 2 s, the driver takes 20 ms": {"clip": 2.0, "driver": 0.02},
 }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
@@ -15,7 +17,7 @@ from tqdm import tqdm
 
 from zs2_lib.batch.forecast import Kind, known_pace, measured_pace, time_text
 from zs2_lib.batch.jobs import Planned, check_folder, read_jobs
-from zs2_lib.batch.make import clean
+from zs2_lib.batch.make import STAY_HERE, clean
 from zs2_lib.batch.manifest import Manifest
 from zs2_lib.cli import Parser
 from zs2_lib.cli_job import Failed, Refused, model_name, say
@@ -119,6 +121,8 @@ def run(options: argparse.Namespace) -> int:
             return 0
         clean(folder)
         scope.callback(clean, folder)
+        if options.address is None:
+            os.environ[STAY_HERE] = "0"
         from zs2_lib.batch.workers import Machines  # which imports Ray
 
         return make(to_do, folder, manifest, Machines(options.address, workers, threads, tries, options.dashboard))
@@ -140,13 +144,8 @@ def make(jobs: Sequence[Planned], folder: Path, manifest: Manifest, machines) ->
         def done(job: Planned, outcome: dict) -> None:
             kind = Kind.of(job)
             about = {"name": job.name, "hash": job.hash, "seed": job.job.seed, "rows": job.rows}
-            record = {
-                **about,
-                "model": model_name(job.job.model),
-                "checkpoint": kind.checkpoint,
-                "size": kind.size,
-                **outcome,
-            }
+            about |= {"model": model_name(job.job.model), "checkpoint": kind.checkpoint, "size": kind.size}
+            record = {**about, **outcome, "finished": round(time.time(), 3)}
             if outcome["error"]:
                 given_up.append(job)
             bars.done(job, outcome)
@@ -156,7 +155,11 @@ def make(jobs: Sequence[Planned], folder: Path, manifest: Manifest, machines) ->
                 bars.say(f"zs2: {manifest.file} cannot be written now ({error}); its lines wait")
 
         workers.run(jobs, folder, machines, count, done, bars.show)
-    manifest.write_pending()
+    try:
+        manifest.write_pending()
+    except OSError as error:
+        waiting = f"{len(manifest.pending)} finished clips could not be noted in {manifest.file} ({error})"
+        raise Failed(f"{waiting}; make room, the same command makes them again") from None
     if given_up:
         say(f"{len(given_up)} of {len(jobs)} jobs were {GIVEN_UP}, see {manifest.file}; the same command tries again")
     return 1 if given_up else 0

@@ -23,6 +23,8 @@ from .manifest import size_of
 
 UNFINISHED = ".unfinished"
 """The folder, in that of the batch, where files are until they are whole."""
+STAY_HERE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Set to 0 before Ray is imported, this has it listen at 127.0.0.1 alone; otherwise it would at all addresses."""
 
 
 class Said(io.StringIO):

@@ -24,10 +24,11 @@ from ray.exceptions import RayError
 from zs2_lib.cli_job import Failed, Refused
 
 from .jobs import Planned
-from .make import Maker
+from .make import STAY_HERE, Maker
 from .turns import Turns
 
 HERE = "127.0.0.1"
+"""Where Ray listens if it is started here, as nobody has to say who they are to it."""
 STORE = 100_000_000
 """Bytes of Ray's store of objects on this machine; what workers and driver tell each other are a few kilobytes."""
 ASKED_EVERY = 0.5
@@ -80,13 +81,15 @@ def started(machines: Machines) -> Iterator[int]:
     if local:
         cpus = (machines.workers or os.cpu_count() or 1) * machines.threads
         how = {"address": "local", "num_cpus": max(cpus, machines.threads), "object_store_memory": STORE}
-        how |= {"_node_ip_address": HERE, "include_dashboard": machines.dashboard, "dashboard_host": HERE}
+        how |= {"include_dashboard": machines.dashboard, "dashboard_host": HERE}
     try:
         ray.init(**how, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         where = "on this machine" if local else f"at {machines.address}"
         raise Refused(f"Ray cannot be reached {where} ({' '.join(str(error).split())[:300]}); start it") from None
     try:
+        if local and (address := ray.util.get_node_ip_address()) != HERE:
+            raise Failed(f"Ray would listen at {address}, which others can reach; {STAY_HERE}=0 should prevent that")
         gpus = int(ray.cluster_resources().get("GPU", 0))
         if gpus and local and (machines.workers or 0) > gpus:
             raise Refused(f"--workers: {machines.workers} is not allowed, each has a GPU, of which there are {gpus}")
