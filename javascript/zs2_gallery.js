@@ -3,12 +3,25 @@
 const zs2Session = []; // the clips that were made since the page was loaded, the newest first
 let zs2Recent = [];
 
-function zs2Remember(clips) {
+// They outlive a reload of the page, in this tab of the browser.
+function zs2Remember(clips, tab) {
     for (const clip of [...clips].reverse()) {
+        clip.tab = tab;
         clip.made = Date.now(); // a name may have been that of another clip, whose file was deleted
         const known = zs2Session.findIndex(({name}) => name === clip.name);
         if (known >= 0) zs2Session.splice(known, 1);
         zs2Session.unshift(clip);
+    }
+    try {
+        sessionStorage.setItem('zs2_clips', JSON.stringify(zs2Session.slice(0, 50)));
+    } catch { // the browser keeps nothing
+    }
+}
+
+function zs2Recall() {
+    try {
+        zs2Session.push(...JSON.parse(sessionStorage.getItem('zs2_clips') || '[]'));
+    } catch { // nor is there anything that can be read
     }
 }
 
@@ -107,6 +120,7 @@ class Zs2Place {
         this.container = gradioApp().getElementById(`${tab}_gallery_container`);
         this.gallery = gradioApp().getElementById(`${tab}_gallery`);
         this.job = null;
+        this.info = '';
         this.selected = -1;
         this.player = new Zs2Player([zs2Actions(tab, clips => this.showMade(clips))]);
         this.live = new Zs2Live();
@@ -122,6 +136,15 @@ class Zs2Place {
         const observer = new MutationObserver(() => this.check());
         observer.observe(this.gallery, {subtree: true, childList: true, attributes: true, attributeFilter: ['class']});
         observer.observe(this.container.parentElement, {childList: true}); // the host's progress comes and goes there
+        this._recall();
+    }
+
+    // After a reload of the page its last clip is there again.
+    _recall() {
+        this.own = zs2Session.find(({tab}) => tab === this.tab) || null;
+        if (!this.own) return;
+        this._offer();
+        this.player.show(this.own, false);
     }
 
     get thumbnails() {
@@ -171,7 +194,8 @@ class Zs2Place {
             this.player.track.pause();
             return;
         }
-        zs2Remember(this.job.clips);
+        const {main, clips} = this.job;
+        zs2Remember([main, ...clips.filter(clip => clip !== main)], this.tab);
         this._offer();
     }
 
@@ -186,7 +210,7 @@ class Zs2Place {
         this.made = this._madeByPanel();
         const clips = entries.length ? [{name: entries[0].name, files: entries.map(({name}) => name)}] : [];
         if (!clips.length) return;
-        zs2Remember(clips);
+        zs2Remember(clips, this.tab);
         this.own = clips[0];
         this._offer();
         this._returnTo(this.job?.main);
@@ -283,6 +307,7 @@ onUiLoaded(() => {
         && gradioApp().getElementById(`${tab}_gallery_container`) && gradioApp().getElementById(`${tab}_gallery`));
     onOptionsAvailable(() => {
         if (opts.zs2_player === false) return;
+        zs2Recall();
         const places = tabs.map(tab => new Zs2Place(tab));
         onAfterUiUpdate(() => places.forEach(place => place.check()));
     });

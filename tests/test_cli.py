@@ -15,9 +15,11 @@ from PIL import Image, PngImagePlugin
 
 pytest.importorskip("diffusers")
 
+from diffusers import DPMSolverMultistepScheduler
+
 from zs2_lib import __main__ as program
 from zs2_lib import cli
-from zs2_lib.hosts.diffusers import checkpoints
+from zs2_lib.hosts.diffusers import adapters, checkpoints
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.media import interpolators
 from zs2_lib.media.formats import FORMATS
@@ -355,21 +357,32 @@ def test_kept_pictures_are_compared_with_what_is_made(clip, tmp_path, capsys):
     assert pictures(tmp_path / "a")[1] == pictures(changed.parent)[1]
 
 
-def test_a_recipe_of_a_webui(pipe, tmp_path, capsys):
-    values = {"Steps": 2, "Sampler": "Euler a", "Schedule type": "Karras", "CFG scale": 7.0, "Seed": 1, "Size": "64x64"}
-    values |= {"Model hash": "abc", "Model": "tiny-sd", "Clip skip": 2, "Version": "v1.10.1"}
+def test_a_recipe_of_a_webui(pipe, tmp_path, capsys, monkeypatch):
+    values = {
+        "Steps": 2,
+        "Sampler": "DPM++ 2M",
+        "Schedule type": "Karras",
+        "CFG scale": 7.0,
+        "Seed": 1,
+        "Size": "64x64",
+    }
+    values |= {"Model hash": "abc", "Model": "tiny-sd", "Clip skip": 2, "RNG": "CPU", "NGMS": 1, "Version": "v1.10.1"}
     text = recipe.parameters(PROMPT, "dark", {**values, **recipe.texts(Settings(frames=3, formats=("webp",)))})
     go_on("--recipe", picture_with(tmp_path / "00001-1.png", text), "-o", tmp_path / "a.png")
     how = {"guidance": 7.0, "negative_prompt": "dark"}
-    assert_clip_of_the_library(tmp_path / "a", pipe, PROMPT, Settings(frames=3), **how)
+    karras = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
+    monkeypatch.setattr(pipe, "scheduler", karras)
+    with adapters.clip_skip(pipe, 2):
+        assert_clip_of_the_library(tmp_path / "a", pipe, PROMPT, Settings(frames=3), **how)
     said = capsys.readouterr().err
-    assert "zs2: not followed of the recipe: Schedule type, Clip skip\n" in said
-    assert "zs2: the recipe's sampler is Euler a, here it is the checkpoint's own, DDIM\n" in said
+    assert "zs2: not followed of the recipe: NGMS\n" in said and "other" not in said
+    assert "Sampler: DPM++ 2M, Schedule type: Karras, Clip skip: 2, CFG scale: 7" in read_text(tmp_path / "a")
     still = recipe.parameters(PROMPT, "dark", {**values, "Model": "dream"})
     model = ["--model", tmp_path / "tiny.safetensors"]
     go_on("--recipe", picture_with(tmp_path / "still.png", still), "-o", tmp_path / "b.png", "--frames", "2", *model)
     assert "zs2: the clip was made with the model dream, not tiny\n" in capsys.readouterr().err
-    assert_clip_of_the_library(tmp_path / "b", pipe, PROMPT, Settings(frames=2), **how)
+    with adapters.clip_skip(pipe, 2):
+        assert_clip_of_the_library(tmp_path / "b", pipe, PROMPT, Settings(frames=2), **how)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +408,10 @@ def test_a_recipe_of_a_webui(pipe, tmp_path, capsys):
             ["--recipe", "{still}"],
             "--recipe: the clip was made with the model 'sd_xl', which is not searched for; give",
         ),
-        (["--recipe", "{edit}"], "--recipe: the clip was made with an init image, which its file does not carry"),
+        (
+            ["--recipe", "{edit}"],
+            "--recipe: the clip was made of an image, which its file does not carry; give it again by",
+        ),
         (["--recipe", "{odd}"], "Seed of the recipe: 'x' is not allowed"),
         ([], "there is no prompt; give one, or a clip that has one"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from zs2_lib import cli_control
+from zs2_lib import cli_control, cli_edit, cli_models
 from zs2_lib.cli_job import Failed, Refused, interpolate, load, make, say
 from zs2_lib.cli_read import CFG, STEPS, clip_options, flag, read_interpolation, read_job
 from zs2_lib.media.interpolators import MINTERPOLATE, InterpolatorError, names
@@ -74,6 +74,8 @@ def parser() -> Parser:
     )
     _add_basics(parser)
     _add_clip_options(parser.add_argument_group("the clip"))
+    cli_models.add_options(parser)
+    cli_edit.add_options(parser)
     _add_settings(cli_control.add_options(parser), [row for row in clip_options() if row.group == "control"])
     _add_going_on(
         parser.add_argument_group(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from zs2_lib.cli_edit import Shown
 from zs2_lib.hosts.diffusers.preprocessors import CANNY, NAMES, NONE, THRESHOLDS, preprocessor
 from zs2_lib.media.read import open_source
 from zs2_lib.media.source import Source
@@ -30,25 +31,26 @@ KEY = re.compile(r"ControlNet \d+")
 
 @dataclass(frozen=True)
 class Pictures:
-    """The control images of a clip: `picks` says which frame of the `source` is that of each kept frame, and
-    in-betweens have that of the kept frame before them.
+    """The control images of a clip: `picks` says which frame of the `source` each frame of it has.
+
+    whole: they become as large as the clip as they are, as the frames of a source video do; else what is too much of
+        their longer side is cut off.
     """
 
-    source: Source
+    source: Source | Shown
     picks: np.ndarray
-    in_betweens: int
     preprocess: Callable[[Image.Image], Image.Image]
+    whole: bool = False
 
     def __call__(self, frames: range, size: tuple[int, int]) -> Iterator[Image.Image]:
-        """Those of these frames of the clip, of this size (width, height): what is longer is cut off on both sides.
-        Raises OSError for one that cannot be read.
-        """
-        numbers, index = np.unique(self.picks[np.asarray(frames) // self.in_betweens], return_inverse=True)
+        """Those of these frames of the clip, of this size (width, height). Raises OSError where one cannot be read."""
+        numbers, index = np.unique(self.picks[frames.start : frames.stop], return_inverse=True)
         try:
             read = [picture for _, picture in self.source.read(numbers)]
         except ValueError as error:
             raise OSError(f"--control: {error}") from error
-        made = [self.preprocess(ImageOps.fit(picture, size, Image.Resampling.LANCZOS)) for picture in read]
+        fit = Image.Image.resize if self.whole else ImageOps.fit
+        made = [self.preprocess(fit(picture, size, Image.Resampling.LANCZOS)) for picture in read]
         return (made[number] for number in index)
 
 
@@ -72,7 +74,7 @@ class Unit:
             "Module": self.preprocessor,
             "Model": re.sub("[,:]", "_", self.model.name.removesuffix(".safetensors")),
             "Weight": number_text(self.weight),
-            "Resize Mode": "Crop and Resize",
+            "Resize Mode": "Just Resize" if self.pictures.whole else "Crop and Resize",
             "Processor Res": -1,
             "Threshold A": low,
             "Threshold B": high,
@@ -102,11 +104,11 @@ def add_options(parser: argparse.ArgumentParser):
 
 
 def read(
-    options: argparse.Namespace, settings: Settings, source: tuple[Source, np.ndarray] | None = None
+    options: argparse.Namespace, settings: Settings, source: tuple[Shown, np.ndarray] | None = None
 ) -> tuple[tuple[Unit, ...], list[str]]:
     """The units that the options ask for, for a clip with these settings, and sentences about them.
 
-    source: the source video, and which of its frames is that of each kept frame.
+    source: the source video that is edited, and which of its frames is that of each kept frame.
 
     Raises SettingsError for what is not allowed.
     """
@@ -119,14 +121,15 @@ def read(
     return tuple(_unit(text, settings, source, notes) for text in given), notes
 
 
-def _unit(text: str, settings: Settings, source: tuple[Source, np.ndarray] | None, notes: list[str]) -> Unit:
+def _unit(text: str, settings: Settings, source: tuple[Shown, np.ndarray] | None, notes: list[str]) -> Unit:
     model, images, name, numbers = split(text)
     try:
         preprocess = preprocessor(name)
     except ValueError as error:
         raise SettingsError(f"--control: {error}") from None
     weight, start, end = _numbers(text, numbers)
-    if images == FROM_SOURCE and not Path(images).exists():
+    whole = images == FROM_SOURCE and not Path(images).exists()
+    if whole:
         if source is None:
             raise SettingsError(
                 f"--control: {text!r} takes the frames of the source video, but there is none; give --source, or a "
@@ -138,10 +141,9 @@ def _unit(text: str, settings: Settings, source: tuple[Source, np.ndarray] | Non
             video = open_source(images)
         except (OSError, ValueError, RuntimeError) as error:
             raise SettingsError(f"--control: {error}") from None
-        picks = fitted(video.info.frames, settings)
+        picks = fitted(video.info.frames, settings)[np.arange(settings.length) // settings.in_betweens]
         notes += _notes_on(text, video.info.frames, settings)
-    pictures = Pictures(video, picks, settings.in_betweens, preprocess)
-    return Unit(Path(model), images, name, weight, start, end, pictures)
+    return Unit(Path(model), images, name, weight, start, end, Pictures(video, picks, preprocess, whole))
 
 
 def split(text: str) -> tuple[str, str, str, str]:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from zs2_lib import cli_control
-from zs2_lib.media.formats import clip_path, exact_rate
+from zs2_lib import cli_control, cli_edit
+from zs2_lib.cli_models import Models
+from zs2_lib.media.formats import FORMATS, clip_path, exact_rate
 from zs2_lib.media.on_disk import OnDisk
 from zs2_lib.media.resample import interpolated, interpolated_count
 from zs2_lib.media.write import write_clip, write_sidecar
@@ -80,11 +81,13 @@ class Job:
     steps: int
     cfg: float
     faster: Faster | None
-    sampler: str | None
-    """The one that its recipe names."""
     notes: Sequence[str]
     kept: Kept | None
     """The pictures of the clip that it goes on from."""
+    models: Models
+    """What samples it, beside the checkpoint."""
+    edit: cli_edit.Edit | None = None
+    """What its frames are made of, beside the prompt."""
     control: tuple[cli_control.Unit, ...] = ()
 
     @property
@@ -128,37 +131,69 @@ def load(job: Job):
     # imported here: they take seconds, which wrong values need not wait for, and they read the environment above
     from diffusers.utils.logging import disable_progress_bar
 
-    from zs2_lib.hosts.diffusers import checkpoints, control
+    from zs2_lib.hosts.diffusers import adapters, checkpoints, control, editing, samplers
 
     disable_progress_bar()
     if job.model is None and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(
             1
         )  # of so small a model threads mostly wait for each other, on a busy machine for minutes
+    models = job.models
+    loras = [adapters.Lora(file, weight) for file, weight in models.loras]
     try:
         pipe = checkpoints.load_pipeline(job.model, job.config)
+        adapters.put(pipe, loras, models.embeddings, models.vae)
         if job.control:
             pipe = control.with_controls(pipe, [unit.model for unit in job.control])
-        checkpoints.check_pipeline(pipe)
+        if job.edit:
+            pipe = of_host(job.edit).pipeline(pipe)
+        else:
+            editing.check_without_pictures(pipe)
+        with samplers.using(pipe, models.sampler, models.schedule), adapters.clip_skip(pipe, models.clip_skip):
+            checkpoints.check_pipeline(pipe)
     except ValueError as error:
         raise Refused(error) from None
     return pipe
 
 
+def of_host(edit: cli_edit.Edit):
+    """The same as the host takes it; a source that is found to be damaged ends the program in words."""
+    from zs2_lib.hosts.diffusers.editing import Editing  # see `load`
+
+    def read(shown: cli_edit.Shown | None):
+        def pictures(frames: range) -> list[Image.Image]:
+            try:
+                return shown(frames)
+            except ValueError as error:
+                raise Failed(error) from error
+
+        return pictures if shown else None
+
+    return Editing(read(edit.pictures), edit.size, read(edit.masks), edit.strength, edit.image_guidance)
+
+
 def make(pipe, job: Job) -> None:
     """Samples the clip and writes its files."""
-    sampler = type(pipe.scheduler).__name__.removesuffix("Scheduler")
-    if job.sampler and job.sampler.lower() != sampler.lower():
-        say(f"the recipe's sampler is {job.sampler}, here it is the checkpoint's own, {sampler}")
-    write(sample(pipe, job), job, sampler)
+    sampler, models = type(pipe.scheduler).__name__.removesuffix("Scheduler"), job.models
+    if models.expected and models.expected.lower() != sampler.lower():
+        say(f"the recipe's sampler is {models.expected}, here it is the checkpoint's own, {sampler}")
+    edited = {**of_host(job.edit).texts(pipe), **job.edit.texts} if job.edit else {}
+    write(sample(pipe, job), job, sampler, edited)
 
 
 def sample(pipe, job: Job) -> Iterator[Image.Image]:
     """The frames, sampled segment by segment; each is decoded when it is asked for."""
-    from zs2_lib.hosts.diffusers import control
-    from zs2_lib.hosts.diffusers import sampling as host  # see `load`
+    from zs2_lib.hosts.diffusers import adapters, control, samplers  # see `load`
+    from zs2_lib.hosts.diffusers import sampling as host
 
-    with tqdm(total=1.0, bar_format=BAR) as bar:
+    models = job.models
+    if models.clip_skip > 1 and not adapters.clip_skip_counts(pipe):
+        say(f"clip skip {models.clip_skip} changes nothing with this checkpoint, as in the WebUI")
+    with (
+        samplers.using(pipe, models.sampler, models.schedule),
+        adapters.clip_skip(pipe, models.clip_skip),
+        tqdm(total=1.0, bar_format=BAR) as bar,
+    ):
 
         def show(progress: host.Progress) -> None:
             first, last = progress.frames
@@ -173,9 +208,9 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
             negative_prompt=job.negative or None,
             steps=job.steps,
             guidance=job.cfg,
-            width=job.size[0],
-            height=job.size[1],
+            editing=of_host(job.edit) if job.edit else None,
             progress=show,
+            **({} if job.edit else {"width": job.size[0], "height": job.size[1]}),
             control=[control.Unit(unit.pictures, unit.weight, unit.start, unit.end) for unit in job.control],
         )
         for number, frame in enumerate(frames, 1):
@@ -189,23 +224,24 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
         say(note)
 
 
-def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:
-    """Writes the files, with the generation parameters in them, and says where they are."""
+def write(frames: Iterable[Image.Image], job: Job, sampler: str, more: Mapping[str, object]) -> None:
+    """Writes the files, with the generation parameters in them, `more` of them by key, and says where they are."""
     frames = iter(frames)
     first = next(frames)
     size, count, place = f"{first.width}x{first.height}", job.count, job.targets[0][0]
     values = {
         "Steps": job.steps,
-        "Sampler": sampler,
+        **job.models.values(sampler),
         "CFG scale": f"{job.cfg:g}",
         "Seed": job.seed,
         "Size": size,
         "Model": model_name(job.model),
+        **more,
         **cli_control.recipe_values(job.control),
         **recipe.texts(job.settings),
         **({INTERPOLATED_TO: interpolated_to(count, job.rate)} if job.faster else {}),
     }
-    text = recipe.parameters(job.prompt, job.negative, values)
+    text = recipe.parameters(job.prompt + job.models.tags, job.negative, values)
     frames = itertools.chain([first], frames)
     with ExitStack() as scope:
         if job.waits:
@@ -214,9 +250,19 @@ def write(frames: Iterable[Image.Image], job: Job, sampler: str) -> None:
             frames = in_between(scope, frames, job.faster, job.targets, count)
         for target, format in job.targets:
             file = write_clip(frames, target, format, job.rate, text)
+            if job.settings.source_audio and FORMATS[format].sound:
+                add_sound(job.edit, file)
             print(f"{file}: {count} frames of {size}, {float(count / job.rate):.3g} s, seed {job.seed}")
     if job.settings.sidecar:
         write_sidecars(job, count, text)
+
+
+def add_sound(clip: cli_edit.Edit | FinishedClip, file: Path, *how) -> None:
+    """Gives a file the clip's sound, as `how` says, or says why it has none."""
+    try:
+        clip.add_sound(file, *how)
+    except (ValueError, RuntimeError) as error:
+        say(f"{file} has no sound: {error}")
 
 
 def interpolate(work: Interpolation) -> None:
@@ -228,10 +274,7 @@ def interpolate(work: Interpolation) -> None:
         frames = in_between(scope, pictures(clip), faster, work.targets, count)
         for target, format in work.targets:
             file = write_clip(frames, target, format, faster.to, text)
-            try:
-                clip.add_sound(file, format, count, faster.to)
-            except (ValueError, RuntimeError) as error:
-                say(f"{file} has no sound: {error}")
+            add_sound(clip, file, format, count, faster.to)
             print(f"{file}: {count} frames of {info.size[0]}x{info.size[1]}, {float(count / faster.to):.3g} s")
 
 

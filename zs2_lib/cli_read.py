@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
-from zs2_lib import cli_control
+from zs2_lib import cli_control, cli_edit, cli_models
 from zs2_lib.cli_job import TINY, Faster, Interpolation, Job, Refused, Targets, model_name
+from zs2_lib.hosts.diffusers.samplers import check_steps
 from zs2_lib.media.formats import FORMATS, check_clip, clip_path, exact_rate, split_clip_name
 from zs2_lib.media.interpolators import MINTERPOLATE
 from zs2_lib.media.read import open_source
@@ -36,13 +37,14 @@ GOING_ON = {"recipe": (), "extend": ("frames", "extended"), "retake": ("retakes"
 LEAVES_FRAMES = ("output", "model", "config", "in_betweens", "fps", "sidecar", "interpolate", "interpolator")
 """Options that leave those frames as they are that a clip has."""
 OF_INTERPOLATION = ("input", "output", "interpolate", "interpolator")
-OF_RECIPE = {"seed": "Seed", "steps": "Steps", "cfg": "CFG scale", "size": "Size"}
-FOLLOWED = (*OF_RECIPE.values(), "Sampler", "Model", "Model hash", "Version", "ZS2 notes")
+OF_RECIPE = {"seed": "Seed", "steps": "Steps", "cfg": "CFG scale", "size": "Size", **cli_models.OF_RECIPE}
+OF_OTHERS = ("Model", "Model hash", "Lora hashes", "RNG", "Version", "ZS2 notes")
+FOLLOWED = (*OF_RECIPE.values(), *cli_edit.KEYS, *OF_OTHERS)
 """Keys of a recipe, beside the settings', that are followed, or ask for nothing."""
 
 
 def clip_options() -> list[Row]:
-    """The settings that are options here: no source's, and the formats are known by the files' names."""
+    """The settings that are options here: `cli_edit` has a source's, and the formats are known by the files' names."""
     rows = [*recipe.CARRIED.values(), ROWS["sidecar"]]
     return [row for row in rows if row.name != "formats" and row.group != "source"]
 
@@ -76,18 +78,21 @@ def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
         if prompt is None:
             raise SettingsError("there is no prompt; give one, or a clip that has one (--recipe, --extend, --retake)")
         speed = SPEEDS[Choice(tuple(SPEEDS)).read("--speed", options.speed)] if options.speed is not None else None
-        settings = read_settings(options, made.settings, formats, speed)
-        control, of_control = cli_control.read(options, settings)
-        settings = replace(settings, control=tuple(unit.images for unit in control))
-        faster = read_faster(options, exact_rate(settings.rate), settings.loop != "off", formats)
-        negative = made.negative if options.negative is None else options.negative
+        settings = read_settings(options, made, formats, speed)
         named = {name: made.chosen(options, name) for name in OF_RECIPE}
-        size = read_size(*named["size"])
-        seed = read_number(WholeNumber(0, 2**63 - 1), *named["seed"], random.randrange(2**32) if seed is None else seed)
         steps = read_number(WholeNumber(1, 999), *named["steps"], STEPS)
         if speed and speed.steps and options.steps is None:
             steps = speed.steps
+        edit, settings, of_edit = cli_edit.read(options, settings, read_size(*named["size"]), steps, made.values)
+        control, of_control = cli_control.read(options, settings, edit.kept_frames if edit else None)
+        settings = replace(settings, control=tuple(unit.images for unit in control))
+        faster = read_faster(options, exact_rate(settings.rate), settings.loop != "off", formats)
+        negative = made.negative if options.negative is None else options.negative
+        seed = read_number(WholeNumber(0, 2**63 - 1), *named["seed"], random.randrange(2**32) if seed is None else seed)
         cfg = read_number(Number(0, 100), *named["cfg"], CFG)
+        frames = ROWS["prompts"].kind.print(settings.prompts)
+        models, prompt, notes = cli_models.read(options, named, made.values, prompt, frames)
+        check_steps(models.sampler, steps)
     check_packages(formats, faster)
     return Job(
         prompt=prompt,
@@ -96,14 +101,15 @@ def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
         config=options.config,
         settings=settings,
         targets=targets,
-        size=size,
+        size=edit.size if edit else read_size(*named["size"]),
         seed=seed,
         steps=steps,
         cfg=cfg,
         faster=faster,
-        sampler=made.values.get("Sampler"),
-        notes=(*made.notes, *of_control),
+        notes=(*made.notes, *of_edit, *of_control, *notes),
         kept=read_kept(options, made, settings),
+        models=models,
+        edit=edit,
         control=control,
     )
 
@@ -119,20 +125,18 @@ def read_number(kind: Number, name: str, text: str | None, default):
     return default if text is None else kind.read(name, text)
 
 
-def read_settings(
-    options: argparse.Namespace, start: Settings, formats: tuple[str, ...], speed: Speed | None
-) -> Settings:
-    """Those of the clip: what the options say, and of what they say nothing about those of `start`. Raises
+def read_settings(options: argparse.Namespace, made: Recipe, formats: tuple[str, ...], speed: Speed | None) -> Settings:
+    """Those of the clip: what the options say, and of what they say nothing about those of the recipe. Raises
     SettingsError for a value that is not allowed.
     """
-    values = speed.settings if speed else {}
+    values = cli_edit.source_values(options, made.values) | (speed.settings if speed else {})
     for row in clip_options():
         text = getattr(options, row.name)
         if text is not None:
             if isinstance(row.kind, Prompts):
                 text = read_prompts(flag(row), text)
-            values[row.name] = row.kind.read(flag(row), text)
-    return replace(start, formats=formats, **values)
+            values[row.name] = row.kind_for(options.source).read(flag(row), text)
+    return replace(made.settings, formats=formats, **values)
 
 
 def read_prompts(flag: str, text: str) -> str:
@@ -185,7 +189,7 @@ class Recipe:
         text = getattr(options, name)
         if text is None and OF_RECIPE[name] in self.values:
             return f"{OF_RECIPE[name]} of the recipe", self.values[OF_RECIPE[name]]
-        return f"--{name}", text
+        return "--" + name.replace("_", "-"), text
 
 
 def read_recipe(options: argparse.Namespace) -> Recipe:
@@ -208,8 +212,11 @@ def read_recipe(options: argparse.Namespace) -> Recipe:
             "written anew"
         )
     check_followed(step, values, options.model)
+    cli_edit.check_given(step, values, options)
     cli_control.check_given(step, values, options)
     rows = [row for row in clip_options() if row.name in recipe.CARRIED]
+    if options.source:
+        rows += [row for row in recipe.CARRIED.values() if row.group == "source"]
     try:
         before = Settings(enabled=True, **recipe.read(values, [row.name for row in rows]))
         change = {"recipe": lambda clip: clip, "extend": going_on.extended, "retake": going_on.retaken}[step]
@@ -253,17 +260,6 @@ def read_clip_name(step: str, text: str) -> tuple[str, tuple[int, ...]]:
 
 def check_followed(step: str, values: Mapping[str, str], model: str | None) -> None:
     """Raises SettingsError for a recipe that says what the command line cannot do, and one of an unknown model."""
-    hires = any(key.startswith("Hires ") for key in values)
-    more = {
-        "a source video": "ZS2 source" in values,
-        "an init image": "Denoising strength" in values and not hires,
-    }
-    for what, was_there in more.items():
-        if was_there:
-            raise SettingsError(
-                f"--{step}: the clip was made with {what}, which its file does not carry, and the command line does "
-                "not take; go on from it in the WebUI"
-            )
     made_with = values.get("Model", TINY)
     if model is None and made_with != TINY:
         raise SettingsError(
@@ -274,7 +270,8 @@ def check_followed(step: str, values: Mapping[str, str], model: str | None) -> N
 
 def notes_on(values: Mapping[str, str], options: argparse.Namespace) -> list[str]:
     """Sentences about what a recipe says and is not followed."""
-    followed = {*FOLLOWED, INTERPOLATED_TO, *map(recipe.infotext_key, recipe.CARRIED.values())}
+    given = {"VAE", "VAE hash"} if options.vae is not None else set()
+    followed = {*FOLLOWED, *given, INTERPOLATED_TO, *map(recipe.infotext_key, recipe.CARRIED.values())}
     others = [key for key in values if key not in followed and not cli_control.KEY.fullmatch(key)]
     notes = [f"not followed of the recipe: {', '.join(others)}"] if others else []
     if INTERPOLATED_TO in values and options.interpolate is None:

@@ -13,11 +13,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
 
 import test_diffusers
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_diffusers import PROMPT, SEED, SIZE, STEPS, clip
 
+from small_models import net_for
 from zs2_lib.hosts.diffusers import checkpoints, control
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.settings.table import Settings
@@ -36,16 +42,6 @@ def images(count=FRAMES, seed=0):
 
 def unit(pictures, *numbers):
     return control.Unit(lambda frames, size: [pictures[frame] for frame in frames], *numbers)
-
-
-def net_for(unet, seed=1, **more):
-    """A ControlNet as it is before training, but with an effect."""
-    torch.manual_seed(seed)
-    net = ControlNetModel.from_unet(unet, **more)
-    for module in (*net.controlnet_down_blocks, net.controlnet_mid_block):
-        torch.nn.init.normal_(module.weight, std=0.1)
-    torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=10)
-    return net.eval()
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +227,13 @@ def test_single_files(loaded, folder, tmp_path, form):
     assert net.dtype == loaded.unet.dtype and not net.training
     for name, tensor in expected.state_dict().items():
         assert torch.equal(net.state_dict()[name], tensor), name
+
+
+def test_a_single_file_for_an_inpainting_checkpoint(loaded, folder):
+    """Its UNet takes more channels than a ControlNet."""
+    shape = {**loaded.unet.config, "in_channels": 9}
+    net = control.load_control(folder / "diffusion_pytorch_model.safetensors", UNet2DConditionModel.from_config(shape))
+    assert net.config.in_channels == 4
 
 
 def refused(model, pipe):

@@ -276,6 +276,16 @@ def test_a_plot_plays(tour, clip):
     page.shot("plot")
 
 
+def test_after_a_reload(tour, clip):
+    """The clips of the session are there again, the last one first."""
+    page = tour
+    last = page.about()["name"]
+    page.load()
+    again = page.next_clip("")
+    assert again["name"] == last and again["paused"]
+    page.choose_clip(clip["name"])
+
+
 def test_the_console_is_silent(tour, clip):
     """After all that."""
     ours = [error for error in tour.errors() if "zs2" in error.lower()]

@@ -10,10 +10,20 @@ from pathlib import Path
 import torch
 from diffusers import (
     CosineDPMSolverMultistepScheduler,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
     StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetInpaintPipeline,
     StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
+    UNet2DConditionModel,
 )
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTokenizer
@@ -22,17 +32,34 @@ TINY_SD = Path(__file__).parents[2] / "tiny-sd"
 """The project's own checkpoint."""
 CONFIGS = Path(__file__).parent / "configs"
 """The components of SD 1.x, SD 2.x and SDXL: what `diffusers` has to know of a single file, and would download."""
+FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+"""The first layer of the UNet in a single file."""
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 _PICKLED = (
     "model: {file!r} is no .safetensors file (others, such as .ckpt and .bin, can run code when they are opened); "
     "convert it to .safetensors"
 )
-PIPELINES = {cls.__name__: cls for cls in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
+OF_SD = {
+    4: StableDiffusionPipeline,
+    8: StableDiffusionInstructPix2PixPipeline,
+    9: StableDiffusionInpaintPipeline,
+}
+OF_SDXL = {4: StableDiffusionXLPipeline, 9: StableDiffusionXLInpaintPipeline}
+"""The pipelines of checkpoints by the channels that their UNet takes: latents alone, with a picture's, and those with a
+mask."""
+PIPELINES = {cls.__name__: kinds for kinds in (OF_SD, OF_SDXL) for cls in kinds.values()}
+"""The pipelines of their kind, by the names that a folder may give."""
 WITH_CONTROL = {
     StableDiffusionPipeline: StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline: StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionInpaintPipeline: StableDiffusionControlNetInpaintPipeline,
     StableDiffusionXLPipeline: StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLImg2ImgPipeline: StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline: StableDiffusionXLControlNetInpaintPipeline,
 }
 """The class of pipeline that has ControlNets as well, for each that has none."""
+SAMPLED = (*WITH_CONTROL, *WITH_CONTROL.values(), StableDiffusionInstructPix2PixPipeline)
+"""The pipelines that clips are sampled with."""
 
 
 class ModelError(ValueError):
@@ -43,8 +70,9 @@ def load_pipeline(
     model: str | Path | None = None,
     config: str | Path | None = None,
     device: str | torch.device | None = None,
-) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-    """Opens a checkpoint; nothing is downloaded, and nothing unpickled.
+):
+    """Opens a checkpoint as the pipeline that it is for: to make images from text, for inpainting, or Instruct-Pix2Pix;
+    nothing is downloaded, and nothing unpickled.
 
     model: None for the project's own tiny checkpoint; a `.safetensors` file of SD 1.x, SD 2.x or SDXL, which is
         sampled with DDIM; or a folder in the format of `diffusers`, which is sampled with the scheduler it names.
@@ -136,42 +164,60 @@ def _load_file(file: Path, config: str | Path | None, dtype: torch.dtype):
     """A single file in the format of the original releases, as the WebUI reads it."""
     if file.suffix != ".safetensors":
         raise ModelError(_PICKLED.format(file=str(file)))
-    tokenizers = {}
+    components = {}
     if config is None:
         config = CONFIGS / model_kind(file)
         # all of them use CLIP's vocabulary; they differ in what pads a prompt
         vocabulary = TINY_SD / "diffusers-config" / "tokenizer"
         padding = {"pad_token": "!"} if config.name == "sd2" else {}
-        tokenizers["tokenizer"] = CLIPTokenizer.from_pretrained(vocabulary, **padding)
+        components["tokenizer"] = CLIPTokenizer.from_pretrained(vocabulary, **padding)
         if config.name == "sdxl":
-            tokenizers["tokenizer_2"] = CLIPTokenizer.from_pretrained(vocabulary, pad_token="!")
-    return _pipeline_class(Path(config)).from_single_file(
-        str(file), config=str(config), torch_dtype=dtype, local_files_only=True, **tokenizers
-    )
+            components["tokenizer_2"] = CLIPTokenizer.from_pretrained(vocabulary, pad_token="!")
+    how = {"config": str(config), "torch_dtype": dtype, "local_files_only": True}
+    channels = unet_channels(file)
+    if channels in (8, 9):  # which no configuration needs to say
+        components["unet"] = UNet2DConditionModel.from_single_file(
+            str(file), subfolder="unet", in_channels=channels, **how
+        )
+    cls = _pipeline_class(Path(config), channels)
+    of_text = (OF_SDXL if cls in OF_SDXL.values() else OF_SD)[4]
+    pipe = of_text.from_single_file(str(file), **how, **components)
+    return pipe if cls is of_text else cls.from_pipe(pipe, torch_dtype=dtype)  # not all open single files themselves
 
 
-def _pipeline_class(folder: Path):
-    """The class of pipeline that a folder's `model_index.json` names."""
+def _pipeline_class(folder: Path, channels: int | None = None):
+    """The class of pipeline that the `model_index.json` of a folder names, or its sister for a UNet that takes so many
+    `channels`; None: as many as that of the folder.
+    """
     if not (folder / "model_index.json").is_file():
         raise ModelError(
             f"model: the folder {str(folder)!r} has no model_index.json; give a folder in the format of diffusers"
         )
     name = StableDiffusionPipeline.load_config(folder).get("_class_name")
     if name not in PIPELINES:
-        raise ModelError(f"model: {str(folder)!r} is a {name}; ZS² works with {' and '.join(PIPELINES)}")
-    return PIPELINES[name]
+        raise ModelError(f"model: {str(folder)!r} is a {name}; ZS² works with {', '.join(PIPELINES)}")
+    kinds = PIPELINES[name]
+    if channels is None:
+        channels = UNet2DConditionModel.load_config(folder, subfolder="unet", local_files_only=True)["in_channels"]
+    if channels not in kinds:
+        raise ModelError(
+            f"model: its UNet takes {channels} channels, and {str(folder)!r} says that it is for a {name}; ZS² works "
+            f"with UNets of this kind that take {', '.join(map(str, kinds))}"
+        )
+    return kinds[channels]
+
+
+def unet_channels(file: Path) -> int | None:
+    """The channels that the UNet of a single file takes, by its header; None if it has no UNet."""
+    with safe_open(file, framework="pt") as tensors:
+        return tensors.get_slice(FIRST).get_shape()[1] if FIRST in set(tensors.keys()) else None
 
 
 def model_kind(file: Path) -> str:
     """Returns whose shape a single file has by its header: "sd1", "sd2" or "sdxl". Raises ModelError for another."""
     with safe_open(file, framework="pt") as tensors:
         names = set(tensors.keys())
-        first = "model.diffusion_model.input_blocks.0.0.weight"
-        channels = tensors.get_slice(first).get_shape()[1] if first in names else None
-    if channels in (8, 9):
-        what = "a checkpoint for inpainting" if channels == 9 else "an Instruct-Pix2Pix checkpoint"
-        raise ModelError(f"model: {str(file)!r} is {what}; choose one that makes images from text")
-    if channels is not None:
+    if FIRST in names:
         for kind, prefix in (
             ("sdxl", "conditioner.embedders.1.model.transformer."),
             ("sd2", "cond_stage_model.model.transformer."),
@@ -193,7 +239,7 @@ def find_prediction_type(pipe, file: Path) -> None:
         zero_snr = "ztsnr" in set(tensors.keys())  # SDXL's v-prediction models carry this mark
     spacing = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_snr else {}
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="v_prediction", **spacing)
-    if not isinstance(pipe, StableDiffusionXLPipeline) and pipe.unet.config.cross_attention_dim == 1024:
+    if not is_sdxl(pipe) and pipe.unet.config.cross_attention_dim == 1024:
         pipe.unet.register_to_config(sample_size=96)  # SD 2.x with v-prediction makes images of 768×768 pixels
 
 
@@ -205,8 +251,11 @@ def predicts_noise(pipe) -> bool:
     """
     unet = pipe.unet
     size = unet.config.sample_size // 2
-    x = torch.randn(1, unet.config.in_channels, size, size, generator=torch.Generator().manual_seed(0))
-    x = x.to(unet.device, unet.dtype)
+    noise = torch.randn(1, unet.config.out_channels, size, size, generator=torch.Generator().manual_seed(0))
+    more = torch.zeros(1, unet.config.in_channels - unet.config.out_channels, size, size)
+    if more.shape[1] == 5:
+        more[:, 0] = 1  # everything is masked
+    x = torch.cat([noise, more], dim=1).to(unet.device, unet.dtype)
     kwargs = {"encoder_hidden_states": x.new_zeros(1, 77, unet.config.cross_attention_dim)}
     if unet.config.addition_embed_type == "text_time":  # SDXL: pooled text, and the size of the image
         pixels = float(size * pipe.vae_scale_factor)
@@ -215,23 +264,38 @@ def predicts_noise(pipe) -> bool:
             "time_ids": x.new_tensor([[pixels, pixels, 0, 0, pixels, pixels]]),
         }
     output = unet(x, pipe.scheduler.config.num_train_timesteps - 1, **kwargs).sample
-    return torch.corrcoef(torch.stack([x.flatten(), output.flatten()]).float())[0, 1].item() > 0.5
+    both = torch.stack([noise.to(output.device, output.dtype).flatten(), output.flatten()])
+    return torch.corrcoef(both.float())[0, 1].item() > 0.5
+
+
+def is_sdxl(pipe) -> bool:
+    return "text_encoder_2" in pipe.components
+
+
+def takes_masks(pipe) -> bool:
+    return "Inpaint" in type(pipe).__name__
+
+
+def follows_picture(pipe) -> bool:
+    """Whether the pipeline is one of Instruct-Pix2Pix, whose calls have a third block of rows."""
+    return isinstance(pipe, StableDiffusionInstructPix2PixPipeline)
 
 
 def check_pipeline(pipe) -> None:
     """Raises ValueError, which names the remedy, if `pipe`, as it is set up, cannot make a clip."""
-    if not isinstance(pipe, (*PIPELINES.values(), *WITH_CONTROL.values())):
+    if not isinstance(pipe, SAMPLED):
         raise ValueError(
             f"ZS² cannot make clips with {type(pipe).__name__}; give a StableDiffusionPipeline or "
-            "StableDiffusionXLPipeline"
+            "StableDiffusionXLPipeline, or one of theirs for img2img, inpainting or Instruct-Pix2Pix"
         )
     unet, scheduler = pipe.unet, pipe.scheduler
     if hasattr(unet, "_orig_mod"):
         raise ValueError("ZS² cannot hook a compiled UNet; set pipe.unet = pipe.unet._orig_mod")
-    if unet.config.in_channels != pipe.vae.config.latent_channels:
+    allowed = (8,) if follows_picture(pipe) else (4, 9) if takes_masks(pipe) else (pipe.vae.config.latent_channels,)
+    if unet.config.in_channels not in allowed:
         raise ValueError(
-            f"ZS²: the UNet takes {unet.config.in_channels} channels, not the {pipe.vae.config.latent_channels} of the "
-            "latents: it is a checkpoint for inpainting or editing; choose one that makes images from text"
+            f"ZS²: the UNet takes {unet.config.in_channels} channels, where a {type(pipe).__name__} gives it "
+            f"{' or '.join(map(str, allowed))}: it is a checkpoint for inpainting or editing; load it as what it is"
         )
     if any(getattr(module, "fused_projections", False) for module in unet.modules()):
         raise ValueError("ZS² needs separate projections for keys and values; call pipe.unfuse_qkv_projections()")

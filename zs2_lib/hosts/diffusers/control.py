@@ -17,6 +17,7 @@ import torch
 from diffusers import ControlNetModel
 from PIL import Image
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from zs2_lib.hosts.undo import override
 
@@ -24,6 +25,8 @@ from .checkpoints import PICKLED, WITH_CONTROL, ModelError
 
 OF_TEXT = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
 """Whose models take a text of so many values a token."""
+OF_DIFFUSERS = "controlnet_cond_embedding."
+"""How names begin in the format of `diffusers`, and in no other."""
 OTHERS = {
     "lllite": "a ControlNet-LLLite",
     "lora_controlnet": "a Control-LoRA",
@@ -51,8 +54,8 @@ class Unit:
 
 
 def with_controls(pipe, models: Sequence[str | Path]):
-    """A pipeline with the modules of `pipe`, a text-to-image pipeline, and a ControlNet for each of the `models`, which
-    may come more than once: `.safetensors` files or folders in the format of `diffusers`.
+    """A pipeline with the modules of `pipe`, one of text to image, img2img or inpainting, and a ControlNet for each of
+    the `models`, which may come more than once: `.safetensors` files or folders in the format of `diffusers`.
 
     Raises ModelError for what cannot be loaded, or is made for other checkpoints.
     """
@@ -142,36 +145,49 @@ def _load_file(file: Path, unet) -> ControlNetModel:
             "are opened); convert it to .safetensors"
         )
     _check_text(file, text_size(file), unet)
-    with tempfile.TemporaryDirectory() as folder:
-        with torch.device("meta"):
-            shape = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
-        shape.register_to_config(in_channels=unet.config.out_channels)  # that of an inpainting checkpoint takes more
-        shape.save_config(folder)
-        try:
-            net = ControlNetModel.from_single_file(
-                str(file), config=folder, torch_dtype=unet.dtype, local_files_only=True
-            )
-            complete = not any(tensor.is_meta for tensor in net.parameters())
-        except NotImplementedError:  # newer versions move what they have not loaded
-            complete = False
+    with torch.device("meta"):
+        shape = ControlNetModel.from_unet(unet, load_weights_from_unet=False).config
+        net = ControlNetModel.from_config(shape, in_channels=unet.config.out_channels)  # those of latents alone
+    try:
+        net = _filled(net, file, unet.dtype)
+        complete = not any(tensor.is_meta for tensor in net.parameters())
+    except RuntimeError:
+        complete = False
     if not complete:
         raise ModelError(
-            f"control: {str(file)!r} lacks some of the tensors that a ControlNet of this checkpoint's shape has; if it "
-            "is of a smaller shape, give its folder in the format of diffusers"
+            f"control: {str(file)!r} lacks some of the tensors that a ControlNet of this checkpoint's shape has, or "
+            "has others; if it is of a smaller shape, give its folder in the format of diffusers"
         )
     return net
+
+
+def _filled(net: ControlNetModel, file: Path, dtype: torch.dtype) -> ControlNetModel:
+    """A ControlNet with the shape of `net` and the weights of the file. Raises RuntimeError where they do not fit, or
+    leaves what is missing on the device "meta", as versions of `diffusers` differ.
+    """
+    if any(name.startswith(OF_DIFFUSERS) for name in names_in(file)):  # which older versions do not know
+        net.load_state_dict(load_file(file), assign=True)
+        return net.to(dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        net.save_config(folder)
+        return ControlNetModel.from_single_file(str(file), config=folder, torch_dtype=dtype, local_files_only=True)
+
+
+def names_in(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as tensors:
+        return list(tensors.keys())
 
 
 def text_size(file: Path) -> int:
     """How many values a token has in the text that a ControlNet in a single file is made for, by its header. Raises
     ModelError for what is no ControlNet.
     """
+    names = names_in(file)
+    attention = next((name for name in names if name.endswith("attn2.to_k.weight")), None)
     with safe_open(file, framework="pt") as tensors:
-        names = list(tensors.keys())
-        attention = next((name for name in names if name.endswith("attn2.to_k.weight")), None)
         size = tensors.get_slice(attention).get_shape()[1] if attention else 0
     what = next((what for begin, what in OTHERS.items() for name in names if name.startswith(begin)), None)
-    parts = ("control_model.input_hint_block.", "input_hint_block.", "controlnet_cond_embedding.")
+    parts = ("control_model.input_hint_block.", "input_hint_block.", OF_DIFFUSERS)
     if what or not size or not any(name.startswith(parts) for name in names):
         raise ModelError(
             f"control: {str(file)!r} is {what or 'no ControlNet'}; choose a ControlNet for SD 1.x, SD 2.x or SDXL"
@@ -210,6 +226,7 @@ class Controls:
                 f"control: {len(self.units)} units for a {type(pipe).__name__} with {len(self.nets)} ControlNets; give "
                 "one for each, and the pipeline that control.with_controls makes"
             )
+        self._edits = hasattr(pipe, "prepare_control_image")  # its "image" is the one that is edited
         self._stand_ins = [Image.new("RGB", (8, 8)) for _ in self.units]
 
     def arguments(self, width: int | None = None, height: int | None = None) -> dict:
@@ -220,7 +237,7 @@ class Controls:
         return {
             "width": width or own,
             "height": height or own,
-            "image": self._stand_ins,
+            "control_image" if self._edits else "image": self._stand_ins,
             "controlnet_conditioning_scale": [float(unit.weight) for unit in self.units],
             "control_guidance_start": [float(unit.start) for unit in self.units],
             "control_guidance_end": [float(unit.end) for unit in self.units],
@@ -232,7 +249,8 @@ class Controls:
             return
         self._forward = self.pipe.controlnet.forward
         override(undo, self.pipe.controlnet, "forward", _put_off)
-        override(undo, self.pipe, "prepare_image", self._of_frames(self.pipe.prepare_image, frames))
+        prepare = "prepare_control_image" if self._edits else "prepare_image"
+        override(undo, self.pipe, prepare, self._of_frames(getattr(self.pipe, prepare), frames))
 
     def unet(self, unet: Callable) -> Callable:
         """`unet`, the UNet's `forward`, with the residuals that the ControlNets make of the rows that it is given."""
@@ -249,7 +267,9 @@ class Controls:
         return controlled
 
     def _of_frames(self, prepare_image: Callable, frames: range) -> Callable:
-        """The pipeline's `prepare_image`, which gives the unit's images of the `frames` for its stand-in."""
+        """The pipeline's `prepare_image`, or what it is called there, which gives the unit's images of the `frames` for
+        its stand-in.
+        """
 
         @functools.wraps(prepare_image)
         def prepared(image, width, height, *, do_classifier_free_guidance=False, guess_mode=False, **kwargs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -30,7 +31,11 @@ def preprocessor(name: str) -> Callable[[Image.Image], Image.Image]:
         _check_package("controlnet_aux", "controlnet_aux", name)
         if name == "mediapipe_face":
             _check_package("mediapipe", "mediapipe", name)
-        return _OfAux(OF_AUX[name])
+        try:
+            _detector(name)
+        except Exception as error:  # of any of the many packages that it imports
+            raise ValueError(f"{name}: controlnet_aux cannot be used ({type(error).__name__}: {error})") from error
+        return functools.partial(_by_aux, name)
     raise ValueError(
         f"{name!r} is no preprocessor here; there are {', '.join(NAMES)} (others need weights that are pickled, which "
         "can run code, or a download); let another program make these images, and give them without one"
@@ -53,17 +58,14 @@ def _canny(picture: Image.Image) -> Image.Image:
     return Image.fromarray(cv2.Canny(np.asarray(picture.convert("RGB")), *THRESHOLDS)).convert("RGB")
 
 
-class _OfAux:
-    """A detector of `controlnet_aux`, made when it is first used."""
+@functools.cache
+def _detector(name: str) -> Callable:
+    """A detector of `controlnet_aux`."""
+    import controlnet_aux
 
-    def __init__(self, detector: str):
-        self.detector = detector
-        self._made = None
+    return getattr(controlnet_aux, OF_AUX[name])()
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        if self._made is None:
-            import controlnet_aux
 
-            self._made = getattr(controlnet_aux, self.detector)()
-        shown = self._made(picture.convert("RGB"), detect_resolution=min(picture.size), output_type="pil")
-        return shown.convert("RGB").resize(picture.size)
+def _by_aux(name: str, picture: Image.Image) -> Image.Image:
+    shown = _detector(name)(picture.convert("RGB"), detect_resolution=min(picture.size), output_type="pil")
+    return shown.convert("RGB").resize(picture.size)

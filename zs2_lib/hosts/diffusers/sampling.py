@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from diffusers import DPMSolverSDEScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, DPMSolverSDEScheduler
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from PIL import Image
 from torch.overrides import TorchFunctionMode
@@ -26,8 +26,9 @@ from zs2_lib.hosts.undo import override, restore_afterwards
 from zs2_lib.settings.schedule import Blend, PromptKeyframes, join
 from zs2_lib.settings.table import Settings
 
-from .checkpoints import check_pipeline
+from .checkpoints import check_pipeline, follows_picture, is_sdxl
 from .control import Controls, Unit
+from .editing import Editing, encode_one_by_one
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Progress:
 
 
 def sample_clip(
-    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, prompt: str, settings: Settings, seed: int, **options
+    pipe: DiffusionPipeline, prompt: str, settings: Settings, seed: int, **options
 ) -> Iterator[Image.Image]:
     """Samples a clip and returns its frames, which are decoded one by one as they are taken.
 
@@ -55,9 +56,7 @@ def sample_clip(
     return itertools.chain.from_iterable(decode_frames(pipe, latents) for latents in itertools.chain([first], segments))
 
 
-def sample_latents(
-    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, prompt: str, settings: Settings, seed: int, **options
-) -> torch.Tensor:
+def sample_latents(pipe: DiffusionPipeline, prompt: str, settings: Settings, seed: int, **options) -> torch.Tensor:
     """The latents of a clip (frames, channels, height / 8, width / 8): those of `sample_segments` together, whose
     arguments and errors it has.
     """
@@ -65,13 +64,14 @@ def sample_latents(
 
 
 def sample_segments(
-    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
+    pipe: DiffusionPipeline,
     prompt: str,
     settings: Settings,
     seed: int,
     *,
     steps: int = 20,
     guidance: float = 5.0,
+    editing: Editing | None = None,
     progress: Callable[[Progress], None] | None = None,
     control: Sequence[Unit] = (),
     **options,
@@ -80,8 +80,9 @@ def sample_segments(
     (frames, channels, height / 8, width / 8).
 
     `progress` is called before each pass over some frames and may raise to stop. `control` has a unit for each
-    ControlNet of the pipeline (`control.with_controls`). `options` are further arguments of the pipeline:
-    `negative_prompt`, `width` and `height` (pixels, multiples of 8; default: the model's size), `eta`, `clip_skip`,
+    ControlNet of the pipeline (`control.with_controls`). `editing` says what pictures the frames are made of; `pipe` is
+    then one that its `pipeline` gives. `options` are further arguments of the pipeline: `negative_prompt`, `width` and
+    `height` (pixels, multiples of 8; default: the model's size; not with `editing`), `eta`, `clip_skip`,
     `guidance_rescale`, …
 
     Raises ValueError for a pipeline that cannot make a clip, or wrong arguments.
@@ -92,11 +93,13 @@ def sample_segments(
         raise ValueError(
             "latents: cannot be given; a clip draws its own noise, correlated over the frames: choose it by seed"
         )
-    sampling = ClipSampling(pipe, settings, seed, progress, control)
-    options |= sampling.controls.arguments(options.get("width"), options.get("height"))
+    sampling = ClipSampling(pipe, settings, seed, progress, control, editing)
+    size = editing.size if editing else (options.get("width"), options.get("height"))
+    options |= sampling.controls.arguments(*size)
     with sampling.clip:  # which carries from segment to segment; the pipeline decodes in between
         for frames in sampling.clip.segments:
             sampling.clip.begin_segment(frames)
+            options |= editing.arguments(pipe, frames) if editing else {}
             with sampling:
                 latents = pipe(
                     prompt,
@@ -110,9 +113,7 @@ def sample_segments(
             yield latents
 
 
-def decode_frames(
-    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, latents: torch.Tensor
-) -> Iterator[Image.Image]:
+def decode_frames(pipe: DiffusionPipeline, latents: torch.Tensor) -> Iterator[Image.Image]:
     """The images of `latents` (frames, channels, height, width), each decoded by itself, as the pipeline would."""
     try:
         for frame in latents.split(1):
@@ -125,7 +126,7 @@ def decode_frames(
 def _decode(pipe, latents: torch.Tensor) -> Image.Image:
     """One image of `latents` (1, channels, height, width): the last part of the pipelines' `__call__`."""
     vae, denormalize = pipe.vae, None
-    if not hasattr(pipe, "text_encoder_2"):  # SD 1.x and 2.x
+    if not is_sdxl(pipe):
         image = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         image, unsafe = pipe.run_safety_checker(image, image.device, latents.dtype)
         denormalize = [not found for found in unsafe] if unsafe is not None else None
@@ -155,8 +156,9 @@ class ClipSampling:
     begun: its `num_images_per_prompt`.
 
     Inside it every UNet call runs in passes of a few frames, the UNet's self-attention has temporal momentum, and
-    all noise that the pipeline and its scheduler draw is correlated over the frames. The arguments are those of
-    `sample_clip`; `seed` decides about the frames after the first, whose noise comes from the call's generator.
+    all noise that the pipeline and its scheduler draw is correlated over the frames; what the VAE draws for pictures is
+    the same for all of them. The arguments are those of `sample_clip`; `seed` decides about the frames after the first,
+    whose noise comes from the call's generator.
 
     Raises ValueError on entering if `pipe`, as it is set up, cannot make a clip.
     """
@@ -168,12 +170,13 @@ class ClipSampling:
         seed: int,
         progress: Callable[[Progress], None] | None = None,
         control: Sequence[Unit] = (),
+        editing: Editing | None = None,
     ):
         self.pipe = pipe
         self.progress = progress
         self.controls = Controls(pipe, control)
         self.control_momentum = settings.control_momentum
-        self.clip = settings.clip(seed, settings.segment)
+        self.clip = settings.clip(seed, editing.segment(settings) if editing else settings.segment)
         self.prompts = settings.prompts
         self.in_betweens = settings.in_betweens
         self.calls = 0
@@ -189,9 +192,12 @@ class ClipSampling:
             self._unet = self.controls.unet(pipe.unet.forward)
             self.controls.enter(undo, self.clip.frames_now)
             override(undo, pipe.unet, "forward", self.unet)
+            self._draws = CorrelatedDraws(self.clip.noise)
+            override(undo, pipe.vae, "encode", encode_one_by_one(pipe.vae.encode, self._draws.apart))
             override(undo, pipe, "prepare_latents", self._with_correlated_draws(pipe.prepare_latents))
             if self.prompts:
-                override(undo, pipe, "encode_prompt", _by_frame(pipe.encode_prompt, self.prompts, self._counted))
+                encode = "_encode_prompt" if follows_picture(pipe) else "encode_prompt"
+                override(undo, pipe, encode, _by_frame(getattr(pipe, encode), self.prompts, self._counted))
             if isinstance(scheduler, DPMSolverSDEScheduler):
                 restore_afterwards(undo, scheduler, "noise_sampler")
                 override(undo, scheduler, "step", self._with_brownian_motion(scheduler))
@@ -208,18 +214,20 @@ class ClipSampling:
 
     def _counted(self, row: int) -> float:
         """The frame of a row, as keyframes count it."""
-        return (self.clip.first + row) / self.in_betweens
+        return (self.clip.first + row % len(self.clip.frames_now)) / self.in_betweens
 
     # --- the UNet ------------------------------------------------------------------------------------------
 
     def unet(self, sample: torch.Tensor, timestep, *args, return_dict: bool = True, **kwargs):
         """The UNet's `forward`, in passes of a few frames; one call is one step, and sees all rows of the clip.
 
-        With guidance `sample` is the block of the negative prompt and the block of the prompt, (2 frames, …); without,
-        it is one block, (frames, …).
+        With guidance `sample` is the block of the negative prompt and the block of the prompt, (2 frames, …), of
+        Instruct-Pix2Pix those of prompt and picture, of the picture alone and of neither, (3 frames, …); without, it is
+        one block, (frames, …).
         """
         frames, calls, call = len(self.clip.frames_now), self.pipe.num_timesteps, self.calls
-        rows = Rows.blocks(frames, 2 if self.pipe.do_classifier_free_guidance else 1)
+        guided = 3 if follows_picture(self.pipe) else 2
+        rows = Rows.blocks(frames, guided if self.pipe.do_classifier_free_guidance else 1)
         if sample.shape[0] != len(rows):
             raise ValueError(
                 f"ZS²: the UNet is called with {sample.shape[0]} rows for {frames} frames of a clip, which have "
@@ -247,7 +255,7 @@ class ClipSampling:
 
         @functools.wraps(function)
         def correlated(*args, **kwargs):
-            with CorrelatedDraws(self.clip.noise):
+            with self._draws:
                 return function(*args, **kwargs)
 
         return correlated
@@ -279,7 +287,8 @@ def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes, frame_of: Calla
     """The pipeline's `encode_prompt`, with the embeddings of each row blended from those of the keyframes around its
     frame, which `frame_of(row)` counts as keyframes do.
 
-    It returns tensors (frames, …): those of the prompt and the negative prompt, in SDXL the pooled ones as well.
+    It returns tensors (frames, …): those of the prompt and the negative prompt, in SDXL the pooled ones as well; of
+    Instruct-Pix2Pix one tensor, (3 frames, …).
     """
 
     @functools.wraps(encode_prompt)
@@ -289,6 +298,8 @@ def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes, frame_of: Calla
                 f"prompt: {prompt!r} is not allowed with prompts by frame; give the part all have in common, a string"
             )
         encoded = {text: encode_prompt(join(prompt, text), *args, **kwargs) for text in prompts.texts}
+        if alone := isinstance(encoded[prompts.texts[0]], torch.Tensor):
+            encoded = {text: (tensor,) for text, tensor in encoded.items()}
 
         def embeddings(i: int) -> torch.Tensor | None:
             def row(frame: int, blend: Blend) -> torch.Tensor:
@@ -300,7 +311,8 @@ def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes, frame_of: Calla
                 return None
             return torch.stack([row(frame, prompts.at(frame_of(frame))) for frame in range(len(any_text))])
 
-        return tuple(embeddings(i) for i in range(len(encoded[prompts.texts[0]])))
+        blended = tuple(embeddings(i) for i in range(len(encoded[prompts.texts[0]])))
+        return blended[0] if alone else blended
 
     return encode
 
@@ -334,9 +346,20 @@ class CorrelatedDraws(TorchFunctionMode):
     def __init__(self, noise: ClipNoise):
         super().__init__()
         self.noise = noise
+        self._apart = False
+
+    def apart(self, function: Callable):
+        """`function()`, where what it draws in this scope, which may be left, is no frames' noise."""
+        self._apart = True
+        try:
+            return function()
+        finally:
+            self._apart = False
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
+        if self._apart:
+            return function(*args, **kwargs)
         if function in (torch.randn, torch.randn_like):
             if function is torch.randn:
                 shape = tuple(kwargs.pop("size", None) or (args if isinstance(args[0], int) else args[0]))

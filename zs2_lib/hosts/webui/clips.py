@@ -235,10 +235,16 @@ class Clips:
             clip.pictures[:0] = [clip.animation] if self.request.script else []
         elif file:
             clip.playable = file
-        if not is_api:
-            videos = (file for format, file in files.items() if FORMATS[format].encoding)
-            best = next(videos, next(iter(files.values()), file))
-            clip.plays = best and name_of(best)
+            self._plays(clip, frames, files)
+
+    def _plays(self, clip: Clip, frames: Sequence[Image.Image], files: dict[str, Path]) -> None:
+        """Says which file the page's player has; where nothing is saved, in the first format that was asked for."""
+        format, playable = self.settings.formats[0], clip.playable
+        if not files and not FORMATS[format].is_folder and playable.suffix != FORMATS[format].suffix:
+            file = self._write(clip, frames, playable.with_suffix(""), format)
+            files = {format: file} if file else files
+        videos = (file for format, file in files.items() if FORMATS[format].encoding)
+        clip.plays = name_of(next(videos, next(iter(files.values()), playable)))
 
     def _passing(self, temporary: ExitStack) -> Path | None:
         """A path, without suffix, of a file that is there until `temporary` is closed."""
@@ -265,7 +271,8 @@ def _clear(folder: Path) -> None:
     """Removes the previews that no page is likely to show any more."""
     newest_first = sorted(folder.iterdir(), key=os.path.getmtime, reverse=True)
     for number, path in enumerate(newest_first):
-        if number >= MOST_PREVIEWS or time.time() - os.path.getmtime(path) > OLDEST_PREVIEW:
+        old = number >= MOST_PREVIEWS or time.time() - os.path.getmtime(path) > OLDEST_PREVIEW
+        if old and not path.is_dir():
             path.unlink(missing_ok=True)
 
 

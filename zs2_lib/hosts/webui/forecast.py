@@ -27,6 +27,7 @@ PICTURE_BYTES = 4
 TOKEN_MERGING = "token_merging_ratio"
 TOKEN_MERGING_NOTE = "Token merging is off while a clip is sampled: it merges other tokens in each frame."
 BATCH_NOTE = "The batch size is not used: a batch is one clip. Batch count makes more clips."
+SCRIPT_NOTE = "This is one job of the script {script}, which may run several."
 WHOLE_SOURCE = "In txt2img a source video is used by ControlNet units alone; send it to img2img to edit its frames."
 
 
@@ -79,9 +80,9 @@ class Forecast(NamedTuple):
         for preflight in (False, True):
             of_kind = pace.kind_of(*kind, preflight)
             name = SAMPLING if self.settings.anchor_stride > 1 else FULL  # of calls alone, without what comes first
-            seconds, jobs = pace.seconds_for(of_kind, frames * self._positions, name)
+            seconds, jobs = pace.seconds_for(of_kind, frames * self._positions, name, self.samplings[0].positions)
             if seconds is not None:
-                return seconds + (pace.seconds_after(of_kind, frames * self.samplings[-1].positions) or 0), jobs
+                return seconds + (pace.seconds_after(of_kind, frames, self.samplings[-1].positions) or 0), jobs
         return None, 0
 
     def carried(self) -> int | None:
@@ -154,6 +155,8 @@ def notes(of: Forecast) -> Iterator[str]:
         yield TOKEN_MERGING_NOTE
     if of.tab.batch_size > 1:
         yield BATCH_NOTE
+    if of.tab.script_name:
+        yield SCRIPT_NOTE.format(script=of.tab.script_name)
     if of.settings.source and not of.tab.img2img:
         yield WHOLE_SOURCE
     moves = of.settings.noise_model == "dependency" and of.settings.motion.bounds[1] and of.settings.frames > 1

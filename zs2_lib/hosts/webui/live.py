@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import logging
+import re
 import threading
 import time
 
@@ -32,6 +33,7 @@ CHEAP = 2
 """The host's number for making a picture of latents by a matrix alone, without a model."""
 
 PARTS = {
+    "cell": "cell {0} of {1}",
     "clip": "clip {0} of {1}",
     "segment": "segment {0} of {1}",
     "preparing": "preparing",
@@ -57,9 +59,13 @@ class Live:
     def __init__(self, p, segments: Segments, preflight: bool = False):
         self._p, self._segments, self._preflight = p, segments, preflight
         self._kind = ""
+        self._cell = cell_of(shared.state.job) if p.zs2_request.script else None
+        """Which job of a script it is, and of how many."""
         self._estimate: Estimate | None = None
         self._step = self._steps = self._pass = self._passes = 0
         self._second = False
+        self._positions = 0
+        """Latent positions of a frame in its first sampling."""
         self._began = time.perf_counter()
         self._strips = Strips()
         _running.append(self)
@@ -78,12 +84,17 @@ class Live:
             start = None if clip.anchors.is_identity else clip.anchors.start
             frames = [self._segments.of(number) for number in range(self._p.n_iter)]
             frames = [len(each) for each in frames]
-            self._estimate = Estimate(frames, lambda name: pace.rate(self._kind, name), second_sampling(self._p), start)
+            self._estimate = Estimate(frames, self._known, second_sampling(self._p), start)
+
+    def _known(self, name: str) -> float | None:
+        return pace.rate(self._kind, name, self._positions)
 
     def call(self, number: int, calls: int, work: float, positions: int, time: float) -> None:
         """A call of the denoiser begins: see `Estimate.call`."""
         if number == 0:
             self._second = self._steps > 0
+        if not self._second:
+            self._positions = positions
         self._step, self._steps = number + 1, calls
         self._passes, self._pass = max(self._pass, 1), 0
         self._estimate.call(number, calls, work, positions, time)
@@ -110,7 +121,7 @@ class Live:
 
     def _keep(self, rates: dict[str, float]) -> None:
         if rates and not (shared.state.interrupted or shared.state.skipped):
-            pace.record(self._kind, rates)
+            pace.record(self._kind, rates, self._positions)
 
     # --- what is shown -----------------------------------------------------------------------------------------------
 
@@ -118,6 +129,9 @@ class Live:
         """See `shown`: `parts` are texts with places, and the numbers for them."""
         left = self._estimate.seconds_left() if self._estimate else None
         elapsed = time.perf_counter() - self._began
+        if self._cell and left is not None:  # the others are like this one
+            number, of = self._cell
+            left, elapsed = left + (of - number) * (elapsed + left), elapsed + (number - 1) * (elapsed + left)
         parts = self._parts()
         return {
             "running": True,
@@ -130,7 +144,7 @@ class Live:
 
     def _parts(self) -> list[tuple]:
         segments, batch = self._segments, self._p.iteration if hasattr(self._p, "iteration") else 0
-        parts = []
+        parts = [(PARTS["cell"], *self._cell)] if self._cell else []
         if segments.clips > 1:
             parts.append((PARTS["clip"], batch // segments.of_clip + 1, segments.clips))
         if segments.of_clip > 1:
@@ -144,6 +158,12 @@ class Live:
         if self._passes > 1:
             parts.append((PARTS["pass"], max(self._pass, 1), max(self._passes, self._pass)))
         return parts
+
+
+def cell_of(job: str | None) -> tuple[int, int] | None:
+    """(number, of how many) as the host's scripts say it of their jobs; None where they do not."""
+    found = re.fullmatch(r"(\d+) out of (\d+)", job or "")
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def second_sampling(p) -> tuple[float, float, float] | None:

@@ -30,34 +30,49 @@ def kind_of(anchor_stride: int, anchor_depth: str, preflight: bool = False) -> s
     return f"{shared.opts.sd_model_checkpoint}{depth}{' preflight' if preflight else ''}"
 
 
-def record(kind: str, rates: dict[str, float]) -> None:
-    """A clip, or a segment of it, was made at these rates, by the names of `estimate.py`."""
+def record(kind: str, rates: dict[str, float], positions: int = 0) -> None:
+    """A clip, or a segment of it, was made at these rates, by the names of `estimate.py`, of frames with so many latent
+    `positions`; 0 for rates of something else.
+    """
     jobs = _jobs()
     of_kind = jobs.pop(kind, {})
     for name, rate in rates.items():
-        of_kind[name] = [*of_kind.get(name, ()), rate][-LAST:]
+        for each in dict.fromkeys((name, _sized(name, positions))):
+            of_kind[each] = [*of_kind.get(each, ()), rate][-LAST:]
     jobs[kind] = of_kind
     for oldest in list(jobs)[:-MOST_KINDS]:
         del jobs[oldest]
     _save(jobs)
 
 
-def rate(kind: str, name: str) -> float | None:
-    """The median rate of the last jobs of the kind, None if there were none."""
-    rates = _jobs().get(kind, {}).get(name)
+def rate(kind: str, name: str, positions: int = 0) -> float | None:
+    """The median rate of the last jobs of the kind, of about that size if there were such; None if there were none."""
+    rates = _rates(kind, name, positions)
     return statistics.median(rates) if rates else None
 
 
-def seconds_for(kind: str, work: float, name: str = SAMPLING) -> tuple[float | None, int]:
-    """(seconds, of how many jobs they are known) of sampling `work` UNet rows × latent positions at the rate `name`."""
-    known = rate(kind, name)
-    return (None if known is None else known * work), len(_jobs().get(kind, {}).get(name, ()))
+def seconds_for(kind: str, work: float, name: str = SAMPLING, positions: int = 0) -> tuple[float | None, int]:
+    """(seconds, of how many jobs they are known) of sampling `work` UNet rows × latent positions at the rate `name`, of
+    frames with so many `positions`.
+    """
+    known = rate(kind, name, positions)
+    return (None if known is None else known * work), len(_rates(kind, name, positions))
 
 
-def seconds_after(kind: str, positions: float) -> float | None:
-    """Seconds from the end of sampling to the file, of frames with so many latent `positions` together."""
-    known = rate(kind, AFTER)
-    return None if known is None else known * positions
+def seconds_after(kind: str, frames: int, positions: int) -> float | None:
+    """Seconds from the end of sampling to the file, of so many frames with so many latent `positions` each."""
+    known = rate(kind, AFTER, positions)
+    return None if known is None else known * frames * positions
+
+
+def _rates(kind: str, name: str, positions: int) -> list[float]:
+    of_kind = _jobs().get(kind, {})
+    return of_kind.get(_sized(name, positions)) or of_kind.get(name) or []
+
+
+def _sized(name: str, positions: int) -> str:
+    """The name of a rate for sizes that are alike: the positions, to a factor of two."""
+    return f"{name} 2^{positions.bit_length()}" if positions else name
 
 
 def _path() -> Path:

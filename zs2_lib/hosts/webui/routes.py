@@ -119,7 +119,7 @@ def get_about(name: str) -> dict:
 
 
 @of_page.get(
-    "/clips/{name:path}/frames/{frame:int}",
+    "/clips/{name:path}/frames/{frame}",
     summary="A frame of a clip, counted from 0, as a PNG that carries the clip's text",
     response_class=Response,
     responses={200: {"content": {"image/png": {}}}},

@@ -1,0 +1,274 @@
+"""What samples a clip on the command line: samplers, LoRAs, embeddings, VAE, CLIP; against diffusers alone."""
+
+import functools
+import importlib.util
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from test_cli import PROMPT, picture_with, pictures, refused
+from zs2_lib import cli
+from zs2_lib.hosts.diffusers import checkpoints, samplers
+from zs2_lib.media.text import read_text
+from zs2_lib.settings import recipe
+from zs2_lib.settings.table import Settings
+
+QUICK = ["--steps", "3", "--size", "64", "--frames", "2", "--seed", "1"]
+LINSPACE, LEADING = {"timestep_spacing": "linspace"}, {"timestep_spacing": "leading", "steps_offset": 1}
+SDE = {"algorithm_type": "sde-dpmsolver++", "use_exponential_sigmas": True}
+ALONE = {
+    "Euler": ("EulerDiscrete", LINSPACE),
+    "Euler a": ("EulerAncestralDiscrete", LINSPACE),
+    "Heun": ("HeunDiscrete", LINSPACE),
+    "LMS": ("LMSDiscrete", LINSPACE),
+    "DPM2": ("KDPM2Discrete", {"use_karras_sigmas": True, **LINSPACE}),
+    "DPM2 a": ("KDPM2AncestralDiscrete", {"use_karras_sigmas": True, **LINSPACE}),
+    "DPM++ 2M": ("DPMSolverMultistep", {"use_karras_sigmas": True, **LINSPACE}),
+    "DPM++ 2M SDE": ("DPMSolverMultistep", {**SDE, **LINSPACE}),
+    "DPM++ 2M SDE Heun": ("DPMSolverMultistep", {**SDE, "solver_type": "heun", **LINSPACE}),
+    "DPM++ SDE": ("DPMSolverSDE", {"use_karras_sigmas": True, "noise_sampler_seed": 1, **LINSPACE}),
+    "DDIM": ("DDIM", LEADING),
+    "PLMS": ("PNDM", {"skip_prk_steps": True, **LEADING}),
+    "UniPC": ("UniPCMultistep", LINSPACE),
+    "DEIS": ("DEISMultistep", LINSPACE),
+    "DDPM": ("DDPM", LEADING),
+    "LCM": ("LCM", {}),
+    "TCD": ("TCD", {}),
+}
+"""Each sampler with the schedule type "Automatic": its class of diffusers without "Scheduler", and configuration."""
+SCHEDULES = {
+    "Karras": {"use_karras_sigmas": True, **LINSPACE},
+    "Exponential": {"use_exponential_sigmas": True, **LINSPACE},
+    "Polyexponential": {"use_exponential_sigmas": True, **LINSPACE},
+    "Beta": {"use_beta_sigmas": True, **LINSPACE},
+    "Uniform": LINSPACE,
+    "Normal": LINSPACE,
+    "SGM Uniform": {"timestep_spacing": "trailing"},
+    "Simple": {"timestep_spacing": "trailing"},
+    "DDIM": LEADING,
+}
+NEW = importlib.util.find_spec("diffusers") and hasattr(diffusers.EulerDiscreteScheduler, "_convert_to_exponential")
+
+
+@pytest.fixture
+def pipe(monkeypatch):
+    """The tiny checkpoint, of which the command line gets a fresh one each time."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    load = functools.partial(checkpoints.load_pipeline, device="cpu")
+    monkeypatch.setattr(checkpoints, "load_pipeline", lambda model, config, **how: load(model, config, **how))
+    pipe = load()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def made(tmp_path, *arguments, prompt=(PROMPT,)) -> list[bytes]:
+    """The pictures of the clip that the command line makes."""
+    assert cli.main([*prompt, "-o", str(tmp_path / "made.png"), *QUICK, *map(str, arguments)]) == 0
+    return pictures(tmp_path / "made")
+
+
+def still(pipe, prompt=PROMPT, **options) -> bytes:
+    """The picture that diffusers alone makes."""
+    generator = torch.Generator().manual_seed(1)
+    how = {"num_inference_steps": 3, "guidance_scale": 5.0, "width": 64, "height": 64, **options}
+    return pipe(prompt, generator=generator, **how).images[0].tobytes()
+
+
+def furthest(a: bytes, b: bytes) -> int:
+    return max(abs(one - other) for one, other in zip(a, b, strict=True))
+
+
+# --- samplers ------------------------------------------------------------------------------------------
+
+
+def assert_is(pipe, tmp_path, scheduler: str, config: dict, *arguments) -> None:
+    pipe.scheduler = getattr(diffusers, f"{scheduler}Scheduler").from_config(pipe.scheduler.config, **config)
+    first, second = made(tmp_path, *arguments)
+    assert furthest(first, still(pipe)) <= 2 and furthest(first, second) > 2
+
+
+def test_all_samplers_are_tested():
+    assert {*ALONE} == {*samplers.SAMPLERS} and {*SCHEDULES, samplers.AUTOMATIC} == {*samplers.SCHEDULES}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_sampler_is_that_of_diffusers(pipe, tmp_path, name):
+    kind = samplers.SAMPLERS[name]
+    if kind.needs:
+        pytest.importorskip(kind.needs)
+    if kind.automatic == "Exponential" and not NEW:
+        pytest.skip("needs diffusers 0.32")
+    assert_is(pipe, tmp_path, *ALONE[name], "--sampler", name.lower())
+    assert f"Sampler: {name}, Schedule type: Automatic" in read_text(tmp_path / "made")
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_type_is_that_of_diffusers(pipe, tmp_path, name):
+    if name in ("Exponential", "Polyexponential", "Beta") and not NEW:
+        pytest.skip("needs diffusers 0.32")
+    assert_is(pipe, tmp_path, "EulerDiscrete", SCHEDULES[name], "--sampler", "Euler", "--scheduler", name)
+
+
+def test_all_combinations_make_a_clip(pipe):
+    """With the number of steps that they are asked for, and the checkpoint's own prediction."""
+    own = pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="v_prediction")
+    for sampler, kind in samplers.SAMPLERS.items():
+        for schedule in kind.schedules if NEW else ():
+            with samplers.using(pipe, sampler, schedule):
+                assert pipe.scheduler.config.prediction_type == "v_prediction"
+                pipe.scheduler.set_timesteps(7)
+                assert torch.isfinite(pipe.scheduler.timesteps.double()).all(), (sampler, schedule)
+    assert pipe.scheduler is own
+
+
+def test_the_recipe_has_the_sampler(pipe, tmp_path, capsys):
+    first = made(tmp_path, "--sampler", "DPM++ 2M Karras")  # as older WebUIs wrote it
+    file = picture_with(tmp_path / "it.png", read_text(tmp_path / "made"))
+    assert made(tmp_path, "--recipe", file) == first
+    assert made(tmp_path, "--recipe", file, "--sampler", "Euler") != first
+    assert "Sampler: Euler, Schedule type: Automatic" in read_text(tmp_path / "made")
+    assert made(tmp_path, "--sampler", "DPM++ 2M", "--scheduler", "karras") == first
+    values = {"Steps": 3, "Sampler": "DPM2", "Schedule type": "Automatic", "Version": "v1.10.1", "Model": "tiny-sd"}
+    text = recipe.parameters(PROMPT, "", {**values, **recipe.texts(Settings(frames=2))})
+    made(tmp_path, "--recipe", picture_with(tmp_path / "webui.png", text))
+    said = capsys.readouterr().err
+    assert "zs2: DPM2 may have other numbers here than in a WebUI: its last" in said
+    assert "zs2: the clip's noise came from a GPU, here it comes from the CPU" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--sampler", "DPM++ 2S a"],
+            "--sampler: 'DPM++ 2S a' is not allowed: diffusers has no counterpart for it; the",
+        ),
+        (["--sampler", "dpm adaptive"], "--sampler: 'dpm adaptive' is not allowed: diffusers has no counterpart"),
+        (["--sampler", "Eular"], "--sampler: 'Eular' is not allowed; give one of \"Euler\""),
+        (
+            ["--scheduler", "KL Optimal"],
+            "--scheduler: 'KL Optimal' is not allowed: diffusers has no counterpart for it",
+        ),
+        (["--sampler", "Euler a", "--scheduler", "Karras"], "--scheduler: 'Karras' is not allowed with Euler a, which"),
+        (["--sampler", "LCM", "--steps", "51"], "steps: 51 is not allowed with LCM; give at most 50"),
+        (["--clip-skip", "0"], "--clip-skip: 0 is not allowed; give a whole number from 1 to 12"),
+        (["--lora", "no.safetensors:1"], "--lora: there is no file 'no.safetensors'"),
+        (["--lora", "{pickled}"], "--lora: '{pickled}' is no .safetensors file (others, such as .pt and .bin, can run"),
+        (["--embedding", "{pickled}"], "--embedding: '{pickled}' is no .safetensors file"),
+        (["--vae", "{pickled}"], "--vae: '{pickled}' is no .safetensors file"),
+        (["--lora", "{lora}:much"], "--lora a: 'much' is not allowed; give a number from -10 to 10"),
+        (["--prompts", "0: <lora:a:1>"], "prompts: LoRAs by frame are not allowed here"),
+    ],
+)
+def test_wrong_values(tmp_path, capsys, arguments, words):
+    files = {"pickled": tmp_path / "a.pt", "lora": tmp_path / "a.safetensors"}
+    for file in files.values():
+        file.touch()
+    given = [argument.format(**files) for argument in arguments]
+    assert refused(capsys, "-o", str(tmp_path / "a.gif"), *given).startswith(words.format(**files))
+
+
+# --- models --------------------------------------------------------------------------------------------
+
+
+def lora_file(pipe, path, seed: int):
+    """A LoRA for UNet and text encoder, as kohya-ss writes it."""
+    random, tensors = torch.Generator().manual_seed(seed), {}
+    ends = ("to_q", "to_k", "to_v", "q_proj", "k_proj", "v_proj", "out_proj")
+    for prefix, model in (("lora_unet_", pipe.unet), ("lora_te_", pipe.text_encoder)):
+        for name, module in model.named_modules():
+            if name.endswith(ends):
+                inner = "text_model." if prefix == "lora_te_" and not name.startswith("text_model") else ""
+                key = (prefix + inner + name).replace(".", "_")
+                tensors[f"{key}.lora_down.weight"] = torch.randn(2, module.in_features, generator=random) * 0.3
+                tensors[f"{key}.lora_up.weight"] = torch.randn(module.out_features, 2, generator=random) * 0.3
+                tensors[f"{key}.alpha"] = torch.tensor(1.0)
+    save_file(tensors, path)
+    return path
+
+
+def test_loras_are_those_of_diffusers(pipe, tmp_path):
+    pytest.importorskip("peft")
+    first, second = (lora_file(pipe, tmp_path / f"{name}.safetensors", seed) for seed, name in enumerate("ab"))
+    before = still(pipe)
+    got = made(tmp_path, "--lora", f"{first}:0.7", "--lora", second)
+    for name, file in (("a", first), ("b", second)):
+        pipe.load_lora_weights(tmp_path, weight_name=file.name, adapter_name=name, local_files_only=True)
+    pipe.set_adapters(["a", "b"], [0.7, 1.0])
+    alone = still(pipe)
+    assert furthest(got[0], alone) <= 2 < furthest(alone, before)
+    text = read_text(tmp_path / "made")
+    assert text.startswith(f"{PROMPT} <lora:a:0.7> <lora:b:1>\n")
+    file = picture_with(tmp_path / "it.png", text)
+    assert made(tmp_path, "--recipe", file, "--lora", first, "--lora", second, prompt=()) == got
+
+
+def test_a_lora_of_a_recipe_is_asked_for(tmp_path, capsys):
+    text = "it <lora:mine:0.5>"
+    words = "prompt: the LoRA 'mine' is not searched for; give it by --lora FILE"
+    assert refused(capsys, "-o", str(tmp_path / "a.gif"), prompt=(text,)).startswith(words)
+
+
+def test_without_peft_loras_are_refused(tmp_path, capsys, monkeypatch):
+    (tmp_path / "a.safetensors").touch()
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find(name))
+    words = "--lora: it needs peft; install it with: "
+    given = ["-o", str(tmp_path / "a.gif"), "--lora", str(tmp_path / "a.safetensors")]
+    assert refused(capsys, *given).startswith(words)
+
+
+def test_an_embedding_is_that_of_diffusers(pipe, tmp_path):
+    values = torch.randn(3, pipe.text_encoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    save_file({"emb_params": values}, tmp_path / "mystyle.safetensors")
+    prompt = f"{PROMPT}, mystyle"
+    got = made(tmp_path, "--embedding", tmp_path / "mystyle.safetensors", prompt=(prompt,))
+    before = still(pipe, prompt)
+    pipe.load_textual_inversion(
+        tmp_path, weight_name="mystyle.safetensors", token="mystyle", use_safetensors=True, local_files_only=True
+    )
+    assert furthest(got[0], still(pipe, prompt)) <= 2 < furthest(got[0], before)
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_a_vae_is_that_of_diffusers(pipe, tmp_path, form):
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKL.from_config(pipe.vae.config)
+    vae.save_pretrained(tmp_path / "vae")
+    path = tmp_path / "vae"
+    if form == "file":
+        path = (tmp_path / "vae/diffusion_pytorch_model.safetensors").rename(tmp_path / "other.safetensors")
+    got = made(tmp_path, "--vae", path)
+    before = still(pipe)
+    pipe.vae = vae.eval()
+    assert furthest(got[0], still(pipe)) <= 2 < furthest(got[0], before)
+    assert f"VAE: {path.name}" in read_text(tmp_path / "made")
+
+
+def embedded(pipe, prompt: str, layer: int):
+    """What CLIP gives for a prompt, ended after the layer, counted from the last one, 1."""
+    padded = pipe.tokenizer(prompt, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    states = pipe.text_encoder(padded, output_hidden_states=True).hidden_states
+    return getattr(pipe.text_encoder, "text_model", pipe.text_encoder).final_layer_norm(states[-layer]).detach()
+
+
+def test_clip_skip_counts_as_in_the_webui(pipe, tmp_path):
+    """1 is the last layer, and both prompts are skipped."""
+    assert made(tmp_path, "--clip-skip", 1) == made(tmp_path)
+    embeddings = dict(
+        zip(("prompt_embeds", "negative_prompt_embeds"), (embedded(pipe, text, 2) for text in (PROMPT, "")))
+    )
+    (first, _), alone = made(tmp_path, "--clip-skip", 2), still(pipe, None, **embeddings)
+    assert furthest(first, alone) <= 2 < furthest(alone, still(pipe))
+    assert "Clip skip: 2" in read_text(tmp_path / "made")
+
+
+def test_files_that_do_not_fit(pipe, tmp_path, capsys):
+    save_file({"x": torch.zeros(3, 3)}, tmp_path / "x.safetensors")
+    for option, words in {"--embedding": "embedding: ", "--vae": "vae: "}.items():
+        line = refused(capsys, "-o", str(tmp_path / "a.gif"), option, str(tmp_path / "x.safetensors"))
+        assert line.startswith(words) and "cannot be used with this checkpoint" in line
+    line = refused(capsys, "-o", str(tmp_path / "a.gif"), "--clip-skip", "12")
+    assert line.startswith("clip skip: 12 is not allowed, this checkpoint's CLIP has")
