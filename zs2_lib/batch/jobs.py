@@ -27,10 +27,18 @@ from zs2_lib.settings.table import ROWS
 from .identity import checkpoint, meaning
 from .recipes import recipes_in
 
-OWN = ("prompt", "negative_prompt", "name", "formats")
+OWN = ("prompt", "name", "formats", "enabled")
 """Keys that are no option of the same name."""
-NOT_OFFERED = ("output", "input", "negative", "enabled", "progress", "quiet")
+NOT_OFFERED = ("output", "input", "progress", "quiet")
 """Options that are the batch's affair, or have another key."""
+OPTIONS = {
+    "negative_prompt": "negative",
+    "source_start": "start",
+    "source_end": "end",
+    "source_every": "every",
+    "source_audio": "audio",
+}
+"""The command line's names of keys that the API has other names for."""
 MANIFEST = "manifest.jsonl"
 LONGEST_STEM = 150
 """Bytes of a name: what a file system allows, 255, less what suffixes and unfinished files add."""
@@ -175,7 +183,7 @@ def _parser():
 def _keys() -> frozenset[str]:
     """All keys of a job: the command line's options."""
     options = vars(_parser().parse_args(["--output=x.mp4"]))
-    return frozenset({*options, *OWN, "enabled"}) - {*NOT_OFFERED} | {"enabled"}
+    return frozenset({*options, *OWN, *OPTIONS}) - {*NOT_OFFERED, *OPTIONS.values()}
 
 
 def _plan(place: str, number: int, values: Values, texts: bool, folder: Path, same: Counter) -> Planned:
@@ -215,7 +223,7 @@ def _formats(value: object) -> tuple[str, ...]:
 
 def _arguments(key: str, value: object, values: Values, texts: bool) -> list[str]:
     """The options that say what a key says."""
-    flag = "--" + {"negative_prompt": "negative"}.get(key, key.replace("_", "-"))
+    flag = "--" + OPTIONS.get(key, key.replace("_", "-"))
     if key in ("prompt", "name", "formats"):
         if key == "prompt" and not isinstance(value, str):
             raise Refused(f"prompt: {value!r} is not allowed; give a text")
@@ -274,5 +282,6 @@ def _by_key(message: str) -> str:
     found = re.match(r"--([a-z0-9-]+)(?=[: ])", message)
     if not found:
         return message
-    key = {"negative": "negative_prompt", "output": "name"}.get(found[1], found[1].replace("-", "_"))
+    keys = {option: key for key, option in OPTIONS.items()} | {"output": "name"}
+    key = keys.get(found[1], found[1].replace("-", "_"))
     return key + message[found.end() :]
