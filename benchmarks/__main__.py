@@ -39,7 +39,7 @@ SECTIONS = (
     report(data, figures)    Markdown, with the plots drawn by `figures`
     targets(data)            a list of `document.Target`
 """
-ON_REQUEST = ("webui", "live", "clip-score")
+ON_REQUEST = ("webui", "live", "clip-score", "batch")
 """Sections that need more than this repository, and run when they are named."""
 
 

@@ -4,18 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 pytest.importorskip("diffusers")
 pytest.importorskip("av")
 
-from diffusers import ControlNetModel
-
 import test_cli
+from small_models import net_for
 from test_cli import PROMPT, QUICK, make, pictures, refused
 from zs2_lib import cli, cli_control
-from zs2_lib.hosts.diffusers import control, preprocessors
+from zs2_lib.hosts.diffusers import control, editing, preprocessors
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.media.text import read_text
 from zs2_lib.settings import recipe
@@ -29,13 +27,8 @@ ALONE = ["--motion", "0", "--momentum", "0"]
 @pytest.fixture(scope="module")
 def net(tmp_path_factory) -> Path:
     """A ControlNet for the tiny checkpoint, with an effect."""
-    torch.manual_seed(1)
-    made = ControlNetModel.from_unet(test_cli.tiny_pipe().unet)
-    for module in (*made.controlnet_down_blocks, made.controlnet_mid_block):
-        torch.nn.init.normal_(module.weight, std=0.1)
-    torch.nn.init.normal_(made.controlnet_cond_embedding.conv_out.weight, std=10)
     path = tmp_path_factory.mktemp("models") / "a=b, c:d"
-    made.save_pretrained(path)
+    net_for(test_cli.tiny_pipe().unet).save_pretrained(path)
     return path
 
 
@@ -63,8 +56,12 @@ def assert_frames_follow(frames: Path, net: Path, images: list[Image.Image], *nu
     for image, frame in zip(images, pictures(frames), strict=True):
         unit = control.Unit(lambda _, size, image=image: [image], *numbers)
         (still,) = host.sample_clip(pipe, PROMPT, Settings(frames=1), 1, steps=2, width=64, height=64, control=[unit])
-        difference = np.frombuffer(frame, np.uint8).astype(int) - np.frombuffer(still.tobytes(), np.uint8)
-        assert abs(difference).max() <= 2
+        assert_alike(frame, still)
+
+
+def assert_alike(frame: bytes, still: Image.Image) -> None:
+    difference = np.frombuffer(frame, np.uint8).astype(int) - np.frombuffer(still.tobytes(), np.uint8)
+    assert abs(difference).max() <= 2
 
 
 def test_every_frame_follows_its_image(pipe, net, folder, tmp_path):
@@ -86,6 +83,25 @@ def test_canny(pipe, net, folder, tmp_path):
     make("-o", tmp_path / "a.png", *QUICK, *ALONE, "--control", f"{net}={folder}:canny")
     edges = [Image.fromarray(cv2.Canny(np.asarray(image), 100, 200)).convert("RGB") for image in shown(folder)]
     assert_frames_follow(tmp_path / "a", net, edges)
+
+
+def test_the_source_video(pipe, net, folder, tmp_path):
+    """Its frames are edited, and followed: picked, fitted and finer alike."""
+    more = ["--motion", "0", "--momentum", "0", "--steps", "4", "--strength", "0.5", "--seed", "1", "--size", "64"]
+    more += ["--source", folder, "--every", "2", "--in-betweens", "2"]
+    make("-o", tmp_path / "a.png", *more, "--control", f"{net}=source")
+    shown = [Image.open(file).convert("RGB") for file in sorted(folder.iterdir())]
+    shown = [image.resize((64, 64), Image.Resampling.LANCZOS) for image in shown]
+    frames = pictures(tmp_path / "a")
+    assert len(frames) == 3  # those with the numbers 0 and 2, and what lies between
+    for image, frame in zip(shown, frames):
+        edit = editing.Editing(lambda _, image=image: [image], (64, 64), strength=0.5)
+        edited = control.with_controls(edit.pipeline(test_cli.tiny_pipe()), [net])
+        units = [control.Unit(lambda _, size, image=image: [image])]
+        how = {"steps": 4, "editing": edit, "control": units}
+        (still,) = host.sample_clip(edited, PROMPT, Settings(frames=1), 1, **how)
+        assert_alike(frame, still)
+    assert "Resize Mode: Just Resize" in recipe.parsed(read_text(tmp_path / "a"))[2]["ControlNet 0"]
 
 
 @pytest.mark.parametrize(

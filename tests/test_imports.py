@@ -25,7 +25,9 @@ ARROWS = {
     "cli_help": "cli_say",
     "cli_edit": "media settings numpy PIL",
     "cli_control": "cli_edit hosts.diffusers media settings numpy PIL",
-    "__main__": "cli",
+    "cli_batch": "cli cli_read cli_job batch settings tqdm",
+    "batch": "cli cli_read cli_job media settings hosts.diffusers torch ray",
+    "__main__": "cli cli_batch",
     "scripts": "settings hosts.webui ui gradio modules",
 }
 LINES_OF_A_FILE, LINES_OF_A_BODY = 400, 50

@@ -1,4 +1,4 @@
-"""python -m zs2_lib: the command line (cli.py), or in words which packages it lacks."""
+"""python -m zs2_lib: the command line (cli.py; of many clips: cli_batch.py), or in words which packages it lacks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,20 @@ PACKAGES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status, 2 where packages are missing."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     missing = [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
         remedy = f"install them with: {sys.executable} -m pip install {' '.join(missing)}"
         print(f"zs2: error: missing packages; {remedy}", file=sys.stderr)
         return 2
     try:
-        from zs2_lib.cli import main  # which imports them
+        # which import them
+        if arguments[:1] == ["batch"]:
+            from zs2_lib.cli_batch import main
+
+            arguments = arguments[1:]
+        else:
+            from zs2_lib.cli import main
     except KeyboardInterrupt:
         print("zs2: interrupted; the clip was not written", file=sys.stderr)
         return 130

@@ -37,7 +37,7 @@ class Pictures:
         their longer side is cut off.
     """
 
-    source: Source | Shown
+    source: Source
     picks: np.ndarray
     preprocess: Callable[[Image.Image], Image.Image]
     whole: bool = False
@@ -104,11 +104,11 @@ def add_options(parser: argparse.ArgumentParser):
 
 
 def read(
-    options: argparse.Namespace, settings: Settings, source: tuple[Shown, np.ndarray] | None = None
+    options: argparse.Namespace, settings: Settings, edited: Shown | None = None
 ) -> tuple[tuple[Unit, ...], list[str]]:
     """The units that the options ask for, for a clip with these settings, and sentences about them.
 
-    source: the source video that is edited, and which of its frames is that of each kept frame.
+    edited: the pictures that the frames are made of.
 
     Raises SettingsError for what is not allowed.
     """
@@ -118,10 +118,10 @@ def read(
             if getattr(options, name) is not None:
                 flag = "--" + name.replace("_", "-")
                 raise SettingsError(f"{flag}: there is no ControlNet; give --control as well, or leave it out")
-    return tuple(_unit(text, settings, source, notes) for text in given), notes
+    return tuple(_unit(text, settings, edited, notes) for text in given), notes
 
 
-def _unit(text: str, settings: Settings, source: tuple[Shown, np.ndarray] | None, notes: list[str]) -> Unit:
+def _unit(text: str, settings: Settings, edited: Shown | None, notes: list[str]) -> Unit:
     model, images, name, numbers = split(text)
     try:
         preprocess = preprocessor(name)
@@ -130,12 +130,12 @@ def _unit(text: str, settings: Settings, source: tuple[Shown, np.ndarray] | None
     weight, start, end = _numbers(text, numbers)
     whole = images == FROM_SOURCE and not Path(images).exists()
     if whole:
-        if source is None:
+        if edited is None:
             raise SettingsError(
                 f"--control: {text!r} takes the frames of the source video, but there is none; give --source, or a "
                 "video or folder"
             )
-        video, picks = source
+        video, picks = edited.source, edited.picks
     else:
         try:
             video = open_source(images)

@@ -110,7 +110,6 @@ class Edit:
     """What the frames of a clip are made of, checked: the fields of `hosts.diffusers.editing.Editing`, and the sound's.
 
     selection: of the source; None for an image.
-    in_betweens: the clip's.
     """
 
     pictures: Shown
@@ -118,16 +117,10 @@ class Edit:
     strength: float | None
     image_guidance: float | None
     selection: Selection | None
-    in_betweens: int
 
     @property
     def size(self) -> Size:
         return self.pictures.size
-
-    @property
-    def kept_frames(self) -> tuple[Shown, np.ndarray] | None:
-        """The source video, its pictures fitted, and which of its frames is that of each kept frame; None: an image."""
-        return (self.pictures, self.pictures.picks[:: self.in_betweens]) if self.selection else None
 
     @property
     def texts(self) -> dict[str, str]:
@@ -231,7 +224,6 @@ def read(
         strength,
         image_guidance,
         settings.selection if options.source else None,
-        settings.in_betweens,
     )
     return edit, settings, notes
 

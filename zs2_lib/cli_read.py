@@ -77,8 +77,11 @@ def refusals() -> Iterator[None]:
 # --- a clip to be sampled ------------------------------------------------------------------------------
 
 
-def read_job(options: argparse.Namespace) -> Job:
-    """The job that the options describe; refuses one that cannot be done, before anything is loaded or sampled."""
+def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
+    """The job that the options describe; refuses one that cannot be done, before anything is loaded or sampled.
+
+    seed: where neither options nor recipe say one; None for a new one.
+    """
     with refusals():
         targets, formats = read_targets(options.output)
         made = read_recipe(options)
@@ -94,11 +97,11 @@ def read_job(options: argparse.Namespace) -> Job:
         if speed and speed.steps and options.steps is None:
             steps = speed.steps
         edit, settings, of_edit = cli_edit.read(options, settings, read_size(*named["size"]), steps, made.values)
-        control, of_control = cli_control.read(options, settings, edit.kept_frames if edit else None)
+        control, of_control = cli_control.read(options, settings, edit.pictures if edit else None)
         settings = replace(settings, control=tuple(unit.images for unit in control))
         faster = read_faster(options, exact_rate(settings.rate), settings.loop != "off", formats)
         negative = made.negative if options.negative is None else options.negative
-        seed = read_number(WholeNumber(0, 2**63 - 1), *named["seed"], random.randrange(2**32))
+        seed = read_number(WholeNumber(0, 2**63 - 1), *named["seed"], random.randrange(2**32) if seed is None else seed)
         cfg = read_number(Number(0, 100), *named["cfg"], CFG)
         frames = ROWS["prompts"].kind.print(settings.prompts)
         models, prompt, notes = cli_models.read(options, named, made.values, prompt, frames)

@@ -16,6 +16,7 @@ import test_diffusers
 from diffusers import (
     ControlNetModel,
     StableDiffusionControlNetPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionXLControlNetPipeline,
     UNet2DConditionModel,
 )
@@ -64,8 +65,7 @@ def pipe(loaded, folder):
 def stills(pipe, nets, pictures, **options):
     """By diffusers alone, with the control images `pictures[k]` for still k (k, channels, height, width)."""
     cls = StableDiffusionXLControlNetPipeline if hasattr(pipe, "text_encoder_2") else StableDiffusionControlNetPipeline
-    more = {"add_watermarker": False} if hasattr(pipe, "text_encoder_2") else {"requires_safety_checker": False}
-    alone = cls(**{**pipe.components, "controlnet": nets}, **more)
+    alone = cls(**{**pipe.components, "controlnet": nets}, **more_of(pipe))
     alone.set_progress_bar_config(disable=True)
     how = {"num_inference_steps": STEPS, "guidance_scale": 5.0, "width": SIZE, "height": SIZE, **options}
     made = [
@@ -73,6 +73,10 @@ def stills(pipe, nets, pictures, **options):
         for image in pictures
     ]
     return torch.cat(made)
+
+
+def more_of(pipe) -> dict:
+    return {"add_watermarker": False} if hasattr(pipe, "text_encoder_2") else {"requires_safety_checker": False}
 
 
 def assert_frames_are(latents, expected):
@@ -275,3 +279,9 @@ def test_other_files_are_refused(loaded, folder, tmp_path):
     shutil.copytree(folder, pickled)
     (pickled / "diffusion_pytorch_model.safetensors").rename(pickled / "diffusion_pytorch_model.bin")
     assert "can run code" in refused(pickled, loaded)
+
+
+def test_instruct_pix2pix_has_none(loaded, folder):
+    pipe = StableDiffusionInstructPix2PixPipeline(**loaded.components, requires_safety_checker=False)
+    with pytest.raises(checkpoints.ModelError, match="InstructPix2PixPipeline has no ControlNet; give one of"):
+        control.with_controls(pipe, [folder])

@@ -12,7 +12,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
-from .checkpoints import ModelError
+from .checkpoints import ModelError, is_sdxl
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def merge_loras(pipe, loras: Sequence[Lora]) -> None:
 
 def add_embedding(pipe, file: Path) -> None:
     """Makes the file's name, without its suffix, a word of prompts that stands for the embedding in it."""
-    word, xl = file.stem, is_xl(pipe)
+    word, xl = file.stem, is_sdxl(pipe)
     with _in_words("embedding", str(file), "it may be of another architecture, or its name a word that CLIP has"):
         tensors = load_file(file)
         if xl != {"clip_l", "clip_g"}.issubset(tensors):
@@ -110,12 +110,7 @@ def clip_skip(pipe, layer: int) -> Iterator[None]:
 
 def clip_skip_counts(pipe) -> bool:
     """Whether a clip skip changes anything."""
-    return not is_xl(pipe) and pipe.unet.config.cross_attention_dim != 1024
-
-
-def is_xl(pipe) -> bool:
-    """Whether it is one of SDXL's pipelines, which have two text encoders."""
-    return "text_encoder_2" in pipe.components
+    return not is_sdxl(pipe) and pipe.unet.config.cross_attention_dim != 1024
 
 
 @contextmanager

@@ -35,6 +35,10 @@ CONFIGS = Path(__file__).parent / "configs"
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 """The first layer of the UNet in a single file."""
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
+_PICKLED = (
+    "model: {file!r} is no .safetensors file (others, such as .ckpt and .bin, can run code when they are opened); "
+    "convert it to .safetensors"
+)
 OF_SD = {
     4: StableDiffusionPipeline,
     8: StableDiffusionInstructPix2PixPipeline,
@@ -100,6 +104,22 @@ def load_pipeline(
     return pipe
 
 
+def check_model(model: str | Path | None, config: str | Path | None = None) -> None:
+    """Raises ModelError for a checkpoint that is not there, or is of a kind that cannot be used; loads no weights."""
+    if model is None:
+        return
+    _check_paths(Path(model), config)
+    if Path(model).is_dir():
+        _pipeline_class(Path(model))
+    elif Path(model).suffix != ".safetensors":
+        raise ModelError(_PICKLED.format(file=str(model)))
+    elif config is None:
+        try:
+            model_kind(Path(model))
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"model: {str(model)!r} cannot be loaded ({error}); copy it again") from error
+
+
 def _check_paths(model: Path, config: str | Path | None) -> None:
     if not model.exists():
         raise ModelError(
@@ -145,10 +165,7 @@ def _load_folder(folder: Path, dtype: torch.dtype):
 def _load_file(file: Path, config: str | Path | None, dtype: torch.dtype):
     """A single file in the format of the original releases, as the WebUI reads it."""
     if file.suffix != ".safetensors":
-        raise ModelError(
-            f"model: {str(file)!r} is no .safetensors file (others, such as .ckpt and .bin, can run code when they are "
-            "opened); convert it to .safetensors"
-        )
+        raise ModelError(_PICKLED.format(file=str(file)))
     components = {}
     if config is None:
         config = CONFIGS / model_kind(file)
@@ -254,6 +271,7 @@ def predicts_noise(pipe) -> bool:
 
 
 def is_sdxl(pipe) -> bool:
+    """Whether it is one of SDXL's pipelines, which have two text encoders."""
     return "text_encoder_2" in pipe.components
 
 

@@ -54,8 +54,8 @@ class Unit:
 
 
 def with_controls(pipe, models: Sequence[str | Path]):
-    """A pipeline with the modules of `pipe`, one of text to image, img2img or inpainting, and a ControlNet for each of
-    the `models`, which may come more than once: `.safetensors` files or folders in the format of `diffusers`.
+    """A pipeline with the modules of `pipe`, which samples clips of text, img2img or inpainting, and a ControlNet for
+    each of the `models`, which may come more than once: `.safetensors` files or folders in the format of `diffusers`.
 
     Raises ModelError for what cannot be loaded, or is made for other checkpoints.
     """
@@ -226,7 +226,6 @@ class Controls:
                 f"control: {len(self.units)} units for a {type(pipe).__name__} with {len(self.nets)} ControlNets; give "
                 "one for each, and the pipeline that control.with_controls makes"
             )
-        self._edits = hasattr(pipe, "prepare_control_image")  # its "image" is the one that is edited
         self._stand_ins = [Image.new("RGB", (8, 8)) for _ in self.units]
 
     def arguments(self, width: int | None = None, height: int | None = None) -> dict:
@@ -237,7 +236,7 @@ class Controls:
         return {
             "width": width or own,
             "height": height or own,
-            "control_image" if self._edits else "image": self._stand_ins,
+            "control_image" if hasattr(self.pipe, "prepare_control_image") else "image": self._stand_ins,
             "controlnet_conditioning_scale": [float(unit.weight) for unit in self.units],
             "control_guidance_start": [float(unit.start) for unit in self.units],
             "control_guidance_end": [float(unit.end) for unit in self.units],
@@ -247,42 +246,48 @@ class Controls:
         """From here on until `undo` is closed the pipeline's call is one of these frames of the clip."""
         if not self.units:
             return
+        self._frames = frames
+        self._images = [torch.empty(0)] * len(self.units)
+        undo.callback(self._images.clear)
         self._forward = self.pipe.controlnet.forward
-        override(undo, self.pipe.controlnet, "forward", _put_off)
-        prepare = "prepare_control_image" if self._edits else "prepare_image"
-        override(undo, self.pipe, prepare, self._of_frames(getattr(self.pipe, prepare), frames))
+        override(undo, self.pipe.controlnet, "forward", self._put_off)
+        prepare = "prepare_control_image" if hasattr(self.pipe, "prepare_control_image") else "prepare_image"
+        override(undo, self.pipe, prepare, self._of_frames(getattr(self.pipe, prepare)))
 
     def unet(self, unet: Callable) -> Callable:
         """`unet`, the UNet's `forward`, with the residuals that the ControlNets make of the rows that it is given."""
 
         @functools.wraps(unet)
-        def controlled(*args, down_block_additional_residuals=None, mid_block_additional_residual=None, **kwargs):
+        def controlled(sample, *args, down_block_additional_residuals=None, mid_block_additional_residual=None, **more):
             if down_block_additional_residuals is not None:
-                of_controls, by_name = down_block_additional_residuals
+                of_controls, by_name, frames = down_block_additional_residuals
                 if any(by_name["conditioning_scale"]):  # before the start and after the end of all there is nothing
-                    down, middle = self._forward(*of_controls, **by_name)
-                    kwargs |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-            return unet(*args, **kwargs)
+                    images = [each[frames].to(sample.device) for each in self._images]
+                    down, middle = self._forward(*of_controls, controlnet_cond=images, **by_name)
+                    more |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+            return unet(sample, *args, **more)
 
         return controlled
 
-    def _of_frames(self, prepare_image: Callable, frames: range) -> Callable:
-        """The pipeline's `prepare_image`, or what it is called there, which gives the unit's images of the `frames` for
-        its stand-in.
+    def _put_off(self, sample: torch.Tensor, *args, controlnet_cond, **by_name) -> tuple[tuple, None]:
+        """Stands for the ControlNets' `forward`: instead of residuals the UNet is given what they are called with, and
+        of the images their numbers, which are cut along with its rows.
+        """
+        frames = len(self._frames)
+        return ((sample, *args), by_name, torch.arange(frames).repeat(sample.shape[0] // frames)), None
+
+    def _of_frames(self, prepare: Callable) -> Callable:
+        """The pipeline's function that prepares a control image: for a unit's stand-in it prepares those of all frames,
+        which wait in main memory, and gives rows that look like them.
         """
 
-        @functools.wraps(prepare_image)
-        def prepared(image, width, height, *, do_classifier_free_guidance=False, guess_mode=False, **kwargs):
-            unit = next(unit for unit, stand_in in zip(self.units, self._stand_ins) if stand_in is image)
-            kwargs |= {"width": width, "height": height, "batch_size": 1, "num_images_per_prompt": 1}
-            rows = torch.cat([prepare_image(image=each, **kwargs) for each in unit.pictures(frames, (width, height))])
-            return torch.cat([rows, rows]) if do_classifier_free_guidance and not guess_mode else rows
+        @functools.wraps(prepare)
+        def prepared(image, width, height, *, device, do_classifier_free_guidance=False, guess_mode=False, **kwargs):
+            number = next(number for number, stand_in in enumerate(self._stand_ins) if stand_in is image)
+            kwargs |= {"width": width, "height": height, "batch_size": 1, "num_images_per_prompt": 1, "device": "cpu"}
+            pictures = self.units[number].pictures(self._frames, (width, height))
+            images = self._images[number] = torch.cat([prepare(image=each, **kwargs) for each in pictures])
+            groups = 2 if do_classifier_free_guidance and not guess_mode else 1
+            return images[:1].to(device).expand(groups * len(images), -1, -1, -1)
 
         return prepared
-
-
-def _put_off(*args, **kwargs) -> tuple[tuple, None]:
-    """Stands for the ControlNets' `forward`: instead of residuals the UNet is given what they are called with, which
-    is cut along with its rows.
-    """
-    return (args, kwargs), None

@@ -1,0 +1,216 @@
+"""Many clips: python -m zs2_lib batch jobs.jsonl --out DIR"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from zs2_lib.batch.forecast import Kind, known_pace, measured_pace, time_text
+from zs2_lib.batch.jobs import Planned, check_folder, read_jobs
+from zs2_lib.batch.make import STAY_HERE, clean
+from zs2_lib.batch.manifest import Manifest
+from zs2_lib.cli import Parser
+from zs2_lib.cli_job import Failed, Refused, model_name, say
+from zs2_lib.cli_read import read_number
+from zs2_lib.settings.kinds import SettingsError, WholeNumber
+
+PROGRAM = "python -m zs2_lib batch"
+WORKERS, TRIES = WholeNumber(1, 10_000), 3
+GIVEN_UP = "given up"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a batch and returns its exit status: 0, 2 for wrong values, 1 where a job was given up, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        return run(parser().parse_args(arguments))
+    except (Refused, SettingsError) as refusal:
+        say(f"error: {refusal}")
+        return 2
+    except KeyboardInterrupt:
+        say("interrupted; what is finished is in the manifest, the same command goes on with the others")
+        return 130
+    except (OSError, Failed) as error:
+        say(f"error: {error}")
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog=PROGRAM,
+        allow_abbrev=False,
+        description="Makes many clips, on this machine or on a cluster of Ray. Started again, it goes on where it "
+        "stopped.",
+    )
+    parser.add_argument(
+        "jobs",
+        help='a .jsonl file with a job a line, such as {"prompt": "a red circle", "seed": 1, "frames": 16}; a '
+        ".csv file, of which the first line has the keys; or a folder of clips that carry their recipes. The keys are "
+        "those of the API's settings, prompt, negative_prompt, seed, name (of the files, without suffix), formats, and "
+        "the other options of the command line with _ for -. Without a seed a job has one that follows from itself.",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="where the clips go, and manifest.jsonl with a line for each that is finished or given up; on a cluster a "
+        "folder that all its machines have",
+    )
+    parser.add_argument("--model", metavar="PATH", help="the checkpoint of jobs that name none")
+    parser.add_argument("--config", metavar="FOLDER", help="its configuration")
+    parser.add_argument("--skip-bad", action="store_true", help="goes on without the jobs that have a fault")
+    parser.add_argument("--dry-run", action="store_true", help="says what would be made and for how long, and ends")
+    ray = parser.add_argument_group("workers")
+    ray.add_argument(
+        "--workers", metavar="N", help="how many clips at once; default: one for each GPU, without a GPU one"
+    )
+    ray.add_argument("--threads", metavar="N", help="threads of each worker; default 1")
+    ray.add_argument(
+        "--address",
+        metavar="HOST:PORT|auto",
+        help="a running cluster of Ray, whose machines have this package and see the same files at the same place",
+    )
+    ray.add_argument(
+        "--tries", metavar="N", help=f"a job is given up when its worker has died so often; default {TRIES}"
+    )
+    ray.add_argument("--dashboard", action="store_true", help="starts Ray's dashboard as well, on this machine alone")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """From the options to the files."""
+    folder = Path(options.out).absolute()
+    workers = read_number(WORKERS, "--workers", options.workers, None)
+    threads = read_number(WORKERS, "--threads", options.threads, 1)
+    tries = read_number(WORKERS, "--tries", options.tries, TRIES)
+    if not options.dry_run and importlib.util.find_spec("ray") is None:
+        raise Refused(f"a batch runs on Ray, which is missing; install it with: {sys.executable} -m pip install ray")
+    check_folder(folder)
+    model = {key: value for key in ("model", "config") if (value := getattr(options, key)) is not None}
+    jobs, faults = read_jobs(options.jobs, folder, model)
+    for fault in faults:
+        say(fault)
+    if faults and not options.skip_bad:
+        count = f"{len(faults)} of {len(faults) + len(jobs)} jobs"
+        raise Refused(f"{count} cannot be done; nothing was made. --skip-bad makes the others")
+    with ExitStack() as scope:
+        manifest = Manifest(folder, write=not options.dry_run)
+        if not options.dry_run:
+            scope.enter_context(manifest)
+        for note in manifest.notes:
+            say(note)
+        to_do = [_with_free_name(job, manifest) for job in jobs if not manifest.finished(job)]
+        if len(to_do) < len(jobs):
+            say(f"{len(jobs) - len(to_do)} of {len(jobs)} jobs are finished")
+        if options.dry_run:
+            forecast(to_do, manifest.records, workers or 1)
+            return 0
+        if not to_do:
+            return 0
+        clean(folder)
+        scope.callback(clean, folder)
+        if options.address is None:
+            os.environ[STAY_HERE] = "0"
+        from zs2_lib.batch.workers import Machines  # which imports Ray
+
+        return make(to_do, folder, manifest, Machines(options.address, workers, threads, tries, options.dashboard))
+
+
+def _with_free_name(job: Planned, manifest: Manifest) -> Planned:
+    """A job that was given no name, and whose number and seed are those of another finished one, gets a longer name."""
+    return job if job.named or not manifest.is_taken(job) else replace(job, name=f"{job.name}-{job.hash[:8]}")
+
+
+def make(jobs: Sequence[Planned], folder: Path, manifest: Manifest, machines) -> int:
+    """Has the jobs made; returns the exit status."""
+    from zs2_lib.batch import workers
+
+    given_up = []
+    # Ray prints what befalls its workers
+    with workers.started(machines) as count, Bars(len(jobs), count) as bars, redirect_stdout(sys.stderr):
+
+        def done(job: Planned, outcome: dict) -> None:
+            kind = Kind.of(job)
+            about = {"name": job.name, "hash": job.hash, "seed": job.job.seed, "rows": job.rows}
+            about |= {"model": model_name(job.job.model), "checkpoint": kind.checkpoint, "size": kind.size}
+            record = {**about, **outcome, "finished": round(time.time(), 3)}
+            if outcome["error"]:
+                given_up.append(job)
+            bars.done(job, outcome)
+            try:
+                manifest.add(record)
+            except OSError as error:
+                bars.say(f"zs2: {manifest.file} cannot be written now ({error}); its lines wait")
+
+        workers.run(jobs, folder, machines, count, done, bars.show)
+    try:
+        manifest.write_pending()
+    except OSError as error:
+        waiting = f"{len(manifest.pending)} finished clips could not be noted in {manifest.file} ({error})"
+        raise Failed(f"{waiting}; make room, the same command makes them again") from None
+    if given_up:
+        say(f"{len(given_up)} of {len(jobs)} jobs were {GIVEN_UP}, see {manifest.file}; the same command tries again")
+    return 1 if given_up else 0
+
+
+class Bars:
+    """The progress: a line for each finished job, and on a terminal a bar for the whole and a line for each worker."""
+
+    def __init__(self, jobs: int, workers: int):
+        shown = min(workers, 16) if sys.stderr.isatty() else 0
+        self.jobs, self.count, self.out = jobs, 0, sys.stdout
+        self.whole = tqdm(total=jobs, unit="clip", disable=not shown)
+        self.workers = [tqdm(bar_format="{desc}", position=1 + number, leave=False) for number in range(shown)]
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for bar in (*self.workers, self.whole):
+            bar.close()
+
+    def done(self, job: Planned, outcome: dict) -> None:
+        self.count += 1
+        self.whole.update()
+        what = f"{GIVEN_UP}: {outcome['error']}" if outcome["error"] else ", ".join(outcome["files"])
+        took = "" if outcome["seconds"] is None else f" ({outcome['seconds']:.1f} s on {outcome['host']})"
+        self.say(f"{self.count}/{self.jobs} {job.name}: {what}{took}")
+
+    def say(self, text: str) -> None:
+        tqdm.write(text, file=self.out)
+        self.out.flush()
+
+    def show(self, at_work: dict[int, str]) -> None:
+        for number, bar in enumerate(self.workers):
+            bar.set_description_str(f"worker {number + 1}: {at_work.get(number, '-')}")
+
+
+def forecast(jobs: Sequence[Planned], records: Sequence[dict], workers: int) -> None:
+    """Says what would be made and for how long."""
+    paces, loads = known_pace(records), {}
+    for job in jobs:
+        kind = Kind.of(job)
+        if kind not in paces:
+            say(f"measuring a step of {job.job.model or 'the tiny checkpoint'} at {kind.size}")
+            paces[kind], loads[kind.checkpoint] = measured_pace(job)
+    total = 0.0
+    for job in jobs:
+        seconds = job.rows * paces[Kind.of(job)]
+        total += seconds
+        print(f"{job.name}: {', '.join(job.formats)}, {job.rows} UNet rows, about {time_text(seconds)}")
+    per_checkpoint = Counter(job.checkpoint for job in jobs)
+    loading = sum(loads.get(checkpoint, 0) for checkpoint in per_checkpoint)
+    about = time_text(total / workers + loading)
+    print(f"{len(jobs)} clips, {len(per_checkpoint)} checkpoints, about {about} with {workers} workers at this pace")
