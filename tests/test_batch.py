@@ -22,7 +22,7 @@ from zs2_lib.batch.jobs import check_name, read_jobs
 from zs2_lib.batch.make import UNFINISHED, Maker
 from zs2_lib.batch.manifest import MANIFEST, Manifest
 from zs2_lib.batch.turns import Turns
-from zs2_lib.cli_job import Refused
+from zs2_lib.cli_say import Refused
 from zs2_lib.hosts.diffusers import checkpoints
 from zs2_lib.settings.kinds import SettingsError
 

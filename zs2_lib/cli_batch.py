@@ -19,9 +19,10 @@ from zs2_lib.batch.forecast import Kind, known_pace, measured_pace, time_text
 from zs2_lib.batch.jobs import Planned, check_folder, read_jobs
 from zs2_lib.batch.make import STAY_HERE, clean
 from zs2_lib.batch.manifest import Manifest
-from zs2_lib.cli import Parser
-from zs2_lib.cli_job import Failed, Refused, model_name, say
+from zs2_lib.cli_help import Parser
+from zs2_lib.cli_job import model_name
 from zs2_lib.cli_read import read_number
+from zs2_lib.cli_say import Failed, Refused, say
 from zs2_lib.settings.kinds import SettingsError, WholeNumber
 
 PROGRAM = "python -m zs2_lib batch"

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 
-from zs2_lib.cli_job import Failed, Refused, load, sample
+from zs2_lib.cli_job import load, sample
+from zs2_lib.cli_say import Failed, Refused
 
 from .jobs import Planned
 

@@ -18,8 +18,9 @@ from functools import cache
 from pathlib import Path
 
 from zs2_lib.cli import parser
-from zs2_lib.cli_job import Job, Refused
+from zs2_lib.cli_job import Job
 from zs2_lib.cli_read import check_target, clip_options, read_job
+from zs2_lib.cli_say import Refused
 from zs2_lib.media.formats import clip_path
 from zs2_lib.settings.kinds import Choices, SettingsError, YesNo, nearest
 from zs2_lib.settings.table import ROWS

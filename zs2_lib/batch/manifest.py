@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from zs2_lib.cli_job import Refused
+from zs2_lib.cli_say import Refused
 
 from .jobs import MANIFEST, Planned
 

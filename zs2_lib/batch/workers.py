@@ -21,7 +21,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from ray.exceptions import RayError
 
-from zs2_lib.cli_job import Failed, Refused
+from zs2_lib.cli_say import Failed, Refused
 
 from .jobs import Planned
 from .make import STAY_HERE, Maker
