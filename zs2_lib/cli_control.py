@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from zs2_lib.cli_edit import Shown
 from zs2_lib.hosts.diffusers.preprocessors import CANNY, NAMES, NONE, THRESHOLDS, preprocessor
+from zs2_lib.media.picks import TOO_FEW, picks_of_control
 from zs2_lib.media.read import open_source
 from zs2_lib.media.source import Source
 from zs2_lib.settings.kinds import SettingsError
@@ -23,8 +24,6 @@ FORM = "MODEL=IMAGES[:PREPROCESSOR][@WEIGHT[,START,END]]"
 EXAMPLE = "canny.safetensors=dance.mp4:canny@0.8,0,0.6"
 HEAVIEST = 2.0
 """The largest weight, as in the WebUI."""
-TOO_FEW = {"hold": "the last is held", "loop": "they begin again", "stretch": "they are spread over the clip"}
-"""What becomes of the frames that a unit has no picture for, by the setting `control_fit`."""
 KEY = re.compile(r"ControlNet \d+")
 """The key of a unit in a recipe."""
 
@@ -141,7 +140,10 @@ def _unit(text: str, settings: Settings, edited: Shown | None, notes: list[str])
             video = open_source(images)
         except (OSError, ValueError, RuntimeError) as error:
             raise SettingsError(f"--control: {error}") from None
-        picks = fitted(video.info.frames, settings)[np.arange(settings.length) // settings.in_betweens]
+        frames = settings.frames
+        picks = picks_of_control(video.info.frames, frames, settings.control_fit, min(settings.extended or (frames,)))[
+            np.arange(settings.length) // settings.in_betweens
+        ]
         notes += _notes_on(text, video.info.frames, settings)
     return Unit(Path(model), images, name, weight, start, end, Pictures(video, picks, preprocess, whole))
 
@@ -188,18 +190,6 @@ def _numbers(text: str, numbers: str) -> tuple[float, float, float]:
             "also the start and a later end, from 0 to 1, such as @0.8 or @0.8,0,0.6"
         )
     return weight, start, end
-
-
-def fitted(count: int, settings: Settings) -> np.ndarray:
-    """Which of `count` control images belongs to each kept frame (frames,): the first ones if there are enough, else by
-    the setting `control_fit`. The frames that a clip had before it was extended keep theirs.
-    """
-    index, at_first = np.arange(settings.frames), min(settings.extended or (settings.frames,))
-    if settings.control_fit == "loop":
-        return index % count
-    if settings.control_fit == "stretch" and count < at_first:
-        index = np.rint(index * (count - 1) / (at_first - 1)).astype(int)
-    return np.minimum(index, count - 1)
 
 
 def _notes_on(text: str, count: int, settings: Settings) -> list[str]:

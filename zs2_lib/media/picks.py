@@ -1,8 +1,11 @@
-"""Which frames of a source, and of its masks, the frames of a clip show."""
+"""Which frames of a source, of its masks, and of control images the frames of a clip show."""
 
 from __future__ import annotations
 
 import numpy as np
+
+TOO_FEW = {"hold": "the last is held", "loop": "they begin again", "stretch": "they are spread over the clip"}
+"""What becomes of the frames that there is no control image for, by the setting `control_fit`."""
 
 
 def with_in_betweens(picks: np.ndarray, frames: int, in_betweens: int) -> np.ndarray:
@@ -35,3 +38,17 @@ def picks_of_masks(masks: int, picks: np.ndarray, whole: int, kept: int, in_betw
         f"it has {masks} frames; give one mask, one for each of the {whole} frames of the source, or one for each of "
         f"the {kept} that the clip is made of"
     )
+
+
+def picks_of_control(count: int, frames: int, fit: str, at_first: int) -> np.ndarray:
+    """Which of `count` control images belongs to each of `frames` kept frames (frames,): the first ones if there are
+    enough, else by `fit`: "hold" keeps the last, "loop" begins again, "stretch" spreads them evenly.
+
+    A clip that has been extended had so many frames `at_first`, which keep their images.
+    """
+    index = np.arange(frames)
+    if fit == "loop":
+        return index % count
+    if fit == "stretch" and count < at_first:
+        index = np.rint(index * (count - 1) / (at_first - 1)).astype(int)
+    return np.minimum(index, count - 1)

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import numpy as np
 from PIL import Image
 
+from zs2_lib.media.picks import TOO_FEW, picks_of_control
 from zs2_lib.media.resample import interpolated, interpolated_count
 from zs2_lib.media.source import Source
 from zs2_lib.settings.kinds import SettingsError
@@ -15,9 +16,6 @@ from zs2_lib.settings.table import FROM_SOURCE, Settings
 
 from .edit import Masks, SourceVideo
 from .files import file_of, in_words, opened
-
-TOO_FEW = {"hold": "the last is held", "loop": "they begin again", "stretch": "they are spread over the clip"}
-"""What becomes of the frames that a unit has no picture for, by the setting `control_fit`."""
 
 
 class Pictures:
@@ -68,20 +66,6 @@ class InitImages:
 
     def __len__(self) -> int:
         return len(self.index)
-
-
-def fitted(count: int, frames: int, fit: str, at_first: int) -> np.ndarray:
-    """Which of `count` control images belongs to each of `frames` frames (frames,): the first ones if there are enough,
-    else by `fit`: "hold" keeps the last, "loop" begins again, "stretch" spreads them evenly.
-
-    A clip that has been extended had so many frames `at_first`, which keep their images.
-    """
-    index = np.arange(frames)
-    if fit == "loop":
-        return index % count
-    if fit == "stretch" and count < at_first:
-        index = np.rint(index * (count - 1) / (at_first - 1)).astype(int)
-    return np.minimum(index, count - 1)
 
 
 def given_units(read: Callable[[], list[tuple]], settings: Settings, note: Callable[[str], None]) -> list[tuple]:
@@ -141,7 +125,7 @@ def pictures_of(
         )
     elif count > frames:
         note(f"ControlNet unit {number} has {count} frames for {frames}: the first {frames} are used.")
-    picks = fitted(count, frames, settings.control_fit, min(settings.extended or (frames,)))
+    picks = picks_of_control(count, frames, settings.control_fit, min(settings.extended or (frames,)))
     return FinerPictures(video, picks, key, settings) if settings.in_betweens > 1 else Pictures(video, picks, key)
 
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageChops
 
 from zs2_lib.hosts.undo import override, wrap
 from zs2_lib.media.on_disk import OnDisk
+from zs2_lib.media.picks import picks_of_masks, with_in_betweens
 from zs2_lib.media.sound import add_audio
 from zs2_lib.media.source import Selection, Source
 from zs2_lib.settings.kinds import SettingsError
@@ -37,13 +38,6 @@ def playable(fps: float) -> float:
     return min(max(fps, 0.1), 120.0)
 
 
-def with_in_betweens(picks: np.ndarray, settings: Settings) -> np.ndarray:
-    """For each frame of the clip (frames,) what lies between the `picks` (kept frames,) around it, rounded down."""
-    kept, part = np.divmod(np.arange(settings.length), settings.in_betweens)
-    after = picks[np.minimum(kept + 1, len(picks) - 1)]
-    return picks[kept] + (after - picks[kept]) * part // settings.in_betweens
-
-
 class SourceVideo:
     """The frames of a job's source, its masks and its sound.
 
@@ -59,7 +53,7 @@ class SourceVideo:
             self.fps = float(self.source.clip_fps(self.selection))
         self.settings = replace(settings, frames=len(picks), fps=settings.fps or playable(self.fps))
         """The settings with the frames and the rate of the source where they were left to it."""
-        self.picks = with_in_betweens(picks, self.settings)
+        self.picks = with_in_betweens(picks, self.settings.length, settings.in_betweens)
         """The number of the source's frame for each frame of the clip: in-betweens take those that lie between."""
         self.kept = len(picks)
         check_frames(len(self.picks), FEWER_FRAMES, "source")
@@ -100,26 +94,15 @@ class SourceVideo:
         source = opened(
             "mask", file_of("mask", settings.mask, undo, is_api), background="black"
         )  # transparent: not masked
-        count, whole = len(self.picks), self.source.info.frames
+        whole = self.source.info.frames
         width, height = self.size
         if source.info.size[0] * height != source.info.size[1] * width:
             raise SettingsError(
                 f"mask: its pictures are {source.info.size[0]}x{source.info.size[1]}, those of the source "
                 f"{width}x{height}; give masks of the source's shape"
             )
-        if source.info.frames == 1:
-            picks = np.zeros(count, np.int64)
-        elif source.info.frames == whole:
-            picks = self.picks
-        elif source.info.frames == count:
-            picks = np.arange(count)
-        elif source.info.frames == self.kept:
-            picks = with_in_betweens(np.arange(self.kept), self.settings)
-        else:
-            raise SettingsError(
-                f"mask: it has {source.info.frames} frames, the source {whole}, of which {self.kept} are selected; "
-                "give one mask, one for each frame of the source, or one for each selected frame"
-            )
+        with in_words("mask"):
+            picks = picks_of_masks(source.info.frames, self.picks, whole, self.kept, self.settings.in_betweens)
         return Masks(source, picks, self.size)
 
     def add_sound(self, clip: Path) -> None:
