@@ -173,7 +173,7 @@ def test_refusals_of_the_command_line(pipe, net, folder, tmp_path, capsys, monke
     assert "there is no ControlNet; give --control" in refused(capsys, *output, "--control-fit", "loop")
     model = tmp_path / "a.pth"
     model.touch()
-    assert "can run code" in refused(capsys, *output, "--control", f"{model}={folder}")
+    assert "can run code" in refused(capsys, *output, "--control", f"{model}={folder}", status=3)
     find = preprocessors.importlib.util.find_spec
     missing = lambda name, *more: None if name in ("cv2", "controlnet_aux") else find(name, *more)  # noqa: E731
     monkeypatch.setattr(preprocessors.importlib.util, "find_spec", missing)
