@@ -30,7 +30,7 @@ from .recipes import recipes_in
 
 OWN = ("prompt", "name", "formats", "enabled")
 """Keys that are no option of the same name."""
-NOT_OFFERED = ("output", "input", "progress", "quiet")
+NOT_OFFERED = ("help", "output", "input", "progress", "quiet")
 """Options that are the batch's affair, or have another key."""
 OPTIONS = {
     "negative_prompt": "negative",
