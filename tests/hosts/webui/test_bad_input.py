@@ -228,8 +228,8 @@ MASKS = {
     "only sound": (lambda path: sound_only(path.with_suffix(".mp4")), ["sound but no video"]),
     "MP4 of no frames": (lambda path: without_pictures(path.with_suffix(".mp4")), ["no frame that can be decoded"]),
     "base64 of text": (lambda path: as_base64(b"no mask at all " * 9), NO_VIDEO),
-    "too few": (lambda path: folder(path, mask, 4), ["4 frames", "6", "give one mask, one for each frame"]),
-    "too many": (lambda path: folder(path, mask, 7), ["7 frames", "6", "give one mask, one for each frame"]),
+    "too few": (lambda path: folder(path, mask, 4), ["4 frames", "6", "give one mask, one for each of"]),
+    "too many": (lambda path: folder(path, mask, 7), ["7 frames", "6", "give one mask, one for each of"]),
     "of another shape": (
         lambda path: folder(path, mask, size=(96, 128)),
         ["96x128", "128x128", "masks of the source's shape"],
