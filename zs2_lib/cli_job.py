@@ -120,7 +120,7 @@ def load(job: Job):
     # imported here: they take seconds, which wrong values need not wait for, and they read the environment above
     from diffusers.utils.logging import disable_progress_bar
 
-    from zs2_lib.hosts.diffusers import adapters, checkpoints, control, devices, editing, samplers
+    from zs2_lib.hosts.diffusers import adapters, checkpoints, control, devices, editing, prompts, samplers
 
     disable_progress_bar()
     if job.model is None and "OMP_NUM_THREADS" not in os.environ:
@@ -141,6 +141,7 @@ def load(job: Job):
             editing.check_without_pictures(pipe)
         with samplers.using(pipe, models.sampler, models.schedule), adapters.clip_skip(pipe, models.clip_skip):
             checkpoints.check_pipeline(pipe)
+        prompts.check_parts(pipe, job.prompt, job.settings.prompts)
         if models.offload:
             devices.offload(pipe, models.device, models.offload)
         if models.compiled:

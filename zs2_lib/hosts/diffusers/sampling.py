@@ -23,12 +23,12 @@ from zs2_lib.core.hooks import Pass
 from zs2_lib.core.noise import ClipNoise
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.undo import override, restore_afterwards
-from zs2_lib.settings.schedule import Blend, PromptKeyframes, join
 from zs2_lib.settings.table import Settings
 
 from .checkpoints import check_pipeline, follows_picture, is_sdxl
 from .control import Controls, Unit
 from .editing import Editing, encode_one_by_one
+from .prompts import Prompts
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def sample_segments(
         raise ValueError(
             "latents: cannot be given; a clip draws its own noise, correlated over the frames: choose it by seed"
         )
-    sampling = ClipSampling(pipe, settings, seed, progress, control, editing)
+    sampling = ClipSampling(pipe, settings, seed, progress, control, editing, steps)
     size = editing.size if editing else (options.get("width"), options.get("height"))
     options |= sampling.controls.arguments(*size)
     with sampling.clip:  # which carries from segment to segment; the pipeline decodes in between
@@ -158,7 +158,7 @@ class ClipSampling:
     Inside it every UNet call runs in passes of a few frames, the UNet's self-attention has temporal momentum, and
     all noise that the pipeline and its scheduler draw is correlated over the frames; what the VAE draws for pictures is
     the same for all of them. The arguments are those of `sample_clip`; `seed` decides about the frames after the first,
-    whose noise comes from the call's generator.
+    whose noise comes from the call's generator; `steps` are those of the call, if its prompts change over them.
 
     Raises ValueError on entering if `pipe`, as it is set up, cannot make a clip.
     """
@@ -171,13 +171,15 @@ class ClipSampling:
         progress: Callable[[Progress], None] | None = None,
         control: Sequence[Unit] = (),
         editing: Editing | None = None,
+        steps: int | None = None,
     ):
         self.pipe = pipe
         self.progress = progress
         self.controls = Controls(pipe, control)
         self.control_momentum = settings.control_momentum
         self.clip = settings.clip(seed, editing.segment(settings) if editing else settings.segment)
-        self.prompts = settings.prompts
+        self.keyframes = settings.prompts
+        self.steps = steps
         self.in_betweens = settings.in_betweens
         self.calls = 0
         self._undo = ExitStack()
@@ -195,9 +197,9 @@ class ClipSampling:
             self._draws = CorrelatedDraws(self.clip.noise)
             override(undo, pipe.vae, "encode", encode_one_by_one(pipe.vae.encode, self._draws.apart))
             override(undo, pipe, "prepare_latents", self._with_correlated_draws(pipe.prepare_latents))
-            if self.prompts:
-                encode = "_encode_prompt" if follows_picture(pipe) else "encode_prompt"
-                override(undo, pipe, encode, _by_frame(getattr(pipe, encode), self.prompts, self._counted))
+            encode = "_encode_prompt" if follows_picture(pipe) else "encode_prompt"
+            self._prompts = Prompts(pipe, getattr(pipe, encode), self.keyframes, self._counted, self.steps)
+            override(undo, pipe, encode, self._prompts)
             if isinstance(scheduler, DPMSolverSDEScheduler):
                 restore_afterwards(undo, scheduler, "noise_sampler")
                 override(undo, scheduler, "step", self._with_brownian_motion(scheduler))
@@ -234,6 +236,8 @@ class ClipSampling:
                 f"{len(rows)}; call the pipeline with one prompt and num_images_per_prompt={frames}"
             )
         self.calls += 1
+        sample, kwargs = self._prompts.spread(call, sample, kwargs)
+        rows = Rows.blocks(frames, len(rows) // frames + self._prompts.parts - 1)
 
         def before_pass(now: Pass) -> None:
             if self.progress is not None:
@@ -246,6 +250,7 @@ class ClipSampling:
         noise_left = float(torch.as_tensor(timestep).reshape(-1)[0]) / self.pipe.scheduler.config.num_train_timesteps
         self.clip.begin_step(call, 1 - noise_left)
         output = self.clip.call(plain, rows, sample, timestep, *args, before_pass=before_pass, **kwargs)
+        output = self._prompts.gathered(output)
         return UNet2DConditionOutput(output) if return_dict else (output,)
 
     # --- the noise -----------------------------------------------------------------------------------------
@@ -281,40 +286,6 @@ class ClipSampling:
             return original(model_output, timestep, sample, *args, **kwargs)
 
         return step
-
-
-def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes, frame_of: Callable[[int], float]) -> Callable:
-    """The pipeline's `encode_prompt`, with the embeddings of each row blended from those of the keyframes around its
-    frame, which `frame_of(row)` counts as keyframes do.
-
-    It returns tensors (frames, …): those of the prompt and the negative prompt, in SDXL the pooled ones as well; of
-    Instruct-Pix2Pix one tensor, (3 frames, …).
-    """
-
-    @functools.wraps(encode_prompt)
-    def encode(prompt, *args, **kwargs):
-        if not isinstance(prompt, str):
-            raise ValueError(
-                f"prompt: {prompt!r} is not allowed with prompts by frame; give the part all have in common, a string"
-            )
-        encoded = {text: encode_prompt(join(prompt, text), *args, **kwargs) for text in prompts.texts}
-        if alone := isinstance(encoded[prompts.texts[0]], torch.Tensor):
-            encoded = {text: (tensor,) for text, tensor in encoded.items()}
-
-        def embeddings(i: int) -> torch.Tensor | None:
-            def row(frame: int, blend: Blend) -> torch.Tensor:
-                before, after = encoded[blend.before][i][frame], encoded[blend.after][i][frame]
-                return before + (after - before) * blend.weight
-
-            any_text = encoded[prompts.texts[0]][i]
-            if any_text is None:
-                return None
-            return torch.stack([row(frame, prompts.at(frame_of(frame))) for frame in range(len(any_text))])
-
-        blended = tuple(embeddings(i) for i in range(len(encoded[prompts.texts[0]])))
-        return blended[0] if alone else blended
-
-    return encode
 
 
 class CorrelatedDraws(TorchFunctionMode):
