@@ -71,7 +71,7 @@ class Encoder:
     def ids(self, text: str) -> list[int]:
         """The tokens of a text without begin and end; an embedding's name is as many as it has vectors."""
         text = self.pipe.maybe_convert_prompt(text, self.tokenizer)
-        return self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+        return self.tokenizer.convert_tokens_to_ids(self.tokenizer.tokenize(text))
 
     def chunks(self, text: str) -> list[Chunk]:
         chunks, last_comma = [Chunk()], None
