@@ -87,8 +87,8 @@ def test_every_format(pipe, tmp_path, capsys):
     out = capsys.readouterr().out
     text = (
         f"{PROMPT}\nNegative prompt: green: dark, small\nSteps: 2, Sampler: DDIM, RNG: CPU, CFG scale: 5, Seed: 1, "
-        'Size: 64x64, Model: tiny-sd, ZS2 frames: 3, ZS2 fps: 5, ZS2 motion: "0:0.01, 2:0.05", ZS2 inertia: 0, ZS2 momentum: 0.98, '
-        "ZS2 loop: off, ZS2 in betweens: 1, ZS2 noise model: dependency, ZS2 alpha: 0.9, ZS2 candidates: 1, "
+        'Size: 64x64, Model: tiny-sd, ZS2 frames: 3, ZS2 fps: 5, ZS2 motion: "0:0.01, 2:0.05", ZS2 inertia: 0, '
+        "ZS2 momentum: 0.98, ZS2 loop: off, ZS2 in betweens: 1, ZS2 noise model: dependency, ZS2 alpha: 0.9, ZS2 candidates: 1, "
         "ZS2 solver: exact, ZS2 frames per pass: 0, ZS2 anchor stride: 1, ZS2 anchor depth: medium, "
         "ZS2 anchor start: 0.18, ZS2 formats: mp4 gif webp apng webm png"
     )
