@@ -20,6 +20,7 @@ from diffusers import DPMSolverMultistepScheduler
 from zs2_lib import __main__ as program
 from zs2_lib import cli
 from zs2_lib.hosts.diffusers import adapters, checkpoints
+from zs2_lib.hosts.diffusers import pictures as host_pictures
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.media import interpolators
 from zs2_lib.media.formats import FORMATS
@@ -224,7 +225,7 @@ def test_an_interrupt_while_writing_leaves_the_old_clip(pipe, tmp_path, monkeypa
     """What is finished gets a name of its own."""
     target = tmp_path / "clip.webp"
     target.write_bytes(b"old")
-    decode, decoded = host._decode, []
+    decode, decoded = host_pictures.decode, []
 
     def interrupted(*args):
         decoded.append(args)
@@ -232,7 +233,7 @@ def test_an_interrupt_while_writing_leaves_the_old_clip(pipe, tmp_path, monkeypa
             raise KeyboardInterrupt
         return decode(*args)
 
-    monkeypatch.setattr(host, "_decode", interrupted)
+    monkeypatch.setattr(host_pictures, "decode", interrupted)
     assert cli.main([PROMPT, "-o", str(target), *QUICK]) == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip-stopped.webp", "clip.webp"]
     assert target.read_bytes() == b"old"
