@@ -225,7 +225,12 @@ def _loras(given: list[str], prompt: str, frames: str) -> tuple[str, list[tuple[
         )
     if loras and importlib.util.find_spec("peft") is None:
         raise SettingsError(f"--lora: it needs peft; install it with: {sys.executable} -m pip install peft")
-    return _TAG.sub("", prompt) if of_prompt else prompt, loras
+    return without_loras(prompt), loras
+
+
+def without_loras(prompt: str) -> str:
+    """The prompt without the WebUI's words for LoRAs."""
+    return _TAG.sub("", prompt)
 
 
 def check_file(key: str, file: str) -> None:
