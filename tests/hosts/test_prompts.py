@@ -19,6 +19,7 @@ from transformers import CLIPTextModel
 from small_models import net_for
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.hosts.diffusers.adapters import clip_skip
+from zs2_lib.hosts.diffusers.hires import Hires
 from zs2_lib.hosts.diffusers.prompt_text import at_steps, check_prompts, parts_of, pieces_of, text_at
 from zs2_lib.hosts.diffusers.text_encoding import encode_texts, encoders
 from zs2_lib.settings.schedule import PromptKeyframes
@@ -76,6 +77,12 @@ def test_emphasis(text, pieces):
 )
 def test_texts_over_the_steps(text, stretches):
     assert list(at_steps(text, 10)) == stretches
+
+
+def test_texts_over_the_steps_of_a_second_pass():
+    """Of 6 steps after 10: those of the first pass, and their parts, are over."""
+    text = "[a:b:0.5][c:d:8][e:f:1.5][g:h:12]"
+    assert list(at_steps(text, 6, 10)) == [(2, "bdeg"), (3, "bdeh"), (6, "bdfh")]
 
 
 def test_the_first_text_has_one_call_more():
@@ -324,6 +331,15 @@ def test_texts_over_the_steps_of_a_clip(pipe):
     texts = list(zip((PROMPT, PROMPT, PROMPT, OTHER), ("dark", "dark", "bright", "dark")))
     assert (frames - swapping(pipe, texts)).abs().max() < 1e-4
     assert (frames - clip(pipe, Settings(**ALONE), PROMPT, steps=STEPS, negative_prompt="dark")).abs().max() > 0.01
+
+
+def test_texts_over_the_steps_of_hires(pipe):
+    """What changes in the first pass alone has its second text in the second one."""
+    how = {"steps": STEPS, "hires": Hires(1.0, denoising=0.5)}
+    changing = clip(pipe, STILL, f"[{OTHER}:{PROMPT}:0.5]", **how)
+    first = clip(pipe, STILL, f"[{OTHER}:{PROMPT}:0.5]", steps=STEPS, hires=Hires(1.0, denoising=0.5, prompt=PROMPT))
+    assert torch.equal(changing, first)
+    assert (changing - clip(pipe, STILL, f"[{OTHER}:{PROMPT}:1.5]", **how)).abs().max() > 0.01
 
 
 def test_steps_are_counted_in_unet_calls(pipe):

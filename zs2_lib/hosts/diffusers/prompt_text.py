@@ -80,25 +80,28 @@ class _Change:
     after: Sequence
     when: str
 
-    def last(self, steps: int) -> int:
-        """The last step, counted from 1, of `before`."""
-        return min(steps, int(float(self.when) * (steps if "." in self.when else 1)))
+    def last(self, steps: int, passed: int) -> int:
+        """The last step, counted from 1, of `before`; `passed` are those of a first pass, whose part of all is 1."""
+        when = float(self.when)
+        return min(steps, int((when - bool(passed)) * steps if "." in self.when else when - passed))
 
-    def at(self, step: int, steps: int) -> Sequence:
-        return self.before if step <= self.last(steps) else self.after
+    def at(self, step: int, steps: int, passed: int) -> Sequence:
+        return self.before if step <= self.last(steps, passed) else self.after
 
 
 @dataclass(frozen=True)
 class _Turns:
     texts: tuple[Sequence, ...]
 
-    def at(self, step: int, steps: int) -> Sequence:
+    def at(self, step: int, steps: int, passed: int) -> Sequence:
         return self.texts[(step - 1) % len(self.texts)]
 
 
-def at_steps(text: str, steps: int) -> tuple[tuple[int, str], ...]:
+def at_steps(text: str, steps: int, passed: int = 0) -> tuple[tuple[int, str], ...]:
     """What a text is during `steps` steps: (last, text) of each stretch in which it stays the same, the steps counted
-    from 1. A text of which the WebUI cannot make out the brackets stays as it is.
+    from 1. `passed` are those of a first pass, which are counted before them; they are the part 1 then.
+
+    A text of which the WebUI cannot make out the brackets stays as it is.
     """
     try:
         parsed = _Parser(text).whole()
@@ -106,8 +109,8 @@ def at_steps(text: str, steps: int) -> tuple[tuple[int, str], ...]:
         return ((steps, text),)
     ends = {steps}
     for node in _nodes(parsed):
-        ends |= {*range(1, steps + 1)} if isinstance(node, _Turns) else {end for end in [node.last(steps)] if end >= 1}
-    return tuple((end, _text(parsed, end, steps)) for end in sorted(ends))
+        ends |= {*range(1, steps + 1)} if isinstance(node, _Turns) else {max(node.last(steps, passed), 0)}
+    return tuple((end, _text(parsed, end, steps, passed)) for end in sorted(ends - {0}))
 
 
 def text_at(stretches: Sequence[tuple[int, object]], call: int) -> int:
@@ -125,8 +128,8 @@ def _nodes(sequence: Sequence) -> Iterator[_Change | _Turns]:
                 yield from _nodes(inner)
 
 
-def _text(sequence: Sequence, step: int, steps: int) -> str:
-    return "".join(node if isinstance(node, str) else _text(node.at(step, steps), step, steps) for node in sequence)
+def _text(sequence: Sequence, *when: int) -> str:
+    return "".join(node if isinstance(node, str) else _text(node.at(*when), *when) for node in sequence)
 
 
 class _Unreadable(Exception):

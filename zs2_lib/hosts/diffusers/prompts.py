@@ -31,7 +31,8 @@ class Prompts:
     """Stands for the pipeline's `encode_prompt` while a clip is sampled, and knows what text each UNet call has.
 
     keyframes: prompts by frame, which `frame_of(row)` counts as they do; None: there is one prompt.
-    steps: how many are asked for; None: not known, and texts that change over them are refused.
+    calls: how many there are of the UNet, in which the WebUI counts steps; None: not known, and texts that change over
+        them are refused. before: how many a first pass had.
     """
 
     def __init__(
@@ -40,11 +41,11 @@ class Prompts:
         encode: Callable,
         keyframes: PromptKeyframes | None,
         frame_of: Callable[[int], float],
-        steps: int | None,
+        calls: int | None = None,
+        before: int = 0,
     ):
         self.pipe, self.encode, self.keyframes, self.frame_of = pipe, encode, keyframes, frame_of
-        self.calls = steps and steps * getattr(pipe.scheduler, "order", 1)
-        """UNet calls, in which the WebUI counts."""
+        self.calls, self.before = calls, before
         self.parts = 1
         """Those of a prompt that AND joins: each has a block of rows in a UNet call."""
         self._prompts: dict[str, list[tuple[Stretches, float]]] = {}
@@ -86,7 +87,7 @@ class Prompts:
             )
 
         def over_steps(text: str, skip: int | None = None) -> Stretches:
-            stretches = at_steps(text, self.calls or 1)
+            stretches = at_steps(text, self.calls or 1, self.before)
             if not self.calls and stretches != ((1, text),):
                 raise ValueError(f"prompt: {text!r} changes over the steps; sample it with sample_clip")
             changed = encode_texts(self.pipe, [each for _, each in stretches], skip or 0, given.get("lora_scale"))
