@@ -8,10 +8,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import torch
 
 from zs2_lib.core.rows import cut
+from zs2_lib.hosts.undo import override
 from zs2_lib.settings.schedule import PromptKeyframes
 
 from .checkpoints import follows_picture, is_sdxl
@@ -38,19 +40,24 @@ class Prompts:
     def __init__(
         self,
         pipe,
-        encode: Callable,
         keyframes: PromptKeyframes | None,
         frame_of: Callable[[int], float],
         calls: int | None = None,
         before: int = 0,
     ):
-        self.pipe, self.encode, self.keyframes, self.frame_of = pipe, encode, keyframes, frame_of
+        self.pipe, self.keyframes, self.frame_of = pipe, keyframes, frame_of
+        self.encoding = "_encode_prompt" if follows_picture(pipe) else "encode_prompt"
+        self.encode = getattr(pipe, self.encoding)
         self.calls, self.before = calls, before
         self.parts = 1
         """Those of a prompt that AND joins: each has a block of rows in a UNet call."""
         self._prompts: dict[str, list[tuple[Stretches, float]]] = {}
         self._negative: Stretches = []
         self._now: tuple = None, None
+
+    def enter(self, undo: ExitStack) -> None:
+        """From here on until `undo` is closed it stands for the pipeline's own."""
+        override(undo, self.pipe, self.encoding, self)
 
     def __call__(self, *args, **kwargs):
         """What `encode_prompt` returns for the prompt's first part, as it is in the first UNet call: tensors
@@ -60,9 +67,10 @@ class Prompts:
         Raises ValueError for a prompt that cannot be sampled.
         """
         self._prompts, self._negative, self.parts, self._now = {}, [], 1, (None, None)
-        call = inspect.signature(self.encode).bind(*args, **kwargs)
+        call = inspect.signature(getattr(type(self.pipe), self.encoding)).bind(self.pipe, *args, **kwargs)
         call.apply_defaults()
-        given = call.arguments
+        _, *given = call.arguments.items()
+        given = dict(given)
         prompt = given["prompt"]
         if self.keyframes and not isinstance(prompt, str):
             raise ValueError(

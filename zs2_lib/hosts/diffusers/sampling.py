@@ -191,11 +191,8 @@ class ClipSampling:
             self._draws = CorrelatedDraws(self.clip.noise, self.nvidia and self.nvidia())
             override(undo, pipe.vae, "encode", encode_one_by_one(pipe.vae.encode, self._draws.apart))
             override(undo, pipe, "prepare_latents", self._with_correlated_draws(pipe.prepare_latents))
-            encode = "_encode_prompt" if follows_picture(pipe) else "encode_prompt"
-            self._prompts = Prompts(
-                pipe, getattr(pipe, encode), self.keyframes, self._counted, self.calls_of_steps, self.calls_before
-            )
-            override(undo, pipe, encode, self._prompts)
+            self._prompts = Prompts(pipe, self.keyframes, self._counted, self.calls_of_steps, self.calls_before)
+            self._prompts.enter(undo)
             if isinstance(scheduler, DPMSolverSDEScheduler):
                 restore_afterwards(undo, scheduler, "noise_sampler")
                 override(undo, scheduler, "step", self._with_brownian_motion(scheduler))
