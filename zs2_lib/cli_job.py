@@ -208,6 +208,7 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
             guidance=job.cfg,
             editing=of_host(job.edit) if job.edit else None,
             progress=show,
+            rng=models.rng,
             hires=hires,
             **({} if job.edit else {"width": job.size[0], "height": job.size[1]}),
             control=[control.Unit(unit.pictures, unit.weight, unit.start, unit.end) for unit in job.control],

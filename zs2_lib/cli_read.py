@@ -51,7 +51,7 @@ LEAVES_FRAMES = (
 )
 """Options that leave those frames as they are that a clip has."""
 OF_RECIPE = {"seed": "Seed", "steps": "Steps", "cfg": "CFG scale", "size": "Size", **cli_models.OF_RECIPE}
-OF_OTHERS = ("Model", "Model hash", "Lora hashes", "RNG", "Version", "ZS2 notes")
+OF_OTHERS = ("Model", "Model hash", "Lora hashes", "Version", "ZS2 notes")
 FOLLOWED = (*OF_RECIPE.values(), *cli_edit.KEYS, *cli_upscale.KEYS, *OF_OTHERS)
 """Keys of a recipe, beside the settings', that are followed, or ask for nothing."""
 

@@ -20,7 +20,9 @@ NOT_MEANT = ("targets", "notes", "model", "config")
 PER_CLIP = ("prompt", "negative", "settings", "targets", "size", "seed", "steps", "cfg", "faster", "sampler")
 PER_CLIP += ("notes", "kept", "hires", "upscale")
 """Fields of a job on which the loaded pipeline does not depend."""
-NOT_LOADED = frozenset(("pictures", "images", "weight", "start", "end", "sampler", "schedule", "clip_skip", "expected"))
+NOT_LOADED = frozenset(
+    ("pictures", "images", "weight", "start", "end", "sampler", "schedule", "clip_skip", "rng", "expected")
+)
 """The same of what its fields consist of: of ControlNets, samplers."""
 SAID = ("negative", "model", "config", "seed", "steps", "cfg", "size", "speed", "sidecar")
 SAID = tuple(f"--{name.replace('_', '-')}" for name in (*SAID, *recipe.CARRIED))
