@@ -1,4 +1,4 @@
-"""The work of the command line: a clip that is sampled, or one that is there and gets more frames per second."""
+"""The work of the command line on a clip that is sampled: job in, files out."""
 
 from __future__ import annotations
 
@@ -81,6 +81,8 @@ class Job:
     control: tuple[cli_control.Unit, ...] = ()
     hires: cli_upscale.Hires | None = None
     """Its second pass."""
+    upscale: cli_upscale.Larger | None = None
+    """What makes its finished frames larger."""
 
     @property
     def rate(self) -> Fraction:
@@ -97,15 +99,6 @@ class Job:
         """Frames of the files, of which so many were sampled."""
         played = len(self.settings.played(range(frames)))
         return self.faster.count(played) if self.faster else played
-
-
-@dataclass(frozen=True)
-class Interpolation:
-    """A clip that is there, and the files that it becomes."""
-
-    clip: FinishedClip
-    faster: Faster
-    targets: Targets
 
 
 def model_name(path: str | None) -> str:
@@ -181,7 +174,7 @@ def make(pipe, job: Job) -> None:
     if models.expected and models.expected.lower() != sampler.lower():
         say(f"the recipe's sampler is {models.expected}, here it is the checkpoint's own, {sampler}")
     more = {**of_host(job.edit).texts(pipe), **job.edit.texts} if job.edit else {}
-    more |= {"Size": "x".join(map(str, first_size(pipe, *job.size)))} if job.hires else {}
+    more |= {"Size": "x".join(map(str, first_size(pipe, *job.size)))} if job.hires or job.upscale else {}
     write(sample(pipe, job), job, sampler, more)
 
 
@@ -193,7 +186,11 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
     models = job.models
     if models.clip_skip > 1 and not adapters.clip_skip_counts(pipe):
         say(f"clip skip {models.clip_skip} changes nothing with this checkpoint, as in the WebUI")
-    hires = job.hires.of_host(pipe.scheduler) if job.hires else None
+    try:
+        hires = job.hires.of_host(pipe) if job.hires else None
+        larger = job.upscale.open(pipe._execution_device, pipe.unet.dtype) if job.upscale else None
+    except ValueError as error:
+        raise ModelRefused(error) from None
     with (
         samplers.using(pipe, models.sampler, models.schedule),
         adapters.clip_skip(pipe, models.clip_skip),
@@ -227,7 +224,7 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
             meter.decoded(number, job.settings.length)
             if job.kept:
                 job.kept.take_over(number - 1, frame)
-            yield frame
+            yield larger(frame) if larger else frame
     for note in job.kept.notes if job.kept else ():
         say(note)
 
@@ -260,6 +257,7 @@ def write_files(kept: OnDisk, job: Job, sampler: str, about: Mapping[str, object
         **cli_control.recipe_values(job.control),
         **(job.hires.texts if job.hires else {}),
         **recipe.texts(job.settings),
+        **(job.upscale.texts if job.upscale else {}),
         **({INTERPOLATED_TO: interpolated_to(count, job.rate)} if job.faster else {}),
         **about,
     }
@@ -283,28 +281,6 @@ def add_sound(clip: cli_edit.Edit | FinishedClip, file: Path, *how) -> None:
         clip.add_sound(file, *how)
     except (ValueError, RuntimeError) as error:
         say(f"{file} has no sound: {error}")
-
-
-def interpolate(work: Interpolation) -> None:
-    """Writes the files of a clip that is there, with its text and its sound, and says where they are."""
-    clip, faster = work.clip, work.faster
-    info, count = clip.source.info, faster.count(clip.source.info.frames)
-    text = recipe.with_values(clip.text, {INTERPOLATED_TO: interpolated_to(count, faster.to)})
-    with ExitStack() as scope:
-        frames = in_between(scope, pictures(clip), faster, work.targets, count)
-        for target, format in work.targets:
-            file = write_clip(frames, target, format, faster.to, text)
-            add_sound(clip, file, format, count, faster.to)
-            print(f"{file}: {count} frames of {info.size[0]}x{info.size[1]}, {float(count / faster.to):.3g} s")
-
-
-def pictures(clip: FinishedClip) -> Iterator[Image.Image]:
-    """Those of the file."""
-    try:
-        for _, picture in clip.source.frames():
-            yield picture
-    except ValueError as error:  # it is damaged
-        raise Failed(error) from error
 
 
 def in_between(

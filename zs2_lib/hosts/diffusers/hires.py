@@ -6,10 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoPipelineForImage2Image
 from PIL import Image
-
-from .pictures import decode_frames, encode
 
 LATENT = {
     "Latent": {"mode": "bilinear", "antialias": False},
@@ -70,6 +67,8 @@ class Hires:
 
     def pipeline(self, pipe):
         """The pipeline of the second pass, with the components of `pipe`."""
+        from diffusers import AutoPipelineForImage2Image  # which wrong values need not wait for
+
         second = AutoPipelineForImage2Image.from_pipe(pipe)
         second.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
         if self.scheduler is not None:
@@ -90,6 +89,8 @@ class Hires:
 
     def enlarged(self, pipe, latents: torch.Tensor) -> torch.Tensor:
         """The latents (frames, channels, height, width) of the first pass in the size of the second."""
+        from .pictures import decode_frames, encode  # which import diffusers
+
         pixels = pipe.vae_scale_factor
         large, size = self.sizes((latents.shape[3] * pixels, latents.shape[2] * pixels))
         if callable(self.upscaler):
