@@ -169,8 +169,6 @@ class Hires:
     negative: str | None = None
     sampler: str | None = None
     schedule: str | None = None
-    drawn: int | None = None
-    """How many noises a WebUI draws in the first pass; None: it is not known."""
 
     def of_host(self, pipe) -> hires.Hires:
         """The same as the host takes it, with the checkpoint's own scheduler on the pipeline. Raises ValueError."""
@@ -188,7 +186,6 @@ class Hires:
             self.prompt,
             self.negative,
             scheduler,
-            self.drawn,
         )
 
     def share(self, steps: int, first: hires.Size) -> float:
@@ -256,7 +253,6 @@ def read_hires(
         of_recipe.get(NEGATIVE),
         sampler,
         schedule,
-        samplers.drawn_in_webui(models.sampler, steps) if models.sampler else None,
     )
     _check_steps(pass_two, steps, sampler or models.sampler)
     return pass_two, notes + of_prompt

@@ -84,7 +84,6 @@ class SegmentNoise:
         self._model, self._seed_of = model, seed_of
         self._before, self._after = before, after
         self._generators: dict[int, torch.Generator] = {}
-        self._passed_over: Sequence[tuple[int, ...]] = ()
         self._draws, self._mixes = itertools.count(), itertools.count()
         self._sources = timeline.sources(first, frames)
 
@@ -126,12 +125,6 @@ class SegmentNoise:
         places = {kept: place for place, kept in reversed(list(enumerate(self._sources)))}
         return self._fill(out, call, lambda kept: innovations[places[kept]]).to(innovations.device)
 
-    def pass_over(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        """From here on the innovations of kept frames are those that follow on noises of these shapes, (channels,
-        height, width), whatever has been drawn: so one host makes the same second pass of hires.fix as another one.
-        """
-        self._generators, self._passed_over = {}, shapes
-
     def _device(self, device: torch.device) -> torch.device:
         """Where noise for `device` is mixed; that of a loop on the CPU, as all its frames are held in float64."""
         return CPU if isinstance(self._model, Loop) else exact_device(device)
@@ -140,8 +133,6 @@ class SegmentNoise:
         """Made when it is needed, and gone with the segment: each holds 5 kB."""
         if kept not in self._generators:
             self._generators[kept] = torch.Generator().manual_seed(self._seed_of(kept))
-            for shape in self._passed_over:
-                torch.randn(shape, generator=self._generators[kept])
         return self._generators[kept]
 
     def _fill(

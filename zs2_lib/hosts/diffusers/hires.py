@@ -39,7 +39,6 @@ class Hires:
     denoising: how much of the way from noise to picture they go, more than 0 and up to 1.
     guidance, prompt, negative: None for those of the first pass.
     scheduler: an object of `diffusers`; None for the pipeline's.
-    drawn: how many noises the frames after the first have drawn in the first pass, where it is another host's number.
     """
 
     scale: float = 2.0
@@ -51,7 +50,6 @@ class Hires:
     prompt: str | None = None
     negative: str | None = None
     scheduler: object | None = None
-    drawn: int | None = None
 
     def sizes(self, first: Size) -> tuple[Size, Size]:
         """(the size that frames of the size `first` are made larger to, the size that they are cut to then)."""

@@ -42,7 +42,6 @@ class Sampler:
     differs: why a WebUI's pictures have other numbers with the same settings and the same noise; "" where they agreed
         by 0.002 at most, with 20 steps of the small checkpoint and the WebUI's own schedule type, whose latents have a
         deviation of 0.5.
-    draws: (how many noises a WebUI's draws in each step, used or not; how many less in all).
     spaced_by: the class of `diffusers` that has the schedule types which its own has not, and is its like in the rest.
     """
 
@@ -53,7 +52,6 @@ class Sampler:
     needs: str | None = None
     most_steps: int = 999
     differs: str = ""
-    draws: tuple[int, int] = (0, 0)
     spaced_by: str | None = None
 
 
@@ -63,12 +61,12 @@ _OWN = "it is computed by other code"
 _TIMED = {"schedules": (AUTOMATIC, *_SPACING)}
 _UNCLIPPED = {"clip_sample": False}
 SAMPLERS = {
-    "Euler": Sampler("EulerDiscreteScheduler", draws=(1, 0)),
-    "Euler a": Sampler("EulerAncestralDiscreteScheduler", draws=(1, 1), spaced_by="EulerDiscreteScheduler"),
-    "Heun": Sampler("HeunDiscreteScheduler", draws=(1, 0)),
+    "Euler": Sampler("EulerDiscreteScheduler"),
+    "Euler a": Sampler("EulerAncestralDiscreteScheduler", spaced_by="EulerDiscreteScheduler"),
+    "Heun": Sampler("HeunDiscreteScheduler"),
     "LMS": Sampler("LMSDiscreteScheduler", needs="scipy"),
-    "DPM2": Sampler("KDPM2DiscreteScheduler", automatic="Karras", differs=_LAST, draws=(1, 0)),
-    "DPM2 a": Sampler("KDPM2AncestralDiscreteScheduler", automatic="Karras", differs=_LAST, draws=(1, 1)),
+    "DPM2": Sampler("KDPM2DiscreteScheduler", automatic="Karras", differs=_LAST),
+    "DPM2 a": Sampler("KDPM2AncestralDiscreteScheduler", automatic="Karras", differs=_LAST),
     "DPM++ 2M": Sampler("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", **_ORDER_2}, "Karras"),
     "DPM++ 2M SDE": Sampler(
         "DPMSolverMultistepScheduler",
@@ -167,12 +165,6 @@ def check_steps(sampler: str | None, steps: int) -> None:
         raise SettingsError(f"steps: {steps} is not allowed with {sampler}; give at most {kind.most_steps}")
     if kind.needs and importlib.util.find_spec(kind.needs) is None:
         raise SettingsError(f"sampler: {sampler} needs the package {kind.needs}; install it, or choose Euler")
-
-
-def drawn_in_webui(sampler: str, steps: int) -> int:
-    """How many noises a WebUI has drawn when it has sampled so many steps, with that for the beginning."""
-    each, less = SAMPLERS[sampler].draws
-    return 1 + each * steps - less
 
 
 def note_on(sampler: str) -> str | None:

@@ -126,8 +126,6 @@ def sample_segments(
             if again:
                 more = hires.arguments(steps, guidance) | again.controls.arguments(*hires.sizes(size)[1])
                 more |= {name: value for name, value in options.items() if name not in (*more, "width", "height")}
-                if hires.drawn is not None:
-                    sampling.clip.noise.pass_over([latents.shape[1:]] * hires.drawn)
                 more["image"] = hires.enlarged(pipe, latents)
                 latents = sampled(again, prompt if hires.prompt is None else hires.prompt, frames, more)
             yield latents
