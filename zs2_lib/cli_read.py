@@ -109,10 +109,7 @@ def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
         models, prompt, notes = cli_models.read(options, named, made.values, prompt, frames)
         check_steps(models.sampler, steps)
         hires, of_hires = cli_upscale.read_hires(options, made.values, steps, models)
-        check_prompts(prompt, settings.prompts, negative, cfg > 1)
-        if hires:
-            second = cfg if hires.guidance is None else hires.guidance
-            check_prompts(hires.prompt or prompt, settings.prompts, hires.negative or negative, second > 1)
+        check_texts(prompt, negative, cfg, hires, settings)
     check_packages(formats, faster)
     return Job(
         prompt=prompt,
@@ -134,6 +131,14 @@ def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
         hires=hires,
         upscale=upscale,
     )
+
+
+def check_texts(prompt: str, negative: str, cfg: float, hires: cli_upscale.Hires | None, settings: Settings) -> None:
+    """Raises SettingsError for prompts, of both passes, that are not allowed together."""
+    check_prompts(prompt, settings.prompts, negative, cfg > 1)
+    if hires:
+        second = cfg if hires.guidance is None else hires.guidance
+        check_prompts(hires.prompt or prompt, settings.prompts, hires.negative or negative, second > 1)
 
 
 def check_output(targets: list[tuple[Path, str]], clip: Path) -> None:

@@ -12,6 +12,7 @@ import test_control
 import test_diffusers
 from diffusers import (
     ControlNetModel,
+    EulerDiscreteScheduler,
     StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionXLImg2ImgPipeline,
@@ -20,6 +21,7 @@ from PIL import Image
 from test_diffusers import PROMPT, SEED, SIZE, STEPS, assert_untouched, clip, plain, use
 
 from small_models import net_for
+from zs2_lib.core.noise import frame_seeds
 from zs2_lib.hosts.diffusers import control, hires
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.hosts.diffusers.hires import Hires
@@ -188,6 +190,29 @@ def test_passes_and_segments_change_nothing(pipe, more, segment, monkeypatch):
     parts = clip(pipe, Settings(frames_per_pass=2, **settings), hires=Hires(1.5, steps=5))
     assert (whole - parts).abs().max() < 1e-4
     assert whole.shape[-2:] == (12, 12)
+
+
+def test_every_frame_has_the_noise_of_its_seed_again(pipe):
+    """However much the sampler drew in the first pass; with a motion that makes the frames independent."""
+    use(pipe, "Euler a")
+    settings = Settings(frames=3, motion=9, momentum=0)
+    got, first = clip(pipe, settings, hires=Hires(denoising=1.0, scheduler=euler(pipe))), clip(pipe, settings)
+    pipe.scheduler = euler(pipe)
+    for frame, seed in enumerate(frame_seeds(SEED, 3)):
+        alone = second_pass(pipe)(
+            PROMPT,
+            image=interpolated(first[frame][None], 16, "bilinear"),
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+            guidance_scale=5.0,
+            num_inference_steps=STEPS,
+            strength=1.0,
+        ).images[0]
+        assert (got[frame] - alone).abs().max() < 1e-3, frame
+
+
+def euler(pipe):
+    return EulerDiscreteScheduler.from_config(pipe.scheduler.config)
 
 
 def test_a_stopped_second_pass_leaves_no_trace(pipe, monkeypatch):
