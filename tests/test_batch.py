@@ -85,7 +85,7 @@ def test_all_faults_are_told_at_once(tmp_path, capsys):
     expected = [(number, words) for number, (_, words) in enumerate(faults, 1) if words]
     assert len(lines) == len(expected)
     for line, (number, words) in zip(lines, expected):
-        assert line.startswith(f"zs2: {file}, line {number}: ") and words in line
+        assert line.startswith(f"zs2: error: {file}, line {number}: ") and words in line
     assert f"{len(expected)} of {len(faults)} jobs cannot be done; nothing was made" in last and not out.exists()
 
 

@@ -25,8 +25,8 @@ ARROWS = {
     "cli_help": "cli_say",
     "cli_edit": "media settings numpy PIL",
     "cli_control": "cli_edit hosts.diffusers media settings numpy PIL",
-    "cli_batch": "cli_help cli_say cli cli_read cli_job batch settings tqdm",
-    "batch": "cli_say cli cli_read cli_job media settings hosts.diffusers torch ray",
+    "cli_batch": "cli_help cli_say cli cli_read cli_job batch settings",
+    "batch": "cli_say cli cli_read cli_job cli_edit media settings hosts.diffusers torch numpy PIL ray tqdm",
     "__main__": "cli cli_batch",
     "scripts": "settings hosts.webui ui gradio modules",
 }

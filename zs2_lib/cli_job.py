@@ -150,6 +150,14 @@ def load(job: Job):
     return pipe
 
 
+def check_edit(pipe, job: Job) -> None:
+    """Refuses an edit that a loaded pipeline of its kind cannot make."""
+    try:
+        of_host(job.edit).check(pipe)
+    except ValueError as error:
+        raise ModelRefused(error) from None
+
+
 def of_host(edit: cli_edit.Edit):
     """The same as the host takes it; a source that is found to be damaged ends the program in words."""
     from zs2_lib.hosts.diffusers.editing import Editing  # see `load`
@@ -166,16 +174,40 @@ def of_host(edit: cli_edit.Edit):
     return Editing(read(edit.pictures), edit.size, read(edit.masks), edit.strength, edit.image_guidance)
 
 
-def make(pipe, job: Job) -> None:
+class Hands:
+    """Who decodes a clip's frames and writes its files: this process, one after the other. A batch has others."""
+
+    def pictures(self, pipe, job: Job, segments: Iterator[torch.Tensor]) -> Iterator[Image.Image]:
+        """The pictures of the latents of each segment, in their order."""
+        for latents in segments:
+            yield from pictures_of(pipe, job, latents)
+
+    def files(self, clips: Sequence[tuple]) -> Iterator[Path]:
+        """The files of these clips, each the arguments of `write_clip`."""
+        for clip in clips:
+            yield write_clip(*clip)
+
+
+ALONE = Hands()
+
+
+def pictures_of(pipe, job: Job, latents: torch.Tensor) -> Iterator[Image.Image]:
+    """All that is made of latents (frames, channels, height / 8, width / 8) frame by frame, each by itself."""
+    from zs2_lib.hosts.diffusers import sampling as host  # see `load`
+
+    return host.decode_frames(pipe, latents)
+
+
+def make(pipe, job: Job, hands: Hands = ALONE) -> None:
     """Samples the clip and writes its files."""
     sampler, models = type(pipe.scheduler).__name__.removesuffix("Scheduler"), job.models
     if models.expected and models.expected.lower() != sampler.lower():
         say(f"the recipe's sampler is {models.expected}, here it is the checkpoint's own, {sampler}")
     edited = {**of_host(job.edit).texts(pipe), **job.edit.texts} if job.edit else {}
-    write(sample(pipe, job), job, sampler, edited)
+    write(sample(pipe, job, hands), job, sampler, edited, hands)
 
 
-def sample(pipe, job: Job) -> Iterator[Image.Image]:
+def sample(pipe, job: Job, hands: Hands = ALONE) -> Iterator[Image.Image]:
     """The frames, sampled segment by segment; each is decoded when it is asked for."""
     from zs2_lib.hosts.diffusers import adapters, control, samplers  # see `load`
     from zs2_lib.hosts.diffusers import sampling as host
@@ -194,7 +226,7 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
             words = f"step {progress.step}/{progress.steps}, frames {first}-{last}"
             meter.show(progress.done, words, step=progress.step, steps=progress.steps, frames=progress.frames)
 
-        frames = host.sample_clip(
+        segments = host.sample_segments(
             pipe,
             job.prompt,
             job.settings,
@@ -207,7 +239,7 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
             **({} if job.edit else {"width": job.size[0], "height": job.size[1]}),
             control=[control.Unit(unit.pictures, unit.weight, unit.start, unit.end) for unit in job.control],
         )
-        for number, frame in enumerate(frames, 1):
+        for number, frame in enumerate(hands.pictures(pipe, job, segments), 1):
             meter.decoded(number, job.settings.length)
             if job.kept:
                 job.kept.take_over(number - 1, frame)
@@ -216,7 +248,9 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
         say(note)
 
 
-def write(frames: Iterable[Image.Image], job: Job, sampler: str, more: Mapping[str, object]) -> None:
+def write(
+    frames: Iterable[Image.Image], job: Job, sampler: str, more: Mapping[str, object], hands: Hands = ALONE
+) -> None:
     """Writes the files, with the generation parameters in them, `more` of them by key, and says where they are. Ctrl-C
     leaves the frames that are finished in files that say so.
     """
@@ -226,12 +260,12 @@ def write(frames: Iterable[Image.Image], job: Job, sampler: str, more: Mapping[s
         if stopped := len(kept) < job.settings.length:
             job = job.stopped
             say(f"interrupted: the {len(kept)} finished frames become the files; again, they stay as they are")
-        write_files(kept, job, sampler, {**more, STOPPED: "before the end"} if stopped else more)
+        write_files(kept, job, sampler, {**more, STOPPED: "before the end"} if stopped else more, hands)
     if stopped:
         raise KeyboardInterrupt(f"interrupted; the files have {len(kept)} of {job.settings.length} frames")
 
 
-def write_files(kept: OnDisk, job: Job, sampler: str, about: Mapping[str, object]) -> None:
+def write_files(kept: OnDisk, job: Job, sampler: str, about: Mapping[str, object], hands: Hands) -> None:
     """The files of these frames; `about` is what else their text says."""
     size, count = "x".join(map(str, kept[0].size)), job.count(len(kept))
     values = {
@@ -251,8 +285,8 @@ def write_files(kept: OnDisk, job: Job, sampler: str, about: Mapping[str, object
     with ExitStack() as scope:
         if job.faster:
             frames = in_between(scope, frames, job.faster, job.targets, count)
-        for target, format in job.targets:
-            file = write_clip(frames, target, format, job.rate, text)
+        clips = [(frames, target, format, job.rate, text) for target, format in job.targets]
+        for (_, format), file in zip(job.targets, hands.files(clips)):
             if job.settings.source_audio and FORMATS[format].sound:
                 add_sound(job.edit, file)
             print(f"{file}: {count} frames of {size}, {float(count / job.rate):.3g} s, seed {job.seed}")
