@@ -20,6 +20,7 @@ from diffusers import DPMSolverMultistepScheduler
 from zs2_lib import __main__ as program
 from zs2_lib import cli
 from zs2_lib.hosts.diffusers import adapters, checkpoints
+from zs2_lib.hosts.diffusers import pictures as host_pictures
 from zs2_lib.hosts.diffusers import sampling as host
 from zs2_lib.media import interpolators
 from zs2_lib.media.formats import FORMATS
@@ -86,9 +87,10 @@ def test_every_format(pipe, tmp_path, capsys):
     make(*outputs, *QUICK, "--negative", "green: dark, small", "--motion", "0:0.01, 2:0.05", "--fps", "5")
     out = capsys.readouterr().out
     text = (
-        f"{PROMPT}\nNegative prompt: green: dark, small\nSteps: 2, Sampler: DDIM, CFG scale: 5, Seed: 1, Size: 64x64, "
-        'Model: tiny-sd, ZS2 frames: 3, ZS2 fps: 5, ZS2 motion: "0:0.01, 2:0.05", ZS2 inertia: 0, ZS2 momentum: 0.98, '
-        "ZS2 loop: off, ZS2 in betweens: 1, ZS2 noise model: dependency, ZS2 alpha: 0.9, ZS2 candidates: 1, "
+        f"{PROMPT}\nNegative prompt: green: dark, small\nSteps: 2, Sampler: DDIM, RNG: CPU, CFG scale: 5, Seed: 1, "
+        'Size: 64x64, Model: tiny-sd, ZS2 frames: 3, ZS2 fps: 5, ZS2 motion: "0:0.01, 2:0.05", ZS2 inertia: 0, '
+        "ZS2 momentum: 0.98, ZS2 loop: off, ZS2 in betweens: 1, ZS2 noise model: dependency, ZS2 alpha: 0.9, "
+        "ZS2 candidates: 1, "
         "ZS2 solver: exact, ZS2 frames per pass: 0, ZS2 anchor stride: 1, ZS2 anchor depth: medium, "
         "ZS2 anchor start: 0.18, ZS2 formats: mp4 gif webp apng webm png"
     )
@@ -224,7 +226,7 @@ def test_an_interrupt_while_writing_leaves_the_old_clip(pipe, tmp_path, monkeypa
     """What is finished gets a name of its own."""
     target = tmp_path / "clip.webp"
     target.write_bytes(b"old")
-    decode, decoded = host._decode, []
+    decode, decoded = host_pictures.decode, []
 
     def interrupted(*args):
         decoded.append(args)
@@ -232,7 +234,7 @@ def test_an_interrupt_while_writing_leaves_the_old_clip(pipe, tmp_path, monkeypa
             raise KeyboardInterrupt
         return decode(*args)
 
-    monkeypatch.setattr(host, "_decode", interrupted)
+    monkeypatch.setattr(host_pictures, "decode", interrupted)
     assert cli.main([PROMPT, "-o", str(target), *QUICK]) == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip-stopped.webp", "clip.webp"]
     assert target.read_bytes() == b"old"
@@ -408,7 +410,7 @@ def test_a_recipe_of_a_webui(pipe, tmp_path, capsys, monkeypatch):
         assert_clip_of_the_library(tmp_path / "a", pipe, PROMPT, Settings(frames=3), **how)
     said = capsys.readouterr().err
     assert "zs2: not followed of the recipe: NGMS\n" in said and "other" not in said
-    assert "Sampler: DPM++ 2M, Schedule type: Karras, Clip skip: 2, CFG scale: 7" in read_text(tmp_path / "a")
+    assert "Sampler: DPM++ 2M, Schedule type: Karras, Clip skip: 2, RNG: CPU, CFG scale: 7" in read_text(tmp_path / "a")
     still = recipe.parameters(PROMPT, "dark", {**values, "Model": "dream"})
     model = ["--model", tmp_path / "tiny.safetensors"]
     go_on("--recipe", picture_with(tmp_path / "still.png", still), "-o", tmp_path / "b.png", "--frames", "2", *model)

@@ -285,7 +285,7 @@ def test_the_recipe_makes_the_same_clip(source, tmp_path, capsys):
 
 def test_a_recipe_of_a_webui(source, tmp_path, capsys):
     values = {"Steps": STEPS, "Sampler": "DDIM", "CFG scale": 5, "Seed": SEED, "Size": "96x64", "Model": "tiny-sd"}
-    values |= {"Denoising strength": STRENGTH, "ZS2 source": "holiday.mp4"}
+    values |= {"Denoising strength": STRENGTH, "RNG": "CPU", "ZS2 source": "holiday.mp4"}
     settings = Settings(frames=2, fps=4, motion=0, momentum=0, source="holiday.mp4", source_every=3)
     about = PngImagePlugin.PngInfo()
     text = recipe.parameters(PROMPT, "", {**values, **recipe.texts(settings), "Version": "v1.10.1"})

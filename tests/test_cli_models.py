@@ -131,10 +131,24 @@ def test_the_recipe_has_the_sampler(pipe, tmp_path, capsys):
     assert made(tmp_path, "--sampler", "DPM++ 2M", "--scheduler", "karras") == first
     values = {"Steps": 3, "Sampler": "DPM2", "Schedule type": "Automatic", "Version": "v1.10.1", "Model": "tiny-sd"}
     text = recipe.parameters(PROMPT, "", {**values, **recipe.texts(Settings(frames=2))})
-    made(tmp_path, "--recipe", picture_with(tmp_path / "webui.png", text))
-    said = capsys.readouterr().err
-    assert "zs2: DPM2 may have other numbers here than in a WebUI: its last" in said
-    assert "zs2: the clip's noise came from a GPU, here it comes from the CPU" in said
+    webui = picture_with(tmp_path / "webui.png", text)
+    made(tmp_path, "--recipe", webui)
+    assert "zs2: DPM2 may have other numbers here than in a WebUI: its last" in capsys.readouterr().err
+
+
+def test_the_recipe_says_where_the_noise_comes_from(pipe, tmp_path, capsys):
+    """A WebUI names what is not its default, the GPU."""
+    cpu, nvidia = made(tmp_path), made(tmp_path, "--rng", "nv")
+    assert cpu != nvidia and "RNG: NV" in read_text(tmp_path / "made")
+    assert made(tmp_path, "--recipe", picture_with(tmp_path / "it.png", read_text(tmp_path / "made"))) == nvidia
+    text = recipe.parameters(PROMPT, "", {**recipe.parsed(read_text(tmp_path / "made"))[2], "Version": "v1.10.1"})
+    for webui, rng, expected in (("NV", [], nvidia), ("CPU", [], cpu), ("GPU", [], nvidia), ("GPU", ["CPU"], cpu)):
+        file = picture_with(
+            tmp_path / "webui.png", text.replace(", RNG: NV", "" if webui == "GPU" else f", RNG: {webui}")
+        )
+        assert made(tmp_path, "--recipe", file, *("--rng" for _ in rng), *rng) == expected
+        of_gpu = "zs2: the recipe's noise came from a WebUI's device; that of an NVIDIA GPU is taken, give --rng CPU"
+        assert (of_gpu in capsys.readouterr().err) == (webui == "GPU" and not rng)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +158,7 @@ def test_the_recipe_has_the_sampler(pipe, tmp_path, capsys):
             ["--sampler", "DPM++ 2S a"],
             "--sampler: 'DPM++ 2S a' is not allowed: diffusers has no counterpart for it; the",
         ),
+        (["--rng", "GPU"], '--rng: \'GPU\' is not allowed; give one of "CPU", "NV"'),
         (["--sampler", "dpm adaptive"], "--sampler: 'dpm adaptive' is not allowed: diffusers has no counterpart"),
         (["--sampler", "Eular"], "--sampler: 'Eular' is not allowed; give one of \"Euler\""),
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from zs2_lib import cli_control, cli_edit, cli_models
+from zs2_lib import cli_control, cli_edit, cli_models, cli_upscale
 from zs2_lib.cli_help import Parser
 from zs2_lib.cli_job import interpolate, load, make
 from zs2_lib.cli_read import CFG, STEPS, clip_options, flag, read_interpolation, read_job
@@ -78,6 +78,7 @@ def parser() -> Parser:
     _add_clip_options(parser.add_argument_group("the clip"))
     cli_models.add_options(parser)
     cli_edit.add_options(parser)
+    cli_upscale.add_options(parser)
     cli_models.add_device_options(parser)
     _add_messages(parser.add_argument_group("messages"))
     _add_settings(cli_control.add_options(parser), [row for row in clip_options() if row.group == "control"])

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from zs2_lib import cli_control, cli_edit
+from zs2_lib import cli_control, cli_edit, cli_upscale
 from zs2_lib.cli_models import Models
 from zs2_lib.cli_say import Failed, Meter, ModelRefused, say
 from zs2_lib.media.formats import FORMATS, clip_path, exact_rate
@@ -79,6 +79,8 @@ class Job:
     edit: cli_edit.Edit | None = None
     """What its frames are made of, beside the prompt."""
     control: tuple[cli_control.Unit, ...] = ()
+    hires: cli_upscale.Hires | None = None
+    """Its second pass."""
 
     @property
     def rate(self) -> Fraction:
@@ -200,11 +202,14 @@ def pictures_of(pipe, job: Job, latents: torch.Tensor) -> Iterator[Image.Image]:
 
 def make(pipe, job: Job, hands: Hands = ALONE) -> None:
     """Samples the clip and writes its files."""
+    from zs2_lib.hosts.diffusers.hires import first_size  # see `load`
+
     sampler, models = type(pipe.scheduler).__name__.removesuffix("Scheduler"), job.models
     if models.expected and models.expected.lower() != sampler.lower():
         say(f"the recipe's sampler is {models.expected}, here it is the checkpoint's own, {sampler}")
-    edited = {**of_host(job.edit).texts(pipe), **job.edit.texts} if job.edit else {}
-    write(sample(pipe, job, hands), job, sampler, edited, hands)
+    more = {**of_host(job.edit).texts(pipe), **job.edit.texts} if job.edit else {}
+    more |= {"Size": "x".join(map(str, first_size(pipe, *job.size)))} if job.hires else {}
+    write(sample(pipe, job, hands), job, sampler, more, hands)
 
 
 def sample(pipe, job: Job, hands: Hands = ALONE) -> Iterator[Image.Image]:
@@ -215,6 +220,7 @@ def sample(pipe, job: Job, hands: Hands = ALONE) -> Iterator[Image.Image]:
     models = job.models
     if models.clip_skip > 1 and not adapters.clip_skip_counts(pipe):
         say(f"clip skip {models.clip_skip} changes nothing with this checkpoint, as in the WebUI")
+    hires = job.hires.of_host(pipe.scheduler) if job.hires else None
     with (
         samplers.using(pipe, models.sampler, models.schedule),
         adapters.clip_skip(pipe, models.clip_skip),
@@ -223,8 +229,9 @@ def sample(pipe, job: Job, hands: Hands = ALONE) -> Iterator[Image.Image]:
 
         def show(progress: host.Progress) -> None:
             first, last = progress.frames
-            words = f"step {progress.step}/{progress.steps}, frames {first}-{last}"
-            meter.show(progress.done, words, step=progress.step, steps=progress.steps, frames=progress.frames)
+            words = f"{'hires ' * progress.hires}step {progress.step}/{progress.steps}, frames {first}-{last}"
+            about = {"step": progress.step, "steps": progress.steps, "frames": progress.frames}
+            meter.show(progress.done, words, **about, **({"hires": progress.hires} if hires else {}))
 
         segments = host.sample_segments(
             pipe,
@@ -236,6 +243,8 @@ def sample(pipe, job: Job, hands: Hands = ALONE) -> Iterator[Image.Image]:
             guidance=job.cfg,
             editing=of_host(job.edit) if job.edit else None,
             progress=show,
+            rng=models.rng,
+            hires=hires,
             **({} if job.edit else {"width": job.size[0], "height": job.size[1]}),
             control=[control.Unit(unit.pictures, unit.weight, unit.start, unit.end) for unit in job.control],
         )
@@ -276,6 +285,7 @@ def write_files(kept: OnDisk, job: Job, sampler: str, about: Mapping[str, object
         "Size": size,
         "Model": model_name(job.model),
         **cli_control.recipe_values(job.control),
+        **(job.hires.texts if job.hires else {}),
         **recipe.texts(job.settings),
         **({INTERPOLATED_TO: interpolated_to(count, job.rate)} if job.faster else {}),
         **about,

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from zs2_lib.hosts.diffusers import devices, samplers
-from zs2_lib.settings.kinds import Number, SettingsError, WholeNumber
+from zs2_lib.hosts.diffusers import devices, draws, samplers
+from zs2_lib.settings.kinds import Choice, Number, SettingsError, WholeNumber
 from zs2_lib.settings.schedule import number_text
 
-OF_RECIPE = {"sampler": "Sampler", "scheduler": "Schedule type", "clip_skip": "Clip skip"}
+OF_RECIPE = {"sampler": "Sampler", "scheduler": "Schedule type", "clip_skip": "Clip skip", "rng": "RNG"}
 """The options that a recipe has, with its keys."""
 _TAG = re.compile(r"\s*<lora:([^:>]+)(?::([^:>]+))?[^>]*>")  # as the WebUI writes it; more numbers are of no use here
 
@@ -33,6 +33,8 @@ class Models:
     embeddings: tuple[str, ...] = ()
     vae: str | None = None
     clip_skip: int = 1
+    rng: str = draws.CPU
+    """Where the noise of frame 1 comes from, one of `draws.SOURCES`."""
     expected: str | None = None
     """What a recipe calls the checkpoint's own scheduler."""
     device: str | None = None
@@ -51,6 +53,7 @@ class Models:
         values = {"Sampler": self.sampler or own_sampler, "Schedule type": self.schedule}
         values |= {
             "Clip skip": self.clip_skip if self.clip_skip > 1 else None,
+            "RNG": self.rng,
             "VAE": Path(self.vae).name if self.vae else None,
         }
         return {key: value for key, value in values.items() if value is not None}
@@ -90,6 +93,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--clip-skip",
         metavar="N",
         help="The layer of CLIP that ends it, counted as in the WebUI from the last one, 1. SD 1.x alone has it.",
+    )
+    group.add_argument(
+        "--rng",
+        metavar="|".join(draws.SOURCES),
+        help="Where the noise of the first frame comes from, as in the WebUI: CPU, or NV, as on an NVIDIA GPU, the "
+        "WebUI's default. Default CPU.",
     )
 
 
@@ -138,6 +147,7 @@ def read(
         files.append(("--vae", options.vae))
     for key, file in files:
         check_file(key, file)
+    rng, more = _rng(options, named, recipe)
     device = None if options.device is None else devices.read_device("--device", options.device)
     compiled = options.compile is not None
     devices.read_precision(device, options.dtype, options.offload, compiled)
@@ -153,8 +163,9 @@ def read(
         offload=options.offload,
         compiled=compiled,
         clip_skip=1 if skip is None else WholeNumber(1, 12).read(skip_key, skip),
+        rng=rng,
     )
-    return models, prompt, notes
+    return models, prompt, notes + more
 
 
 def _sampler(options, named, recipe) -> tuple[str | None, str | None, str | None, list[str]]:
@@ -177,9 +188,16 @@ def _sampler(options, named, recipe) -> tuple[str | None, str | None, str | None
     notes = []
     if "Version" in recipe:  # a WebUI's
         notes = [samplers.note_on(sampler) if from_recipe and sampler else None]
-        if recipe.get("RNG") != "CPU":
-            notes.append("the clip's noise came from a GPU, here it comes from the CPU: other pictures of the same")
     return sampler, schedule, expected, [note for note in notes if note]
+
+
+def _rng(options, named, recipe) -> tuple[str, list[str]]:
+    """(where the noise of frame 1 comes from, notes). WebUIs but Forge Neo do not name the GPU, their default."""
+    key, text = named["rng"]
+    if options.rng is None and "Version" in recipe and text in (None, "GPU"):
+        of_gpu = "the recipe's noise came from a WebUI's device; that of an NVIDIA GPU is taken"
+        return draws.NVIDIA, [f"{of_gpu}, give --rng CPU if it ran on a CPU"]
+    return draws.CPU if text is None else Choice(draws.SOURCES).read(key, text.upper()), []
 
 
 def _loras(given: list[str], prompt: str, frames: str) -> tuple[str, list[tuple[str, float]]]:
@@ -207,7 +225,12 @@ def _loras(given: list[str], prompt: str, frames: str) -> tuple[str, list[tuple[
         )
     if loras and importlib.util.find_spec("peft") is None:
         raise SettingsError(f"--lora: it needs peft; install it with: {sys.executable} -m pip install peft")
-    return _TAG.sub("", prompt) if of_prompt else prompt, loras
+    return without_loras(prompt), loras
+
+
+def without_loras(prompt: str) -> str:
+    """The prompt without the WebUI's words for LoRAs."""
+    return _TAG.sub("", prompt)
 
 
 def check_file(key: str, file: str) -> None:

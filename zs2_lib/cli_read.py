@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
-from zs2_lib import cli_control, cli_edit, cli_models
+from zs2_lib import cli_control, cli_edit, cli_models, cli_upscale
 from zs2_lib.cli_job import TINY, Faster, Interpolation, Job, Targets, model_name
 from zs2_lib.cli_say import Refused
 from zs2_lib.hosts.diffusers.samplers import check_steps
@@ -51,8 +51,8 @@ LEAVES_FRAMES = (
 """Options that leave those frames as they are that a clip has."""
 OF_INTERPOLATION = ("quiet", "progress", "input", "output", "interpolate", "interpolator")
 OF_RECIPE = {"seed": "Seed", "steps": "Steps", "cfg": "CFG scale", "size": "Size", **cli_models.OF_RECIPE}
-OF_OTHERS = ("Model", "Model hash", "Lora hashes", "RNG", "Version", "ZS2 notes")
-FOLLOWED = (*OF_RECIPE.values(), *cli_edit.KEYS, *OF_OTHERS)
+OF_OTHERS = ("Model", "Model hash", "Lora hashes", "Version", "ZS2 notes")
+FOLLOWED = (*OF_RECIPE.values(), *cli_edit.KEYS, *cli_upscale.KEYS, *OF_OTHERS)
 """Keys of a recipe, beside the settings', that are followed, or ask for nothing."""
 
 
@@ -106,6 +106,7 @@ def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
         frames = ROWS["prompts"].kind.print(settings.prompts)
         models, prompt, notes = cli_models.read(options, named, made.values, prompt, frames)
         check_steps(models.sampler, steps)
+        hires, of_hires = cli_upscale.read_hires(options, made.values, steps, models)
     check_packages(formats, faster)
     return Job(
         prompt=prompt,
@@ -119,11 +120,12 @@ def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
         steps=steps,
         cfg=cfg,
         faster=faster,
-        notes=(*made.notes, *of_edit, *of_control, *notes),
+        notes=(*made.notes, *of_edit, *of_control, *of_hires, *notes),
         kept=read_kept(options, made, settings),
         models=models,
         edit=edit,
         control=control,
+        hires=hires,
     )
 
 

@@ -31,12 +31,15 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from small_models import sdxl
 from zs2_lib.core.noise import ClipNoise
 from zs2_lib.hosts.diffusers import checkpoints
 from zs2_lib.hosts.diffusers import sampling as host
+from zs2_lib.hosts.diffusers.draws import CorrelatedDraws
+from zs2_lib.hosts.diffusers.nvidia_noise import NvidiaNoise, philox
 from zs2_lib.settings.table import Settings
 
 PROMPT = "a red circle on a blue background"
@@ -157,14 +160,48 @@ def test_frame_1_is_the_still_with_the_defaults(pipe):
     assert abs(pixels(frames[0]) - pixels(still_image(pipe, steps=20, size=128))).max() <= 2
 
 
-def test_frame_1_is_the_still_in_float16_noise(pipe):
-    """Noise drawn in half precision, as on CUDA: frame 1 has the very numbers."""
-    noise = ClipNoise(SEED, [0.05] * 3)
-    with host.CorrelatedDraws(noise):
-        frames = torch.randn((3, 4, 8, 8), generator=torch.Generator().manual_seed(SEED), dtype=torch.float16)
-    still = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(SEED), dtype=torch.float16)
-    assert frames.dtype == torch.float16 and frames.shape == (3, 4, 8, 8)
-    assert torch.equal(frames[:1], still)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_noise_in_half_precision_is_that_of_float32(dtype):
+    """So a seed gives the same picture on CUDA, where weights are in half precision, as on a CPU."""
+
+    def drawn(dtype):
+        with CorrelatedDraws(ClipNoise(SEED, [0.05] * 3)):
+            return torch.randn((3, 4, 8, 8), generator=torch.Generator().manual_seed(SEED), dtype=dtype)
+
+    assert torch.equal(drawn(dtype), drawn(torch.float32).to(dtype))
+
+
+def test_noise_of_an_nvidia_gpu():
+    """The test vectors of Random123 (kat_vectors), and the first numbers that torch draws with seed 0 on CUDA."""
+    ones, words = np.full((4, 1), 0xFFFFFFFF, np.uint64), [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344]
+    for counter, key, expected in (
+        (np.zeros((4, 1), np.uint64), 0, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        (ones, 2**64 - 1, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (np.array(words, np.uint64)[:, None], 0x299F31D0A4093822, "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ):
+        assert " ".join(f"{word:08x}" for word in philox(counter, key)[:, 0]) == expected
+    drawn = NvidiaNoise(0).draw((3, 4))
+    assert drawn.dtype == torch.float32
+    assert torch.allclose(drawn[0], torch.tensor([-0.92466259, -0.42534415, -2.6438457, 0.14518388]), atol=1e-6)
+
+
+class Drawn(TorchFunctionMode):
+    """Scope in which `torch.randn` gives what `noise` draws."""
+
+    def __init__(self, noise):
+        super().__init__()
+        self.noise = noise
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return self.noise.draw(args[0]) if function is torch.randn else function(*args, **(kwargs or {}))
+
+
+def test_frame_1_has_the_noise_of_an_nvidia_gpu(pipe):
+    """First its latents, then what each step of Euler a draws."""
+    use(pipe, "Euler a")
+    with Drawn(NvidiaNoise(SEED)):
+        still = plain(pipe)
+    assert torch.allclose(clip(pipe, Settings(frames=3), rng="NV")[:1], still, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["DDIM", "Euler a"])
@@ -344,7 +381,7 @@ def test_noise_models(pipe, values):
 
 
 def test_draws_that_cannot_be_correlated_are_refused():
-    with host.CorrelatedDraws(ClipNoise(SEED, [0.05] * 3)):
+    with CorrelatedDraws(ClipNoise(SEED, [0.05] * 3)):
         with pytest.raises(RuntimeError, match=r"shape \(2, 4, 8, 8\).*3 frames.*DDIMScheduler"):
             torch.randn(2, 4, 8, 8)
         with pytest.raises(RuntimeError, match="torch's normal_.*DDIMScheduler"):

@@ -118,7 +118,7 @@ def test_odd_sizes(tmp_path, size):
 
     videos = [
         write_video(tmp_path / "a.mkv", 5, "ffv1", {}, size=size, frame=frame),
-        write_video(tmp_path / "a.webm", 5, "libvpx-vp9", {"deadline": "realtime"}, size=size, frame=frame),
+        write_video(tmp_path / "a.webm", 5, "libvpx-vp9", {"deadline": "realtime", "crf": "4"}, size=size, frame=frame),
     ]
     if min(size) > 16:
         videos.append(write_video(tmp_path / "b.mkv", 5, pix_fmt="yuv444p", size=size, frame=frame))

@@ -104,6 +104,13 @@ def test_what_no_file_carries_costs_no_clip(tmp_path, format):
     assert read_text(write_clip(clip(), tmp_path / "a", format, 8, "a\ud83d b\0c")) == "a? b\ufffdc"
 
 
+@pytest.mark.parametrize("format", ["mp4", "webm"])
+def test_a_text_that_is_no_utf8(tmp_path, format):
+    path = write_clip(clip(), tmp_path / "a", format, 8, "a caf# at the sea")
+    path.write_bytes(path.read_bytes().replace(b"caf#", b"caf\xe9"))
+    assert read_text(path) == "a caf\ufffd at the sea"
+
+
 def test_stills_of_the_webui(tmp_path):
     piexif = pytest.importorskip("piexif")
     from piexif import helper

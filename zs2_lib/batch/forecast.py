@@ -84,10 +84,9 @@ def measured_pace(planned: Planned) -> tuple[Pace, float]:
 
 
 def _shortened(job: Job) -> Job:
-    """The job with two steps, of which anchors leave the first in full."""
-    return replace(
-        job, steps=math.ceil(2 / max(strength_of(job), 0.01)), settings=replace(job.settings, anchor_start=0.0)
-    )
+    """The job with two steps, of which anchors leave the first in full, and no second pass."""
+    steps = math.ceil(2 / max(strength_of(job), 0.01))
+    return replace(job, steps=steps, settings=replace(job.settings, anchor_start=0.0), hires=None)
 
 
 class _Heard(io.StringIO):

@@ -18,11 +18,13 @@ PIECES, PIECE = 64, 2**16
 """Of a large file so many pieces of so many bytes are read, spread over the whole of it."""
 NOT_MEANT = ("targets", "notes", "model", "config")
 PER_CLIP = ("prompt", "negative", "settings", "targets", "size", "seed", "steps", "cfg", "faster", "sampler")
-PER_CLIP += ("notes", "kept")
+PER_CLIP += ("notes", "kept", "hires")
 """Fields of a job on which the loaded pipeline does not depend."""
-NOT_LOADED = frozenset(("pictures", "images", "weight", "start", "end", "sampler", "schedule", "clip_skip", "expected"))
-NOT_LOADED |= {"strength", "image_guidance", "selection"}
-"""The same of what its fields consist of: of ControlNets, samplers, edits."""
+NOT_LOADED = frozenset(
+    ("strength", "image_guidance", "selection", "sampler", "schedule", "clip_skip", "rng", "expected")
+)
+NOT_LOADED |= {"pictures", "images", "weight", "start", "end"}
+"""The same of what its fields consist of: of edits, samplers, ControlNets."""
 SAID = ("negative", "model", "config", "seed", "steps", "cfg", "size", "speed", "sidecar")
 SAID = tuple(f"--{name.replace('_', '-')}" for name in (*SAID, *recipe.CARRIED))
 """Options of which the job says in full what they mean."""

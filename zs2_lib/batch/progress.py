@@ -96,7 +96,8 @@ def words(at: Mapping) -> str:
         return "-"
     if "step" in at:
         first, last = at["frames"]
-        doing = f"{at['done']:.0%}, step {at['step']}/{at['steps']}, frames {first}-{last}"
+        step = f"{'hires ' * bool(at.get('hires'))}step {at['step']}/{at['steps']}"
+        doing = f"{at['done']:.0%}, {step}, frames {first}-{last}"
     elif "decoded" in at:
         doing = f"decoded frame {at['decoded']} of {at['of']}"
     elif "interpolated" in at:

@@ -38,6 +38,11 @@ def import_av():
     return av
 
 
+def _text_that_is_no_utf8(av) -> dict[str, str]:
+    """What `av.open` is told, so that tags in another encoding are no error; since PyAV 19 they never are."""
+    return {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
 @contextmanager
 def opened_video(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[tuple]:
     """(container, video stream) of the file, both of PyAV. Raises ValueError for what is no video or too large."""
@@ -47,7 +52,7 @@ def opened_video(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[tuple]:
             # An absolute path, because FFmpeg takes what stands before a colon for a protocol.
             container = av.open(
                 os.path.abspath(path),
-                metadata_errors="replace",
+                **_text_that_is_no_utf8(av),
                 container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"},
             )
         except (FileNotFoundError, PermissionError):

@@ -41,7 +41,9 @@ def read_text(path: str | os.PathLike) -> str | None:
 def _from_video(path: Path) -> str | None:
     with opened_video(path) as (container, _):
         tags = {name.lower(): text for name, text in container.metadata.items()}
-    return tags.get("comment") or tags.get("summary") or None  # HandBrake gives a comment the latter name in MKV
+    text = tags.get("comment") or tags.get("summary")  # HandBrake gives a comment the latter name in MKV
+    # PyAV 19 gives bytes that are no UTF-8 as surrogates, which no file and no page takes
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if text else None
 
 
 def _from_picture(path: Path) -> str | None:

@@ -128,9 +128,9 @@ class Alike(DiagonalGaussianDistribution):
 
     def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
         """(pictures, channels, height / 8, width / 8); with the numbers that a still has of this generator."""
-        like = {"device": self.parameters.device, "dtype": self.parameters.dtype}
+        like = {"device": self.parameters.device, "dtype": torch.float32}  # see CorrelatedDraws
         noise = self.drawing(lambda: randn_tensor(self.mean[:1].shape, generator=generator, **like))
-        return self.mean + self.std * noise
+        return self.mean + self.std * noise.to(self.mean.dtype)
 
 
 def encode_one_by_one(encode: Callable, drawing: Callable) -> Callable:

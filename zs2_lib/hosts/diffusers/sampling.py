@@ -7,6 +7,7 @@ and undone when the scope is left, however it is left.
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -17,30 +18,34 @@ import torch
 from diffusers import DiffusionPipeline, DPMSolverSDEScheduler
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from PIL import Image
-from torch.overrides import TorchFunctionMode
 
 from zs2_lib.core.hooks import Pass
-from zs2_lib.core.noise import ClipNoise
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.undo import override, restore_afterwards
 from zs2_lib.settings.schedule import Blend, PromptKeyframes, join
 from zs2_lib.settings.table import Settings
 
-from .checkpoints import check_pipeline, follows_picture, is_sdxl
+from .checkpoints import check_pipeline, follows_picture
 from .control import Controls, Unit
+from .draws import CPU, NVIDIA, CorrelatedDraws
 from .editing import Editing, encode_one_by_one
+from .hires import Hires, first_size
+from .nvidia_noise import NvidiaNoise
+from .pictures import decode_frames
 
 
 @dataclass(frozen=True)
 class Progress:
     """Where the sampling of a clip is: `step` (from 1) of `steps` UNet calls and `frames` (first, last; from 1) of
-    the next pass; `done` is the part of the whole that is finished, from 0 to 1.
+    the next pass; `done` is the part of the whole that is finished, from 0 to 1. `hires` says that they are those of
+    hires. fix.
     """
 
     step: int
     steps: int
     frames: tuple[int, int]
     done: float
+    hires: bool = False
 
 
 def sample_clip(
@@ -48,8 +53,9 @@ def sample_clip(
 ) -> Iterator[Image.Image]:
     """Samples a clip and returns its frames, which are decoded one by one as they are taken.
 
-    Frame 1 is the image that the pipeline alone gives with `generator=torch.Generator().manual_seed(seed)`. The
-    `options` are the keyword arguments of `sample_latents`; it raises the same errors.
+    Frame 1 is the image that the pipeline alone gives with `generator=torch.Generator().manual_seed(seed)`; in half
+    precision with noise that is drawn in float32. The `options` are the keyword arguments of `sample_latents`; it
+    raises the same errors.
     """
     segments = sample_segments(pipe, prompt, settings, seed, **options)
     first = next(segments)  # errors come before any frame is asked for
@@ -74,6 +80,8 @@ def sample_segments(
     editing: Editing | None = None,
     progress: Callable[[Progress], None] | None = None,
     control: Sequence[Unit] = (),
+    rng: str = CPU,
+    hires: Hires | None = None,
     **options,
 ) -> Iterator[torch.Tensor]:
     """Samples a clip with the pipeline's own scheduler, one segment of it each time that it is asked for: its latents
@@ -81,9 +89,10 @@ def sample_segments(
 
     `progress` is called before each pass over some frames and may raise to stop. `control` has a unit for each
     ControlNet of the pipeline (`control.with_controls`). `editing` says what pictures the frames are made of; `pipe` is
-    then one that its `pipeline` gives. `options` are further arguments of the pipeline: `negative_prompt`, `width` and
-    `height` (pixels, multiples of 8; default: the model's size; not with `editing`), `eta`, `clip_skip`,
-    `guidance_rescale`, …
+    then one that its `pipeline` gives. `hires` has each frame sampled a second time, larger; not with `editing`. `rng`,
+    one of `draws.SOURCES`, says where frame 1 has its noise from. `options` are further arguments of the pipeline:
+    `negative_prompt`, `width` and `height` (pixels, multiples of 8; default: the model's size; not with `editing`),
+    `eta`, `clip_skip`, `guidance_rescale`, …
 
     Raises ValueError for a pipeline that cannot make a clip, or wrong arguments.
     """
@@ -93,62 +102,33 @@ def sample_segments(
         raise ValueError(
             "latents: cannot be given; a clip draws its own noise, correlated over the frames: choose it by seed"
         )
-    sampling = ClipSampling(pipe, settings, seed, progress, control, editing)
-    size = editing.size if editing else (options.get("width"), options.get("height"))
-    options |= sampling.controls.arguments(*size)
+    if hires and editing:
+        raise ValueError("hires: it is for clips made of text alone; give it without pictures")
+    sampling = ClipSampling(pipe, settings, seed, progress, control, editing, rng)
+    size = editing.size if editing else first_size(pipe, options.get("width"), options.get("height"))
+    first = {"num_inference_steps": steps, "guidance_scale": guidance, **options, **sampling.controls.arguments(*size)}
+    again = sampling.again(hires, steps, size) if hires else None
+
+    def sampled(sampling: ClipSampling, prompt: str, frames: range, arguments: dict) -> torch.Tensor:
+        with sampling:
+            return sampling.pipe(
+                prompt,
+                num_images_per_prompt=len(frames),
+                generator=torch.Generator().manual_seed(seed),
+                output_type="latent",
+                **arguments,
+            ).images
+
     with sampling.clip:  # which carries from segment to segment; the pipeline decodes in between
         for frames in sampling.clip.segments:
             sampling.clip.begin_segment(frames)
-            options |= editing.arguments(pipe, frames) if editing else {}
-            with sampling:
-                latents = pipe(
-                    prompt,
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
-                    num_images_per_prompt=len(frames),
-                    generator=torch.Generator().manual_seed(seed),
-                    output_type="latent",
-                    **options,
-                ).images
+            latents = sampled(sampling, prompt, frames, first | (editing.arguments(pipe, frames) if editing else {}))
+            if again:
+                more = hires.arguments(steps, guidance) | again.controls.arguments(*hires.sizes(size)[1])
+                more |= {name: value for name, value in options.items() if name not in (*more, "width", "height")}
+                more["image"] = hires.enlarged(pipe, latents)
+                latents = sampled(again, prompt if hires.prompt is None else hires.prompt, frames, more)
             yield latents
-
-
-def decode_frames(pipe: DiffusionPipeline, latents: torch.Tensor) -> Iterator[Image.Image]:
-    """The images of `latents` (frames, channels, height, width), each decoded by itself, as the pipeline would."""
-    try:
-        for frame in latents.split(1):
-            yield _decode(pipe, frame)
-    finally:
-        pipe.maybe_free_model_hooks()
-
-
-@torch.no_grad()
-def _decode(pipe, latents: torch.Tensor) -> Image.Image:
-    """One image of `latents` (1, channels, height, width): the last part of the pipelines' `__call__`."""
-    vae, denormalize = pipe.vae, None
-    if not is_sdxl(pipe):
-        image = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-        image, unsafe = pipe.run_safety_checker(image, image.device, latents.dtype)
-        denormalize = [not found for found in unsafe] if unsafe is not None else None
-        return pipe.image_processor.postprocess(image, output_type="pil", do_denormalize=denormalize)[0]
-
-    dtype = vae.dtype
-    if dtype == torch.float16 and vae.config.force_upcast:  # SDXL's own VAE overflows in float16
-        vae.to(torch.float32)
-    latents = latents.to(vae.dtype)
-    try:
-        if vae.config.latents_mean is not None and vae.config.latents_std is not None:
-            mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1).to(latents)
-            std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1).to(latents)
-            latents = latents * std / vae.config.scaling_factor + mean
-        else:
-            latents = latents / vae.config.scaling_factor
-        image = vae.decode(latents, return_dict=False)[0]
-    finally:
-        vae.to(dtype)
-    if pipe.watermark is not None:
-        image = pipe.watermark.apply_watermark(image)
-    return pipe.image_processor.postprocess(image, output_type="pil")[0]
 
 
 class ClipSampling:
@@ -171,6 +151,7 @@ class ClipSampling:
         progress: Callable[[Progress], None] | None = None,
         control: Sequence[Unit] = (),
         editing: Editing | None = None,
+        rng: str = CPU,
     ):
         self.pipe = pipe
         self.progress = progress
@@ -179,8 +160,20 @@ class ClipSampling:
         self.clip = settings.clip(seed, editing.segment(settings) if editing else settings.segment)
         self.prompts = settings.prompts
         self.in_betweens = settings.in_betweens
+        self.nvidia = functools.partial(NvidiaNoise, seed) if rng == NVIDIA else None
         self.calls = 0
+        self.part = 0.0, 1.0
+        """Which part of the sampling of its frames it is."""
         self._undo = ExitStack()
+
+    def again(self, hires: Hires, steps: int, size: tuple[int, int]) -> ClipSampling:
+        """The scope for the second pass of the same frames, after a first one of so many steps in that size."""
+        again = copy.copy(self)
+        again.pipe = hires.pipeline(self.pipe)
+        again.controls = Controls(again.pipe, self.controls.units)
+        share = hires.share(steps, size)
+        self.part, again.part = (0.0, share), (share, 1.0)
+        return again
 
     def __enter__(self) -> ClipSampling:
         pipe, scheduler = self.pipe, self.pipe.scheduler
@@ -192,7 +185,7 @@ class ClipSampling:
             self._unet = self.controls.unet(pipe.unet.forward)
             self.controls.enter(undo, self.clip.frames_now)
             override(undo, pipe.unet, "forward", self.unet)
-            self._draws = CorrelatedDraws(self.clip.noise)
+            self._draws = CorrelatedDraws(self.clip.noise, self.nvidia and self.nvidia())
             override(undo, pipe.vae, "encode", encode_one_by_one(pipe.vae.encode, self._draws.apart))
             override(undo, pipe, "prepare_latents", self._with_correlated_draws(pipe.prepare_latents))
             if self.prompts:
@@ -237,8 +230,9 @@ class ClipSampling:
 
         def before_pass(now: Pass) -> None:
             if self.progress is not None:
-                done = self.clip.frames_now.start + (call + now.done) / calls * frames
-                self.progress(Progress(call + 1, calls, now.frames, done / self.clip.frames))
+                begin, end = self.part
+                done = self.clip.frames_now.start + (begin + (call + now.done) / calls * (end - begin)) * frames
+                self.progress(Progress(call + 1, calls, now.frames, done / self.clip.frames, begin > 0))
 
         def plain(*args, **kwargs) -> torch.Tensor:
             return self._unet(*args, return_dict=False, **kwargs)[0]
@@ -315,66 +309,3 @@ def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes, frame_of: Calla
         return blended[0] if alone else blended
 
     return encode
-
-
-class CorrelatedDraws(TorchFunctionMode):
-    """Scope in which `torch.randn` for a batch of frames draws the first frame's noise, and `noise` gives the others.
-
-    Every noise that `diffusers` draws goes through `torch.randn` or `torch.randn_like`, whatever the scheduler, so
-    nothing of it needs to be replaced. Raises RuntimeError for other random numbers, which could not be correlated.
-    """
-
-    OTHERS = frozenset(
-        {
-            torch.normal,
-            torch.rand,
-            torch.rand_like,
-            torch.randint,
-            torch.randint_like,
-            torch.randperm,
-            torch.bernoulli,
-            torch.multinomial,
-            torch.poisson,
-            torch.Tensor.normal_,
-            torch.Tensor.uniform_,
-            torch.Tensor.bernoulli_,
-            torch.Tensor.exponential_,
-            torch.Tensor.random_,
-        }
-    )
-
-    def __init__(self, noise: ClipNoise):
-        super().__init__()
-        self.noise = noise
-        self._apart = False
-
-    def apart(self, function: Callable):
-        """`function()`, where what it draws in this scope, which may be left, is no frames' noise."""
-        self._apart = True
-        try:
-            return function()
-        finally:
-            self._apart = False
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if self._apart:
-            return function(*args, **kwargs)
-        if function in (torch.randn, torch.randn_like):
-            if function is torch.randn:
-                shape = tuple(kwargs.pop("size", None) or (args if isinstance(args[0], int) else args[0]))
-                still = ((1, *shape[1:]),)
-            else:
-                shape, still = tuple(args[0].shape), (args[0][:1],)
-            if len(shape) != 4 or shape[0] != self.noise.frames:
-                raise RuntimeError(
-                    f"ZS²: noise of shape {shape} is drawn where a clip of {self.noise.frames} frames needs "
-                    f"({self.noise.frames}, channels, height, width); use another scheduler, such as DDIMScheduler"
-                )
-            return self.noise.draw(function(*still, **kwargs))
-        if function in self.OTHERS:
-            raise RuntimeError(
-                f"ZS²: random numbers are drawn by torch's {function.__name__}, which cannot be correlated over "
-                "frames; use another scheduler, such as DDIMScheduler"
-            )
-        return function(*args, **kwargs)
