@@ -358,7 +358,7 @@ def test_a_long_clip_is_spread(tmp_path, monkeypatch):
     assert batch.returncode == 0, said
     (record,) = records(out)
     assert record["error"] is None and record["tries"] == 1
-    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    lines = [json.loads(line) for line in said.splitlines()]
     at = [worker for line in lines for worker in line.get("workers", {}).values()]
     assert {"helps": "long"} in at and {"long"} == {worker["job"] for worker in at if "job" in worker}
     last = lines[-1]

@@ -116,9 +116,9 @@ class _Heard(io.StringIO):
         frame = decoded[1] - decoded[0] if len(decoded) > 1 else 0.0
         times = [*begins.values(), decoded[0] - frame]
         full, *others = (after - before for before, after in zip(times, times[1:]))
+        between = min(others) if others else full
         if planned.job.settings.anchor_stride == 1:
-            full = (full + sum(others)) / calls
-        between = sum(others) / len(others) if others else full
+            full = between = min(full, between)  # the first one may take longer
         step = rows_of_step(planned.job) * part / -(-calls // 2)  # some samplers call twice in a step
         return Pace(full / step, between / step, frame)
 

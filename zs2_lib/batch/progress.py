@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
-from zs2_lib.cli_say import say, voice
+from zs2_lib.cli_say import BAR, say, voice
 
 from .jobs import Planned
 
@@ -28,15 +28,15 @@ class Progress:
         self._jobs, self._finished, self._given_up, self._before = len(jobs), 0, 0, {}
         self._whole, self._lines, self._more = None, [], None
         if sys.stderr.isatty() and not (voice.quiet or voice.json):
-            room = (
-                os.get_terminal_size(sys.stderr.fileno()).lines - 3 or MOST_LINES
-            )  # of no size: a console that has none
-            shown = max(0, min(workers, room, MOST_LINES))
-            self._whole = tqdm(total=len(jobs), unit="clip", dynamic_ncols=True)
+            # of 0 lines is a terminal that does not say how many it has
+            room = os.get_terminal_size(sys.stderr.fileno()).lines - 4
+            shown = min(workers, MOST_LINES, room if room > 0 else MOST_LINES)
+            self._whole = tqdm(total=1.0, bar_format=BAR, dynamic_ncols=True)
             self._lines = [_line(1 + number) for number in range(shown)]
             if shown < workers:
                 self._more = _line(1 + shown)
                 self._more.set_description_str(f"and {workers - shown} more workers")
+            self.show({})
 
     def __enter__(self) -> Progress:
         return self
@@ -53,10 +53,8 @@ class Progress:
         del self._work[job.name]
         what = f"{GIVEN_UP}: {outcome['error']}" if outcome["error"] else ", ".join(outcome["files"])
         took = "" if outcome["seconds"] is None else f" ({outcome['seconds']:.1f} s on {outcome['host']})"
-        if self._whole is not None:
-            self._whole.update()
-        tqdm.write(f"{self._finished}/{self._jobs} {job.name}: {what}{took}", file=self._out)
-        self._out.flush()
+        with tqdm.external_write_mode(file=sys.stderr):  # whose terminal is that of stdout, mostly
+            print(f"{self._finished}/{self._jobs} {job.name}: {what}{took}", file=self._out, flush=True)
         if voice.json:
             about = {key: outcome[key] for key in ("files", "error", "seconds", "host", "tries")}
             _print({"job": job.name, **about, **self._counts})
@@ -67,13 +65,16 @@ class Progress:
 
     def show(self, at_work: Mapping[int, Mapping]) -> None:
         """What each worker is at, by number from 0: of a clip the `job` and its progress, or whom it `helps`."""
+        done = self._all - sum(self._work.values())
+        done += sum(at.get("done", 0) * self._work.get(at.get("job"), 0) for at in at_work.values())
+        done /= self._all
+        if self._whole is not None:
+            self._whole.n = done
+            self._whole.set_description_str(f"{self._finished} of {self._jobs} clips: ")
         for number, bar in enumerate(self._lines):
             bar.set_description_str(f"worker {number + 1}: {words(at_work.get(number, {}))}")
         if voice.json and at_work != self._before:
             self._before = at_work
-            left = self._all - sum(self._work.values())
-            done = left + sum(at.get("done", 0) * self._work.get(at.get("job"), 0) for at in at_work.values())
-            done /= self._all
             seconds = (time.monotonic() - self._begin) * (1 - done) / done if done else None
             line = {"done": round(done, 4), "seconds_left": seconds if seconds is None else round(seconds, 1)}
             workers = {str(number + 1): _without_seconds(at) for number, at in at_work.items()}
