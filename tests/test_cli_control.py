@@ -182,6 +182,15 @@ def test_refusals_of_the_command_line(pipe, net, folder, tmp_path, capsys, monke
     assert "needs controlnet_aux" in refused(capsys, *output, "--control", f"{net}={folder}:lineart_standard")
 
 
+def test_a_damaged_image_ends_in_words(pipe, net, folder, tmp_path, capsys):
+    """The picture's name, and status 1, as those of a damaged source; what it can be asked at first is in order."""
+    file = folder / "1.png"
+    file.write_bytes(file.read_bytes()[:-60])
+    control = f"{net}={folder}"
+    assert cli.main([PROMPT, "-o", str(tmp_path / "a.png"), *QUICK, "--control", control]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("zs2: error: --control: 1.png is damaged (")
+
+
 def test_preprocessors_of_controlnet_aux():
     pytest.importorskip("controlnet_aux")
     picture = Image.new("RGB", (96, 64), "white")

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from small_models import sdxl
 from test_cli import PROMPT, picture_with, pictures, refused
 from zs2_lib import cli
-from zs2_lib.hosts.diffusers import checkpoints, samplers
+from zs2_lib.hosts.diffusers import checkpoints, samplers, sampling
 from zs2_lib.media.text import read_text
 from zs2_lib.settings import recipe
 from zs2_lib.settings.table import Settings
@@ -110,6 +111,26 @@ def test_a_schedule_type_is_that_of_diffusers(pipe, tmp_path, name):
     assert_is(pipe, tmp_path, "EulerDiscrete", SCHEDULES[name], "--sampler", "Euler", "--scheduler", name)
 
 
+def test_euler_a_takes_the_noise_levels_of_euler(pipe, tmp_path):
+    """Against the ancestral step by Karras et al.'s levels, both written out here."""
+    made_ = made(tmp_path, "--sampler", "Euler a", "--scheduler", "Karras")
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config, **SCHEDULES["Karras"])
+    pipe.scheduler.set_timesteps(3)
+    low, high = ((1 / pipe.scheduler.alphas_cumprod[i] - 1).sqrt().item() for i in (0, -1))
+    levels = [*((high ** (1 / 7) + i / 2 * (low ** (1 / 7) - high ** (1 / 7))) ** 7 for i in range(3)), 0.0]
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 4, 8, 8, generator=random) * high
+    texts = torch.cat(pipe.encode_prompt(PROMPT, "cpu", 1, True)[::-1])
+    for now, after, time in zip(levels, levels[1:], pipe.scheduler.timesteps):
+        with torch.no_grad():
+            guess = pipe.unet(torch.cat([x, x]) / (now**2 + 1) ** 0.5, time, encoder_hidden_states=texts).sample
+        noise = guess[:1] + 5 * (guess[1:] - guess[:1])
+        up = (after**2 * (now**2 - after**2) / now**2) ** 0.5
+        x = x + noise * ((after**2 - up**2) ** 0.5 - now) + up * torch.randn(1, 4, 8, 8, generator=random)
+    decoded = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample.detach()
+    assert furthest(made_[0], pipe.image_processor.postprocess(decoded)[0].tobytes()) <= 2
+
+
 def test_all_combinations_make_a_clip(pipe):
     """With the number of steps that they are asked for, and the checkpoint's own prediction."""
     own = pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="v_prediction")
@@ -165,7 +186,7 @@ def test_the_recipe_says_where_the_noise_comes_from(pipe, tmp_path, capsys):
             ["--scheduler", "KL Optimal"],
             "--scheduler: 'KL Optimal' is not allowed: diffusers has no counterpart for it",
         ),
-        (["--sampler", "Euler a", "--scheduler", "Karras"], "--scheduler: 'Karras' is not allowed with Euler a, which"),
+        (["--sampler", "DDIM", "--scheduler", "Karras"], "--scheduler: 'Karras' is not allowed with DDIM, which has"),
         (["--sampler", "LCM", "--steps", "51"], "steps: 51 is not allowed with LCM; give at most 50"),
         (["--clip-skip", "0"], "--clip-skip: 0 is not allowed; give a whole number from 1 to 12"),
         (["--lora", "no.safetensors:1"], "--lora: there is no file 'no.safetensors'"),
@@ -231,10 +252,13 @@ def lora_file(pipe, path, seed: int):
     """A LoRA for UNet and text encoder, as kohya-ss writes it."""
     random, tensors = torch.Generator().manual_seed(seed), {}
     ends = ("to_q", "to_k", "to_v", "q_proj", "k_proj", "v_proj", "out_proj")
-    for prefix, model in (("lora_unet_", pipe.unet), ("lora_te_", pipe.text_encoder)):
+    texts = {"lora_te_": pipe.text_encoder}
+    if checkpoints.is_sdxl(pipe):
+        texts = {"lora_te1_": pipe.text_encoder, "lora_te2_": pipe.text_encoder_2}
+    for prefix, model in {"lora_unet_": pipe.unet, **texts}.items():
         for name, module in model.named_modules():
             if name.endswith(ends):
-                inner = "text_model." if prefix == "lora_te_" and not name.startswith("text_model") else ""
+                inner = "text_model." if prefix in texts and not name.startswith("text_model") else ""
                 key = (prefix + inner + name).replace(".", "_")
                 tensors[f"{key}.lora_down.weight"] = torch.randn(2, module.in_features, generator=random) * 0.3
                 tensors[f"{key}.lora_up.weight"] = torch.randn(module.out_features, 2, generator=random) * 0.3
@@ -326,3 +350,94 @@ def test_files_that_do_not_fit(pipe, tmp_path, capsys):
         assert line.startswith(words) and "cannot be used with this checkpoint" in line
     line = refused(capsys, "-o", str(tmp_path / "a.gif"), "--clip-skip", "12", status=3)
     assert line.startswith("clip skip: 12 is not allowed, this checkpoint's CLIP has")
+
+
+# --- SDXL ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def xl_folder(tmp_path_factory):
+    """SDXL in small."""
+    folder = tmp_path_factory.mktemp("models") / "xl"
+    sdxl(checkpoints.load_pipeline(device="cpu")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def xl_pipe(pipe, xl_folder):
+    pipe = checkpoints.load_pipeline(xl_folder, device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_sdxl_loras_are_those_of_diffusers(xl_pipe, xl_folder, tmp_path):
+    """For the UNet and both text encoders."""
+    pytest.importorskip("peft")
+    file = lora_file(xl_pipe, tmp_path / "a.safetensors", 0)
+    before = still(xl_pipe)
+    first, _ = made(tmp_path, "--model", xl_folder, "--lora", f"{file}:0.7")
+    xl_pipe.load_lora_weights(tmp_path, weight_name=file.name, adapter_name="a", local_files_only=True)
+    assert {part for part, names in xl_pipe.get_list_adapters().items() if "a" in names} == {
+        "unet",
+        "text_encoder",
+        "text_encoder_2",
+    }
+    xl_pipe.set_adapters(["a"], [0.7])
+    assert furthest(first, still(xl_pipe)) <= 2 < furthest(first, before)
+
+
+@pytest.mark.parametrize("emphasis", [False, True])
+def test_an_sdxl_embedding_is_that_of_diffusers(xl_pipe, xl_folder, tmp_path, emphasis):
+    """Of several vectors, for each encoder others; with emphasis as well, where it is 1 and changes nothing."""
+    random = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(3, 32, generator=random) for name in ("clip_g", "clip_l")}
+    save_file(tensors, tmp_path / "mystyle.safetensors")
+    prompt = f"{PROMPT}, mystyle"
+    before = still(xl_pipe, prompt)
+    given = f"{PROMPT}, (mystyle:1.0)" if emphasis else prompt
+    how = ["--model", xl_folder, "--embedding", tmp_path / "mystyle.safetensors"]
+    first, _ = made(tmp_path, *how, prompt=(given,))
+    xl_pipe.tokenizer_2 = type(xl_pipe.tokenizer).from_pretrained(xl_folder / "tokenizer_2")
+    for name, encoder, tokenizer in (
+        ("clip_l", xl_pipe.text_encoder, xl_pipe.tokenizer),
+        ("clip_g", xl_pipe.text_encoder_2, xl_pipe.tokenizer_2),
+    ):
+        xl_pipe.load_textual_inversion(tensors[name], token="mystyle", text_encoder=encoder, tokenizer=tokenizer)
+    assert furthest(first, still(xl_pipe, prompt)) <= 2 < furthest(first, before)
+
+
+def test_clip_skip_of_sdxl_is_said_to_change_nothing(xl_pipe, xl_folder, tmp_path, capsys):
+    first = made(tmp_path, "--model", xl_folder)
+    assert made(tmp_path, "--model", xl_folder, "--clip-skip", 2) == first
+    assert "zs2: clip skip 2 changes nothing with this checkpoint, as in the WebUI" in capsys.readouterr().err
+
+
+# --- prompts in the WebUI's words ------------------------------------------------------------------------
+
+
+def test_prompts_in_the_words_of_the_webui(pipe, tmp_path, capsys):
+    """A recipe of a WebUI with emphasis, text that changes over the steps, and AND; what is not followed is said."""
+    prompt = f"(a red circle:1.3) on [blue:green:2] BREAK {PROMPT} AND a star :0.5"
+    values = {"Steps": 3, "Sampler": "Euler", "Seed": 1, "CFG scale": 5, "Size": "64x64", "Model": "tiny-sd"}
+    values |= {"Emphasis": "No norm", "RNG": "CPU", "Version": "v1.10.1", **recipe.texts(Settings(frames=2))}
+    file = picture_with(tmp_path / "webui.png", recipe.parameters(prompt, "(dark)", values))
+    got = made(tmp_path, "--recipe", file, prompt=())
+    assert "zs2: not followed of the recipe: Emphasis" in capsys.readouterr().err
+    assert read_text(tmp_path / "made").startswith(f"{prompt}\nNegative prompt: (dark)\n")
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config, **LINSPACE)
+    options = {"steps": 3, "negative_prompt": "(dark)", "width": 64, "height": 64}
+    frames = list(sampling.sample_clip(pipe, prompt, Settings(frames=2), 1, **options))
+    assert [frame.tobytes() for frame in frames] == got
+    assert furthest(got[0], still(pipe)) > 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prompt", "words"),
+    [
+        ([], "(a:.)", "prompt: the emphasis ':.)' is not allowed: '.' is no number; write one"),
+        (["--cfg", "1"], "a AND b", "prompt: 'a AND b' is not allowed with a cfg of 1 or less"),
+        (["--prompts", "0: a\n4: b AND c"], "it", "prompts: 'it, b AND c' is not allowed: it has 2 part(s) joined by"),
+    ],
+)
+def test_prompts_that_cannot_be_read(tmp_path, capsys, arguments, prompt, words):
+    assert refused(capsys, "-o", str(tmp_path / "a.gif"), *arguments, prompt=(prompt,)).startswith(words)

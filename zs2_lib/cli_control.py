@@ -42,12 +42,12 @@ class Pictures:
     whole: bool = False
 
     def __call__(self, frames: range, size: tuple[int, int]) -> Iterator[Image.Image]:
-        """Those of these frames of the clip, of this size (width, height). Raises OSError where one cannot be read."""
+        """Those of these frames of the clip, of this size (width, height). Raises ValueError where one is damaged."""
         numbers, index = np.unique(self.picks[frames.start : frames.stop], return_inverse=True)
         try:
             read = [picture for _, picture in self.source.read(numbers)]
         except ValueError as error:
-            raise OSError(f"--control: {error}") from error
+            raise ValueError(f"--control: {error}") from error
         fit = Image.Image.resize if self.whole else ImageOps.fit
         made = [self.preprocess(fit(picture, size, Image.Resampling.LANCZOS)) for picture in read]
         return (made[number] for number in index)

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -122,7 +122,7 @@ def load(job: Job):
     # imported here: they take seconds, which wrong values need not wait for, and they read the environment above
     from diffusers.utils.logging import disable_progress_bar
 
-    from zs2_lib.hosts.diffusers import adapters, checkpoints, control, devices, editing, samplers
+    from zs2_lib.hosts.diffusers import adapters, checkpoints, control, devices, editing, prompts, samplers
 
     disable_progress_bar()
     if job.model is None and "OMP_NUM_THREADS" not in os.environ:
@@ -143,6 +143,7 @@ def load(job: Job):
             editing.check_without_pictures(pipe)
         with samplers.using(pipe, models.sampler, models.schedule), adapters.clip_skip(pipe, models.clip_skip):
             checkpoints.check_pipeline(pipe)
+        prompts.check_parts(pipe, job.prompt, job.settings.prompts)
         if models.offload:
             devices.offload(pipe, models.device, models.offload)
         if models.compiled:
@@ -161,19 +162,23 @@ def check_edit(pipe, job: Job) -> None:
 
 
 def of_host(edit: cli_edit.Edit):
-    """The same as the host takes it; a source that is found to be damaged ends the program in words."""
+    """The same as the host takes it."""
     from zs2_lib.hosts.diffusers.editing import Editing  # see `load`
 
-    def read(shown: cli_edit.Shown | None):
-        def pictures(frames: range) -> list[Image.Image]:
-            try:
-                return shown(frames)
-            except ValueError as error:
-                raise Failed(error) from error
+    masks = read_or_fail(edit.masks) if edit.masks else None
+    return Editing(read_or_fail(edit.pictures), edit.size, masks, edit.strength, edit.image_guidance)
 
-        return pictures if shown else None
 
-    return Editing(read(edit.pictures), edit.size, read(edit.masks), edit.strength, edit.image_guidance)
+def read_or_fail(pictures: Callable) -> Callable:
+    """The function that reads pictures of files; one that is found to be damaged ends the program in words."""
+
+    def read(*which):
+        try:
+            return pictures(*which)
+        except ValueError as error:
+            raise Failed(error) from error
+
+    return read
 
 
 class Hands:
@@ -246,7 +251,9 @@ def sample(pipe, job: Job, hands: Hands = ALONE) -> Iterator[Image.Image]:
             rng=models.rng,
             hires=hires,
             **({} if job.edit else {"width": job.size[0], "height": job.size[1]}),
-            control=[control.Unit(unit.pictures, unit.weight, unit.start, unit.end) for unit in job.control],
+            control=[
+                control.Unit(read_or_fail(unit.pictures), unit.weight, unit.start, unit.end) for unit in job.control
+            ],
         )
         for number, frame in enumerate(hands.pictures(pipe, job, segments), 1):
             meter.decoded(number, job.settings.length)

@@ -17,6 +17,7 @@ from pathlib import Path
 from zs2_lib import cli_control, cli_edit, cli_models, cli_upscale
 from zs2_lib.cli_job import TINY, Faster, Interpolation, Job, Targets, model_name
 from zs2_lib.cli_say import Refused
+from zs2_lib.hosts.diffusers.prompt_text import check_prompts
 from zs2_lib.hosts.diffusers.samplers import check_steps
 from zs2_lib.media.formats import FORMATS, check_clip, clip_path, exact_rate, split_clip_name
 from zs2_lib.media.interpolators import MINTERPOLATE
@@ -107,6 +108,10 @@ def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
         models, prompt, notes = cli_models.read(options, named, made.values, prompt, frames)
         check_steps(models.sampler, steps)
         hires, of_hires = cli_upscale.read_hires(options, made.values, steps, models)
+        check_prompts(prompt, settings.prompts, negative, cfg > 1)
+        if hires:
+            second = cfg if hires.guidance is None else hires.guidance
+            check_prompts(hires.prompt or prompt, settings.prompts, hires.negative or negative, second > 1)
     check_packages(formats, faster)
     return Job(
         prompt=prompt,

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from .checkpoints import ModelError, is_sdxl
+from .text_encoding import CHUNK
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def add_embedding(pipe, file: Path) -> None:
         tensors = load_file(file)
         if xl != {"clip_l", "clip_g"}.issubset(tensors):
             raise ValueError("it is for SD 1.x or SD 2.x, not SDXL" if xl else "it is for SDXL, not SD 1.x or SD 2.x")
+        if longest := max((len(each) for each in tensors.values() if each.ndim == 2 and len(each) > CHUNK), default=0):
+            raise ValueError(f"it has {longest} vectors, more than the {CHUNK} tokens that CLIP reads at once")
         if not xl:
             values = tensors.get("emb_params", next(iter(tensors.values())) if len(tensors) == 1 else None)
             if values is None or values.ndim not in (1, 2):

@@ -8,8 +8,6 @@ import torch
 
 from zs2_lib.settings.kinds import Choice, SettingsError
 
-from .checkpoints import ModelError
-
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 OFFLOADS = ("model", "sequential")
 _COMPILED = ("ResnetBlock2D", "FeedForward")
@@ -67,6 +65,8 @@ def compile_parts(pipe) -> None:
     """Compiles those modules of UNet and VAE inside of which ZS² hooks nothing; the UNet as a whole cannot be, as the
     keys and values of self-attention change from frame to frame there. Raises ModelError where torch cannot compile.
     """
+    from .checkpoints import ModelError  # it imports diffusers, which wrong values need not wait for
+
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=pipe.device))
     except Exception as error:  # of whatever kind: a compiler is missing, or does not work

@@ -5,6 +5,7 @@ The names can be checked without `diffusers`, which takes seconds to import.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,7 @@ class Sampler:
     differs: why a WebUI's pictures have other numbers with the same settings and the same noise; "" where they agreed
         by 0.002 at most, with 20 steps of the small checkpoint and the WebUI's own schedule type, whose latents have a
         deviation of 0.5.
+    spaced_by: the class of `diffusers` that has the schedule types which its own has not, and is its like in the rest.
     """
 
     scheduler: str
@@ -50,6 +52,7 @@ class Sampler:
     needs: str | None = None
     most_steps: int = 999
     differs: str = ""
+    spaced_by: str | None = None
 
 
 _LAST = "its last step is another"
@@ -59,7 +62,7 @@ _TIMED = {"schedules": (AUTOMATIC, *_SPACING)}
 _UNCLIPPED = {"clip_sample": False}
 SAMPLERS = {
     "Euler": Sampler("EulerDiscreteScheduler"),
-    "Euler a": Sampler("EulerAncestralDiscreteScheduler", **_TIMED),
+    "Euler a": Sampler("EulerAncestralDiscreteScheduler", spaced_by="EulerDiscreteScheduler"),
     "Heun": Sampler("HeunDiscreteScheduler"),
     "LMS": Sampler("LMSDiscreteScheduler", needs="scipy"),
     "DPM2": Sampler("KDPM2DiscreteScheduler", automatic="Karras", differs=_LAST),
@@ -200,7 +203,8 @@ def scheduler(own, sampler: str | None, schedule: str | None):
     cls = getattr(diffusers, kind.scheduler) if sampler else type(own)
     chosen = schedule if schedule not in (None, AUTOMATIC) else kind.automatic
     config = {**kind.config, **SCHEDULES[chosen]}
-    takes = inspect.signature(cls.__init__).parameters
+    spacing = getattr(diffusers, kind.spaced_by) if kind.spaced_by and {*config}.intersection(_SIGMAS) else cls
+    takes = inspect.signature(spacing.__init__).parameters
     zero_snr = own.config.get("rescale_betas_zero_snr", False)
     if zero_snr and "rescale_betas_zero_snr" not in takes:
         raise ValueError(
@@ -211,6 +215,23 @@ def scheduler(own, sampler: str | None, schedule: str | None):
         config |= {"timestep_spacing": "trailing"}
     if missing := [name for name in config if name in (*_SIGMAS, "timestep_spacing") and name not in takes]:
         remedy = "take diffusers 0.32 or newer" if sampler else "give a sampler as well, such as Euler"
-        raise ValueError(f"scheduler: {chosen} is not allowed: {cls.__name__} has no {missing[0]}; {remedy}")
+        raise ValueError(f"scheduler: {chosen} is not allowed: {spacing.__name__} has no {missing[0]}; {remedy}")
     config = {**{name: False for name in _SIGMAS if name in takes}, **config}
-    return cls.from_config(own.config, **config)
+    spaced = spacing.from_config(own.config, **config)
+    if spacing is cls:
+        return spaced
+    return _with_steps_of(spaced, cls.from_config(own.config, timestep_spacing=config["timestep_spacing"]))
+
+
+def _with_steps_of(spaced, scheduler):
+    """The scheduler with the time steps and noise levels of another, `spaced`."""
+    set_timesteps = scheduler.set_timesteps
+
+    @functools.wraps(set_timesteps)
+    def set_both(*args, **kwargs) -> None:
+        set_timesteps(*args, **kwargs)
+        spaced.set_timesteps(*args, **kwargs)
+        scheduler.timesteps, scheduler.sigmas = spaced.timesteps, spaced.sigmas
+
+    scheduler.set_timesteps = set_both
+    return scheduler

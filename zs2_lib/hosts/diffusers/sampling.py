@@ -22,7 +22,6 @@ from PIL import Image
 from zs2_lib.core.hooks import Pass
 from zs2_lib.core.rows import Rows
 from zs2_lib.hosts.undo import override, restore_afterwards
-from zs2_lib.settings.schedule import Blend, PromptKeyframes, join
 from zs2_lib.settings.table import Settings
 
 from .checkpoints import check_pipeline, follows_picture
@@ -32,6 +31,7 @@ from .editing import Editing, encode_one_by_one
 from .hires import Hires, first_size
 from .nvidia_noise import NvidiaNoise
 from .pictures import decode_frames
+from .prompts import Prompts
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def sample_segments(
         )
     if hires and editing:
         raise ValueError("hires: it is for clips made of text alone; give it without pictures")
-    sampling = ClipSampling(pipe, settings, seed, progress, control, editing, rng)
+    sampling = ClipSampling(pipe, settings, seed, progress, control, editing, rng, steps)
     size = editing.size if editing else first_size(pipe, options.get("width"), options.get("height"))
     first = {"num_inference_steps": steps, "guidance_scale": guidance, **options, **sampling.controls.arguments(*size)}
     again = sampling.again(hires, steps, size) if hires else None
@@ -138,7 +138,7 @@ class ClipSampling:
     Inside it every UNet call runs in passes of a few frames, the UNet's self-attention has temporal momentum, and
     all noise that the pipeline and its scheduler draw is correlated over the frames; what the VAE draws for pictures is
     the same for all of them. The arguments are those of `sample_clip`; `seed` decides about the frames after the first,
-    whose noise comes from the call's generator.
+    whose noise comes from the call's generator; `steps` are those of the call, if its prompts change over them.
 
     Raises ValueError on entering if `pipe`, as it is set up, cannot make a clip.
     """
@@ -152,13 +152,15 @@ class ClipSampling:
         control: Sequence[Unit] = (),
         editing: Editing | None = None,
         rng: str = CPU,
+        steps: int | None = None,
     ):
         self.pipe = pipe
         self.progress = progress
         self.controls = Controls(pipe, control)
         self.control_momentum = settings.control_momentum
         self.clip = settings.clip(seed, editing.segment(settings) if editing else settings.segment)
-        self.prompts = settings.prompts
+        self.keyframes = settings.prompts
+        self.steps, self.calls_before = steps, 0
         self.in_betweens = settings.in_betweens
         self.nvidia = functools.partial(NvidiaNoise, seed) if rng == NVIDIA else None
         self.calls = 0
@@ -171,6 +173,7 @@ class ClipSampling:
         again = copy.copy(self)
         again.pipe = hires.pipeline(self.pipe)
         again.controls = Controls(again.pipe, self.controls.units)
+        again.steps, again.calls_before = hires.steps or steps, self.calls_of_steps
         share = hires.share(steps, size)
         self.part, again.part = (0.0, share), (share, 1.0)
         return again
@@ -188,9 +191,8 @@ class ClipSampling:
             self._draws = CorrelatedDraws(self.clip.noise, self.nvidia and self.nvidia())
             override(undo, pipe.vae, "encode", encode_one_by_one(pipe.vae.encode, self._draws.apart))
             override(undo, pipe, "prepare_latents", self._with_correlated_draws(pipe.prepare_latents))
-            if self.prompts:
-                encode = "_encode_prompt" if follows_picture(pipe) else "encode_prompt"
-                override(undo, pipe, encode, _by_frame(getattr(pipe, encode), self.prompts, self._counted))
+            self._prompts = Prompts(pipe, self.keyframes, self._counted, self.calls_of_steps, self.calls_before)
+            self._prompts.enter(undo)
             if isinstance(scheduler, DPMSolverSDEScheduler):
                 restore_afterwards(undo, scheduler, "noise_sampler")
                 override(undo, scheduler, "step", self._with_brownian_motion(scheduler))
@@ -204,6 +206,11 @@ class ClipSampling:
 
     def __exit__(self, *exception) -> None:
         self._undo.close()
+
+    @property
+    def calls_of_steps(self) -> int | None:
+        """The UNet calls of as many steps as are asked for, in which the WebUI counts; None: it is not known."""
+        return self.steps and self.steps * getattr(self.pipe.scheduler, "order", 1)
 
     def _counted(self, row: int) -> float:
         """The frame of a row, as keyframes count it."""
@@ -227,6 +234,8 @@ class ClipSampling:
                 f"{len(rows)}; call the pipeline with one prompt and num_images_per_prompt={frames}"
             )
         self.calls += 1
+        sample, kwargs = self._prompts.spread(call, sample, kwargs)
+        rows = Rows.blocks(frames, len(rows) // frames + self._prompts.parts - 1)
 
         def before_pass(now: Pass) -> None:
             if self.progress is not None:
@@ -240,6 +249,7 @@ class ClipSampling:
         noise_left = float(torch.as_tensor(timestep).reshape(-1)[0]) / self.pipe.scheduler.config.num_train_timesteps
         self.clip.begin_step(call, 1 - noise_left)
         output = self.clip.call(plain, rows, sample, timestep, *args, before_pass=before_pass, **kwargs)
+        output = self._prompts.gathered(output)
         return UNet2DConditionOutput(output) if return_dict else (output,)
 
     # --- the noise -----------------------------------------------------------------------------------------
@@ -275,37 +285,3 @@ class ClipSampling:
             return original(model_output, timestep, sample, *args, **kwargs)
 
         return step
-
-
-def _by_frame(encode_prompt: Callable, prompts: PromptKeyframes, frame_of: Callable[[int], float]) -> Callable:
-    """The pipeline's `encode_prompt`, with the embeddings of each row blended from those of the keyframes around its
-    frame, which `frame_of(row)` counts as keyframes do.
-
-    It returns tensors (frames, …): those of the prompt and the negative prompt, in SDXL the pooled ones as well; of
-    Instruct-Pix2Pix one tensor, (3 frames, …).
-    """
-
-    @functools.wraps(encode_prompt)
-    def encode(prompt, *args, **kwargs):
-        if not isinstance(prompt, str):
-            raise ValueError(
-                f"prompt: {prompt!r} is not allowed with prompts by frame; give the part all have in common, a string"
-            )
-        encoded = {text: encode_prompt(join(prompt, text), *args, **kwargs) for text in prompts.texts}
-        if alone := isinstance(encoded[prompts.texts[0]], torch.Tensor):
-            encoded = {text: (tensor,) for text, tensor in encoded.items()}
-
-        def embeddings(i: int) -> torch.Tensor | None:
-            def row(frame: int, blend: Blend) -> torch.Tensor:
-                before, after = encoded[blend.before][i][frame], encoded[blend.after][i][frame]
-                return before + (after - before) * blend.weight
-
-            any_text = encoded[prompts.texts[0]][i]
-            if any_text is None:
-                return None
-            return torch.stack([row(frame, prompts.at(frame_of(frame))) for frame in range(len(any_text))])
-
-        blended = tuple(embeddings(i) for i in range(len(encoded[prompts.texts[0]])))
-        return blended[0] if alone else blended
-
-    return encode

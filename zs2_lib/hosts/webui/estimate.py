@@ -60,7 +60,7 @@ class Estimate:
         self.frames, self._known, self._second, self._start, self._clock = list(frames), known, second, start, clock
         self.batch = 0
         """The batch that is made, counted from 0."""
-        self.number = self.calls = 0
+        self.number = 0
         """The call that runs, counted from 0, of how many."""
         self._samplings: list[Sampling] = []
         """Those of the batch, as far as they have begun."""
@@ -89,7 +89,7 @@ class Estimate:
             self._positions = positions
         change = self._change(number, calls, time)
         self._samplings[-1] = Sampling(calls, work, change)
-        self.number, self.calls, self._began = number, calls, self._clock()
+        self.number, self._began = number, self._clock()
 
     def end_call(self) -> None:
         """The call that runs has ended, with all that belongs to its step."""
@@ -142,7 +142,7 @@ class Estimate:
             self._after.append((self._clock() - self._sampled) / positions)
             found = {AFTER: self._after[-1]}
         self.batch, self._whole, self._samplings, self._sampled = self.batch + 1, self._samplings, [], None
-        self.number = self.calls = 0
+        self.number = 0
         return found
 
     def _positions_at_the_end(self) -> float:
