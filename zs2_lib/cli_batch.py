@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import os
+import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -155,8 +157,11 @@ def make(jobs: Sequence[Planned], folder: Path, manifest: Manifest, machines) ->
     from zs2_lib.batch import workers
 
     given_up = []
-    # Ray prints what befalls its workers
-    with workers.started(machines) as count, Progress(jobs, count) as progress, redirect_stdout(sys.stderr):
+    with (
+        workers.started(machines) as count,
+        Progress(jobs, count) as progress,
+        redirect_stdout(Notes(progress.say)),  # Ray prints what befalls its workers
+    ):
 
         def done(job: Planned, outcome: dict) -> None:
             about = {"name": job.name, "hash": job.hash, "seed": job.job.seed}
@@ -180,6 +185,18 @@ def make(jobs: Sequence[Planned], folder: Path, manifest: Manifest, machines) ->
         count = f"{len(given_up)} of {len(jobs)} jobs"
         say(f"{count} were {GIVEN_UP}, see {manifest.file}; the same command tries again", error=True)
     return 1 if given_up else 0
+
+
+class Notes(io.TextIOBase):
+    """A stream of which each line is said, without its colours."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+
+    def write(self, text: str) -> int:
+        for line in filter(str.strip, re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()):
+            self.say(line)
+        return len(text)
 
 
 def forecast(jobs: Sequence[Planned], records: Sequence[dict], workers: int) -> None:
