@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
@@ -74,3 +75,13 @@ def net_for(unet, seed=1, **more):
         torch.nn.init.normal_(module.weight, std=0.1)
     torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=10)
     return net.eval()
+
+
+def upscaler(path: Path, scale: int = 2, channels: int = 3, features: int = 8) -> Path:
+    """The file of a model that makes pictures larger, a "RealESRGAN Compact" with random weights."""
+    torch.manual_seed(0)
+    conv = functools.partial(torch.nn.Conv2d, kernel_size=3, padding=1)
+    body = [conv(channels, features), torch.nn.PReLU(features), conv(features, features), torch.nn.PReLU(features)]
+    body = torch.nn.Sequential(*body, conv(features, channels * scale**2))
+    save_file({f"body.{name}": tensor for name, tensor in body.state_dict().items()}, path)
+    return path

@@ -554,7 +554,10 @@ def test_a_video_that_is_there_is_interpolated(tmp_path, monkeypatch, capsys):
         ),
         (["--interpolate", "x2", "--seed", "1"], "--seed is not allowed with --input, which samples nothing"),
         (["--interpolate", "x2", "-o", "{video}"], "--output: {video} is the input; choose another name"),
-        (["--interpolator", "minterpolate"], "--input: there is nothing to do; give --interpolate as well"),
+        (
+            ["--interpolator", "minterpolate"],
+            "--input: there is nothing to do; give --upscale or --interpolate",
+        ),
         (["--interpolate", "x2", "--input", "no.mp4"], "--input: there is no file or folder no.mp4"),
     ],
 )

@@ -6,8 +6,9 @@ import sys
 
 from zs2_lib import cli_control, cli_edit, cli_models, cli_upscale
 from zs2_lib.cli_help import Parser
-from zs2_lib.cli_job import interpolate, load, make
-from zs2_lib.cli_read import CFG, STEPS, clip_options, flag, read_interpolation, read_job
+from zs2_lib.cli_input import finish, read_input
+from zs2_lib.cli_job import load, make
+from zs2_lib.cli_read import CFG, STEPS, clip_options, flag, read_job
 from zs2_lib.cli_say import Failed, Refused, say, voice
 from zs2_lib.media.interpolators import MINTERPOLATE, InterpolatorError, names
 from zs2_lib.settings.kinds import Choice, Kind, OldYesNo, Prompts, YesNo
@@ -54,7 +55,7 @@ def run(arguments: list[str] | None) -> None:
     if options.progress not in (None, "bar", "json"):
         raise Refused(f"--progress: {options.progress!r} is not allowed; give bar or json")
     if options.input is not None:
-        interpolate(read_interpolation(options))
+        finish(read_input(options))
         return
     job = read_job(options)
     for note in (*job.notes, *job.settings.notes):
@@ -193,8 +194,8 @@ def _add_faster(group) -> None:
     group.add_argument(
         "--input",
         metavar="CLIP",
-        help="Takes the frames of this file or folder, with its sound, and samples none; with --interpolate and "
-        "--output alone.",
+        help="Takes the frames of this file or folder, with its sound, and samples none; with --upscale, "
+        "--interpolate, or both, --device and --output.",
     )
 
 

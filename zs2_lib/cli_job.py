@@ -1,4 +1,4 @@
-"""The work of the command line: a clip that is sampled, or one that is there and gets more frames per second."""
+"""The work of the command line on a clip that is sampled: job in, files out."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -81,6 +82,8 @@ class Job:
     control: tuple[cli_control.Unit, ...] = ()
     hires: cli_upscale.Hires | None = None
     """Its second pass."""
+    upscale: cli_upscale.Larger | None = None
+    """What makes its finished frames larger."""
 
     @property
     def rate(self) -> Fraction:
@@ -97,15 +100,6 @@ class Job:
         """Frames of the files, of which so many were sampled."""
         played = len(self.settings.played(range(frames)))
         return self.faster.count(played) if self.faster else played
-
-
-@dataclass(frozen=True)
-class Interpolation:
-    """A clip that is there, and the files that it becomes."""
-
-    clip: FinishedClip
-    faster: Faster
-    targets: Targets
 
 
 def model_name(path: str | None) -> str:
@@ -202,7 +196,20 @@ def pictures_of(pipe, job: Job, latents: torch.Tensor) -> Iterator[Image.Image]:
     """All that is made of latents (frames, channels, height / 8, width / 8) frame by frame, each by itself."""
     from zs2_lib.hosts.diffusers import sampling as host  # see `load`
 
-    return host.decode_frames(pipe, latents)
+    pictures = host.decode_frames(pipe, latents)
+    if job.upscale and not job.kept:  # whose pictures take the place of others first
+        return map(upscaler(pipe, job), pictures)
+    return pictures
+
+
+def upscaler(pipe, job: Job) -> Callable[[Image.Image], Image.Image]:
+    """What makes finished frames larger."""
+    return _opened(job.upscale, pipe._execution_device, pipe.unet.dtype)
+
+
+@lru_cache(maxsize=1)
+def _opened(upscale: cli_upscale.Larger, device: torch.device, dtype: torch.dtype):
+    return upscale.open(device, dtype)
 
 
 def make(pipe, job: Job, hands: Hands = ALONE) -> None:
@@ -213,7 +220,7 @@ def make(pipe, job: Job, hands: Hands = ALONE) -> None:
     if models.expected and models.expected.lower() != sampler.lower():
         say(f"the recipe's sampler is {models.expected}, here it is the checkpoint's own, {sampler}")
     more = {**of_host(job.edit).texts(pipe), **job.edit.texts} if job.edit else {}
-    more |= {"Size": "x".join(map(str, first_size(pipe, *job.size)))} if job.hires else {}
+    more |= {"Size": "x".join(map(str, first_size(pipe, *job.size)))} if job.hires or job.upscale else {}
     write(sample(pipe, job, hands), job, sampler, more, hands)
 
 
@@ -225,7 +232,11 @@ def sample(pipe, job: Job, hands: Hands = ALONE) -> Iterator[Image.Image]:
     models = job.models
     if models.clip_skip > 1 and not adapters.clip_skip_counts(pipe):
         say(f"clip skip {models.clip_skip} changes nothing with this checkpoint, as in the WebUI")
-    hires = job.hires.of_host(pipe.scheduler) if job.hires else None
+    try:
+        hires = job.hires.of_host(pipe) if job.hires else None
+        larger = upscaler(pipe, job) if job.upscale else None
+    except ValueError as error:
+        raise ModelRefused(error) from None
     with (
         samplers.using(pipe, models.sampler, models.schedule),
         adapters.clip_skip(pipe, models.clip_skip),
@@ -259,7 +270,7 @@ def sample(pipe, job: Job, hands: Hands = ALONE) -> Iterator[Image.Image]:
             meter.decoded(number, job.settings.length)
             if job.kept:
                 job.kept.take_over(number - 1, frame)
-            yield frame
+            yield larger(frame) if larger and job.kept else frame
     for note in job.kept.notes if job.kept else ():
         say(note)
 
@@ -294,6 +305,7 @@ def write_files(kept: OnDisk, job: Job, sampler: str, about: Mapping[str, object
         **cli_control.recipe_values(job.control),
         **(job.hires.texts if job.hires else {}),
         **recipe.texts(job.settings),
+        **(job.upscale.texts if job.upscale else {}),
         **({INTERPOLATED_TO: interpolated_to(count, job.rate)} if job.faster else {}),
         **about,
     }
@@ -317,28 +329,6 @@ def add_sound(clip: cli_edit.Edit | FinishedClip, file: Path, *how) -> None:
         clip.add_sound(file, *how)
     except (ValueError, RuntimeError) as error:
         say(f"{file} has no sound: {error}")
-
-
-def interpolate(work: Interpolation) -> None:
-    """Writes the files of a clip that is there, with its text and its sound, and says where they are."""
-    clip, faster = work.clip, work.faster
-    info, count = clip.source.info, faster.count(clip.source.info.frames)
-    text = recipe.with_values(clip.text, {INTERPOLATED_TO: interpolated_to(count, faster.to)})
-    with ExitStack() as scope:
-        frames = in_between(scope, pictures(clip), faster, work.targets, count)
-        for target, format in work.targets:
-            file = write_clip(frames, target, format, faster.to, text)
-            add_sound(clip, file, format, count, faster.to)
-            print(f"{file}: {count} frames of {info.size[0]}x{info.size[1]}, {float(count / faster.to):.3g} s")
-
-
-def pictures(clip: FinishedClip) -> Iterator[Image.Image]:
-    """Those of the file."""
-    try:
-        for _, picture in clip.source.frames():
-            yield picture
-    except ValueError as error:  # it is damaged
-        raise Failed(error) from error
 
 
 def in_between(

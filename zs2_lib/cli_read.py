@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from zs2_lib import cli_control, cli_edit, cli_models, cli_upscale
-from zs2_lib.cli_job import TINY, Faster, Interpolation, Job, Targets, model_name
+from zs2_lib.cli_job import TINY, Faster, Job, Targets, model_name
 from zs2_lib.cli_say import Refused
 from zs2_lib.hosts.diffusers.prompt_text import check_prompts
 from zs2_lib.hosts.diffusers.samplers import check_steps
@@ -27,7 +27,7 @@ from zs2_lib.media.write import check_replaceable
 from zs2_lib.settings import going_on, postprocessing, recipe
 from zs2_lib.settings.finished import FinishedClip, Kept
 from zs2_lib.settings.kinds import Choice, Number, Prompts, SettingsError, WholeNumber
-from zs2_lib.settings.postprocessing import INTERPOLATED_TO, check_interpolator
+from zs2_lib.settings.postprocessing import INTERPOLATED_TO, UPSCALED_BY, UPSCALER, check_interpolator
 from zs2_lib.settings.row import Row
 from zs2_lib.settings.schedule import number_text
 from zs2_lib.settings.speeds import SPEEDS, Speed
@@ -46,11 +46,11 @@ LEAVES_FRAMES = (
     "in_betweens",
     "fps",
     "sidecar",
+    "upscale",
     "interpolate",
     "interpolator",
 )
 """Options that leave those frames as they are that a clip has."""
-OF_INTERPOLATION = ("quiet", "progress", "input", "output", "interpolate", "interpolator")
 OF_RECIPE = {"seed": "Seed", "steps": "Steps", "cfg": "CFG scale", "size": "Size", **cli_models.OF_RECIPE}
 OF_OTHERS = ("Model", "Model hash", "Lora hashes", "Version", "ZS2 notes")
 FOLLOWED = (*OF_RECIPE.values(), *cli_edit.KEYS, *cli_upscale.KEYS, *OF_OTHERS)
@@ -95,11 +95,11 @@ def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
         settings = read_settings(options, made, formats, speed)
         named = {name: made.chosen(options, name) for name in OF_RECIPE}
         steps = read_number(WholeNumber(1, 999), *named["steps"], STEPS)
-        if speed and speed.steps and options.steps is None:
-            steps = speed.steps
+        steps = speed.steps if speed and speed.steps and options.steps is None else steps
         edit, settings, of_edit = cli_edit.read(options, settings, read_size(*named["size"]), steps, made.values)
         control, of_control = cli_control.read(options, settings, edit.pictures if edit else None)
         settings = replace(settings, control=tuple(unit.images for unit in control))
+        upscale = cli_upscale.read_upscale(options)
         faster = read_faster(options, exact_rate(settings.rate), settings.loop != "off", formats)
         negative = made.negative if options.negative is None else options.negative
         seed = read_number(WholeNumber(0, 2**63 - 1), *named["seed"], random.randrange(2**32) if seed is None else seed)
@@ -131,6 +131,7 @@ def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
         edit=edit,
         control=control,
         hires=hires,
+        upscale=upscale,
     )
 
 
@@ -291,9 +292,12 @@ def check_followed(step: str, values: Mapping[str, str], model: str | None) -> N
 def notes_on(values: Mapping[str, str], options: argparse.Namespace) -> list[str]:
     """Sentences about what a recipe says and is not followed."""
     given = {"VAE", "VAE hash"} if options.vae is not None else set()
-    followed = {*FOLLOWED, *given, INTERPOLATED_TO, *map(recipe.infotext_key, recipe.CARRIED.values())}
+    followed = {*FOLLOWED, *given, *postprocessing.KEYS, *map(recipe.infotext_key, recipe.CARRIED.values())}
     others = [key for key in values if key not in followed and not cli_control.KEY.fullmatch(key)]
     notes = [f"not followed of the recipe: {', '.join(others)}"] if others else []
+    if UPSCALED_BY in values and options.upscale is None:
+        by = f"{values[UPSCALED_BY]}, by {values.get(UPSCALER)}"
+        notes.append(f"the clip was made larger {by}; --upscale does so again")
     if INTERPOLATED_TO in values and options.interpolate is None:
         notes.append(f"the clip was interpolated to {values[INTERPOLATED_TO]}; --interpolate does so again")
     made_with, model = values.get("Model", "that the recipe does not name"), model_name(options.model)
@@ -303,29 +307,6 @@ def notes_on(values: Mapping[str, str], options: argparse.Namespace) -> list[str
 
 
 # --- more frames per second ----------------------------------------------------------------------------
-
-
-def read_interpolation(options: argparse.Namespace) -> Interpolation:
-    """What is to be made of the clip that --input names; refuses what cannot be done."""
-    with refusals():
-        others = [name for name, value in vars(options).items() if value is not None and name not in OF_INTERPOLATION]
-        if others:
-            name = others[0] if others[0] == "prompt" else "--" + others[0].replace("_", "-")
-            raise SettingsError(f"{name} is not allowed with --input, which samples nothing; leave it out")
-        if options.interpolate is None:
-            raise SettingsError("--input: there is nothing to do; give --interpolate as well")
-        targets, formats = read_targets(options.output)
-        try:
-            clip = FinishedClip(open_source(options.input), read_text(options.input))
-            faster = read_faster(options, clip.rate, clip.closed, formats)
-            clip.source.picks()  # which refuses a broken file
-        except SettingsError:
-            raise
-        except (OSError, ValueError, RuntimeError) as error:
-            raise SettingsError(f"--input: {error}") from None
-        check_output(targets, clip.source.path)
-    check_packages(formats, faster)
-    return Interpolation(clip, faster, targets)
 
 
 def read_faster(options: argparse.Namespace, rate: Fraction, closed: bool, formats: tuple[str, ...]) -> Faster | None:

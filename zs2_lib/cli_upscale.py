@@ -1,16 +1,24 @@
-"""The part of the command line that makes frames larger: hires. fix."""
+"""The part of the command line that makes frames larger: hires. fix, and upscalers of finished frames."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from zs2_lib.cli_models import Models, without_loras
+from PIL import Image
+
+from zs2_lib.cli_models import Models, check_file, without_loras
 from zs2_lib.hosts.diffusers import hires, samplers
-from zs2_lib.settings.kinds import Choice, Number, SettingsError, WholeNumber
+from zs2_lib.media import upscalers
+from zs2_lib.settings import postprocessing
+from zs2_lib.settings.kinds import Number, SettingsError, WholeNumber, nearest
+from zs2_lib.settings.postprocessing import NO_UPSCALER, UPSCALED_BY, UPSCALER
 from zs2_lib.settings.schedule import number_text
 
 SCALE, RESIZE = "Hires upscale", "Hires resize"
@@ -30,6 +38,7 @@ MOST_PIXELS = 16384
 """Of a side."""
 MOST_STEPS = 999
 """As many as a checkpoint has been trained with, less one."""
+FACTORS = postprocessing.ROWS["scale"].kind
 
 
 # --- options -------------------------------------------------------------------------------------------
@@ -38,7 +47,9 @@ MOST_STEPS = 999
 def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "larger frames",
-        "hires. fix: a clip made of text alone is sampled again in a larger size, as the WebUI does it.",
+        "--hires is the WebUI's hires. fix: a clip made of text alone is sampled again in a larger size. --upscale "
+        "makes the frames of any clip larger, also those of --input. Upscaler models are .safetensors files, and need "
+        "the package spandrel.",
     )
     group.add_argument(
         "--hires",
@@ -46,7 +57,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="How many times as wide and high, from 1 to 4, down to multiples of 8 pixels; or the size, one side of "
         "which may be 0.",
     )
-    group.add_argument("--hires-upscaler", metavar="NAME", help=f"{', '.join(hires.LATENT)}. Default Latent.")
+    group.add_argument(
+        "--hires-upscaler",
+        metavar="NAME|FILE",
+        help=f"{', '.join((*hires.LATENT, *upscalers.BY_RESIZING))}, or the file of an upscaler model. Default Latent.",
+    )
     group.add_argument("--hires-steps", metavar="N", help="Steps of the second pass. Default 0, as many as the first.")
     group.add_argument(
         "--hires-denoising",
@@ -55,6 +70,82 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         f"{hires.DENOISING}.",
     )
     group.add_argument("--hires-cfg", metavar="X", help="--cfg of the second pass. Default: the same.")
+    group.add_argument(
+        "--upscale",
+        metavar="FACTOR[:NAME|FILE]",
+        help=f"How many times as wide and high, from {FACTORS.low} to {FACTORS.high}, by "
+        f"{', '.join(upscalers.BY_RESIZING)}, or the file of an upscaler model. Default Lanczos.",
+    )
+
+
+# --- upscalers -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Upscaler:
+    """One by its name, as the WebUI has it; a model by its file as well."""
+
+    name: str
+    file: str | None = None
+
+    def open(self, device, dtype) -> upscalers.Upscale:
+        """What makes pictures larger; a model computes on that device in that type of numbers. Raises ValueError."""
+        if self.file is None:
+            return upscalers.BY_RESIZING[self.name]
+        from zs2_lib.hosts.diffusers.upscalers import load_upscaler  # which torch alone does not need
+
+        return load_upscaler(self.file, device, dtype)
+
+
+def read_upscaler(flag: str, key: str, text: str, names: tuple[str, ...]) -> Upscaler:
+    """The upscaler that `text` is: one of `names`, in small letters or large, or a file, which `flag` gives. Raises
+    SettingsError, which names `key`.
+    """
+    of_case = {name.lower(): name for name in names} | {NO_UPSCALER.lower(): "Lanczos"}  # so the WebUI resizes
+    if name := of_case.get(text.strip().lower()):
+        return Upscaler(name)
+    if key != flag:  # a recipe's
+        raise SettingsError(
+            f"{key}: {text!r} is not searched for; give its file by {flag} FILE.safetensors, or another one of "
+            f"{', '.join(names)}"
+        )
+    if not Path(text).suffix and not Path(text).exists():
+        raise SettingsError(
+            f"{key}: {text!r} is not allowed; give one of {', '.join(names)}, or the .safetensors file of an upscaler "
+            f"model{nearest(text, names)}"
+        )
+    check_file(key, text)
+    if importlib.util.find_spec("spandrel") is None:
+        raise SettingsError(f"{key}: it needs spandrel; install it with: {sys.executable} -m pip install spandrel")
+    return Upscaler(Path(text).stem, text)
+
+
+@dataclass(frozen=True)
+class Larger:
+    """Finished frames made larger by a factor, down to multiples of 8 pixels."""
+
+    scale: float
+    upscaler: Upscaler
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """What a recipe says of it."""
+        return {UPSCALER: self.upscaler.name, UPSCALED_BY: number_text(self.scale)}
+
+    def open(self, device, dtype) -> Callable[[Image.Image], Image.Image]:
+        """What makes a frame larger; see `Upscaler.open`."""
+        upscale = self.upscaler.open(device, dtype)
+        return lambda picture: upscale(picture, upscalers.large_size(picture.size, self.scale))
+
+
+def read_upscale(options: argparse.Namespace) -> Larger | None:
+    """What makes finished frames larger, if the options ask for it. Raises SettingsError."""
+    if options.upscale is None:
+        return None
+    factor, _, name = options.upscale.partition(":")
+    scale = FACTORS.read("--upscale", factor)
+    names = tuple(upscalers.BY_RESIZING)
+    return Larger(scale, read_upscaler("--upscale", "--upscale", name or names[0], names))
 
 
 # --- hires. fix ----------------------------------------------------------------------------------------
@@ -70,7 +161,7 @@ class Hires:
 
     scale: float | None
     resize: hires.Size | None
-    upscaler: str
+    upscaler: Upscaler
     steps: int
     denoising: float
     guidance: float | None
@@ -79,13 +170,16 @@ class Hires:
     sampler: str | None = None
     schedule: str | None = None
 
-    def of_host(self, own_scheduler) -> hires.Hires:
-        """The same as the host takes it; `own_scheduler` is that of the checkpoint."""
-        scheduler = samplers.scheduler(own_scheduler, self.sampler, self.schedule) if self.sampler else None
+    def of_host(self, pipe) -> hires.Hires:
+        """The same as the host takes it, with the checkpoint's own scheduler on the pipeline. Raises ValueError."""
+        scheduler = samplers.scheduler(pipe.scheduler, self.sampler, self.schedule) if self.sampler else None
+        upscaler = self.upscaler.name
+        if upscaler not in hires.LATENT:
+            upscaler = self.upscaler.open(pipe._execution_device, pipe.unet.dtype)
         return hires.Hires(
             self.scale or 1.0,
             self.resize,
-            self.upscaler,
+            upscaler,
             self.steps,
             self.denoising,
             self.guidance,
@@ -107,7 +201,7 @@ class Hires:
             PROMPT: self.prompt,
             NEGATIVE: self.negative,
             "Hires steps": str(self.steps) if self.steps else None,
-            "Hires upscaler": self.upscaler,
+            "Hires upscaler": self.upscaler.name,
         }
         return {key: text for key, text in texts.items() if text is not None}
 
@@ -141,12 +235,13 @@ def read_hires(
         return default if text is None else kind.read(key, text)
 
     key, text = _chosen(options, "--hires-upscaler", of_recipe)
+    names = (*hires.LATENT, *upscalers.BY_RESIZING)
     sampler, schedule, notes = _sampler(of_recipe, models)
     prompt, of_prompt = _prompt(of_recipe)
     pass_two = Hires(
         scale,
         resize,
-        "Latent" if text is None else Choice(tuple(hires.LATENT)).read(key, text),
+        Upscaler("Latent") if text is None else read_upscaler("--hires-upscaler", key, text, names),
         read("--hires-steps", WholeNumber(0, MOST_STEPS), 0),
         read("--hires-denoising", Number(0, 1), hires.DENOISING),
         read("--hires-cfg", Number(0, 100), None),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 from zs2_lib.cli_edit import DEFAULT_STRENGTH
@@ -37,8 +36,11 @@ def cost(job: Job) -> Cost:
     steps = max(1, int(job.steps * strength))
     full, between = (part * rows for part in _parts(job.settings, steps, strength))
     if job.hires:
+        from zs2_lib.hosts.diffusers import hires  # which takes seconds
+
         size = job.size if job.size[0] else OWN_SIZE
-        again = steps / replace(job.hires, sampler=None).of_host(None).share(steps, size) - steps
+        second = hires.Hires(job.hires.scale or 1.0, job.hires.resize, steps=job.hires.steps)
+        again = steps / second.share(steps, size) - steps
         more = _parts(job.settings, job.hires.steps or steps, job.hires.denoising)
         full, between = (int(now + again * rows * part / sum(more)) for now, part in zip((full, between), more))
     return Cost(full, between)

@@ -18,7 +18,7 @@ PIECES, PIECE = 64, 2**16
 """Of a large file so many pieces of so many bytes are read, spread over the whole of it."""
 NOT_MEANT = ("targets", "notes", "model", "config")
 PER_CLIP = ("prompt", "negative", "settings", "targets", "size", "seed", "steps", "cfg", "faster", "sampler")
-PER_CLIP += ("notes", "kept", "hires")
+PER_CLIP += ("notes", "kept", "hires", "upscale")
 """Fields of a job on which the loaded pipeline does not depend."""
 NOT_LOADED = frozenset(
     ("strength", "image_guidance", "selection", "sampler", "schedule", "clip_skip", "rng", "expected")
@@ -76,7 +76,7 @@ def _paths(argument: str) -> list[str]:
     """The files and folders that an option such as `--recipe=a.mp4` or `--lora=b.safetensors:0.5` names."""
     text = argument.partition("=")[2]
     parts = [text, *(text[: mark.start()] for mark in re.finditer("[@:=]", text))]
-    parts += [end for part in list(parts) for end in part.split("=")[1:]]
+    parts += [end for part in list(parts) for end in part.split("=")[1:]] + [text.partition(":")[2]]
     return [part for part in dict.fromkeys(parts) if part and len(part) < 1000 and _exists(part)]
 
 

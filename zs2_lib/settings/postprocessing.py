@@ -13,7 +13,7 @@ from .kinds import Choice, Choices, File, Kind, Number, SettingsError, WholeNumb
 from .row import Row, setting
 
 UPSCALE_FIRST, INTERPOLATE_FIRST = "upscale first", "interpolate first"
-UPSCALER, UPSCALED_BY, INTERPOLATED_TO = "ZS2 upscaler", "ZS2 upscaled by", "ZS2 interpolated to"
+KEYS = UPSCALER, UPSCALED_BY, INTERPOLATED_TO = "ZS2 upscaler", "ZS2 upscaled by", "ZS2 interpolated to"
 """Keys in the infotext of the result, behind the recipe of the clip."""
 NO_UPSCALER = "None"
 """As hosts name the upscaler that does nothing."""

@@ -60,13 +60,14 @@ def encode(pipe, picture: Image.Image) -> torch.Tensor:
 @contextmanager
 def _without_overflow(vae, of_sdxl: bool = True) -> Iterator[None]:
     """Scope in which SDXL's own VAE, which overflows in float16, computes in float32."""
-    dtype = vae.dtype
-    if of_sdxl and dtype == torch.float16 and vae.config.force_upcast:
-        vae.to(torch.float32)
+    if not (of_sdxl and vae.dtype == torch.float16 and vae.config.force_upcast):
+        yield
+        return
+    vae.to(torch.float32)
     try:
         yield
     finally:
-        vae.to(dtype)
+        vae.to(torch.float16)
 
 
 def _mean_and_std(vae, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:

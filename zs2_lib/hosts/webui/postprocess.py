@@ -23,6 +23,7 @@ from zs2_lib.media.on_disk import OnDisk
 from zs2_lib.media.pictures import by, rgb_picture
 from zs2_lib.media.resample import interpolated, interpolated_count
 from zs2_lib.media.text import read_text
+from zs2_lib.media.upscalers import STEP, large_size
 from zs2_lib.media.write import clip_bytes, write_clip
 from zs2_lib.settings import recipe
 from zs2_lib.settings.finished import STOPPED, FinishedClip, interpolated_to
@@ -49,7 +50,6 @@ log = logging.getLogger(__name__)
 
 JOB = "zs2-postprocess"
 """The name of the work in the host's state."""
-_STEP = 8  # pixels: the host's upscalers cut to multiples of it
 
 
 @dataclass
@@ -145,16 +145,16 @@ class Work:
         if self._upscaler is None:
             return
         size, scale = self._source.info.size, self.settings.scale
-        large, most = [int(side * scale) for side in size], max_source_pixels()
+        large, most = large_size(size, scale), max_source_pixels()
         if math.prod(large) > most:
             raise SettingsError(
                 f"scale: {scale:g} is not allowed, it makes frames of {by(large)} of those of {by(size)}, and a frame "
                 f"may have {most} pixels (--zs2-max-source-pixels of this server); give less"
             )
-        if min(large) < _STEP:
+        if not all(large):
             raise SettingsError(
                 f"scale: {scale:g} is not allowed with frames of {by(size)}: the WebUI cuts what it upscales to "
-                f"multiples of {_STEP} pixels; give more"
+                f"multiples of {STEP} pixels; give more"
             )
 
     # --- the work ----------------------------------------------------------------------------------------------------
