@@ -599,6 +599,18 @@ def test_frame_1_is_the_still(variant, dtype):
     assert noise.mix(frames).dtype == dtype
 
 
+def test_a_second_pass_draws_anew():
+    """As the host does for hires.fix: its noise does not depend on how much was drawn before."""
+    passes = []
+    for draws in (1, 3):
+        noise = clip("independent", frames=3)
+        for draw in range(draws):
+            noise.draw(still(draw))
+        noise.begin_pass()
+        passes.append(noise.draw(still(0, (4, 12, 12))))
+    assert torch.equal(*passes)
+
+
 @variants
 def test_one_frame_is_the_still(variant):
     noise = clip(variant, frames=1)

@@ -93,6 +93,12 @@ class SegmentNoise:
         seeds = {kept: self._seed_of(kept) for kept in set(self._sources)}
         return [seeds[kept] for kept in self._sources]
 
+    def begin_pass(self) -> None:
+        """The sampling begins, a second time for hires.fix: each frame's generator begins anew, as the host's own do,
+        however much the sampler drew before.
+        """
+        self._generators = {}
+
     def draw(self, still: torch.Tensor) -> torch.Tensor:
         """The next noise of all frames (frames, channels, height, width), like `still` in dtype and device.
 

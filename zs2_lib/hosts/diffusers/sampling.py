@@ -182,6 +182,7 @@ class ClipSampling:
         pipe, scheduler = self.pipe, self.pipe.scheduler
         check_pipeline(pipe)
         self.calls = 0
+        self.clip.noise.begin_pass()
         with ExitStack() as undo:
             undo.callback(self.clip.detach)
             self.clip.attach(pipe.unet, self.controls.nets, self.control_momentum)

@@ -218,6 +218,7 @@ class ClipSampling:
         if noise is self._correlated:  # Forge says so twice before the second pass of hires.fix
             return
         p, clip, self._correlated = self.p, self.clip, noise
+        clip.noise.begin_pass()
         scale = getattr(p, "initial_noise_multiplier", 1.0)  # img2img has scaled the noise already
         if scale:
             stays = 0 if clip.first else 1
