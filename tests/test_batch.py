@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("diffusers")
 pytest.importorskip("av")
@@ -85,7 +86,7 @@ def test_all_faults_are_told_at_once(tmp_path, capsys):
     expected = [(number, words) for number, (_, words) in enumerate(faults, 1) if words]
     assert len(lines) == len(expected)
     for line, (number, words) in zip(lines, expected):
-        assert line.startswith(f"zs2: {file}, line {number}: ") and words in line
+        assert line.startswith(f"zs2: error: {file}, line {number}: ") and words in line
     assert f"{len(expected)} of {len(faults)} jobs cannot be done; nothing was made" in last and not out.exists()
 
 
@@ -247,6 +248,24 @@ def test_a_folder_of_recipes(tmp_path):
     }
 
 
+def test_edits_share_a_checkpoint(tmp_path, monkeypatch):
+    """Jobs that differ in pictures and strength alone load it once; one with a mask has another pipeline."""
+    for name, colour in (("a", "red"), ("b", "blue"), ("mask", "white")):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{name}.png")
+    edits = [{"image": str(tmp_path / "a.png")}, {"image": str(tmp_path / "b.png"), "strength": 0.5}]
+    edits.append({**edits[1], "mask": str(tmp_path / "mask.png")})
+    jobs = planned(tmp_path, *({**SMALL, **edit, "seed": 1, "name": f"{n}"} for n, edit in enumerate(edits)))
+    assert jobs[0].checkpoint == jobs[1].checkpoint != jobs[2].checkpoint
+    load, loaded = checkpoints.load_pipeline, []
+    monkeypatch.setattr(checkpoints, "load_pipeline", lambda *given: loaded.append(given) or load(*given))
+    maker = Maker(tmp_path / "out", threads=1)
+    for job in jobs[:2]:
+        assert maker.make(job.name, job.arguments, job.formats)["error"] is None
+    assert len(loaded) == 1
+    assert Maker(tmp_path / "alone", threads=1).make(jobs[1].name, jobs[1].arguments, jobs[1].formats)["error"] is None
+    assert (tmp_path / "out/1.mp4").stat().st_size == (tmp_path / "alone/1.mp4").stat().st_size
+
+
 def begin(file: Path, out: Path, *arguments, folder=ROOT, **how) -> subprocess.Popen:
     """The command, in a process group of its own."""
     command = [sys.executable, "-m", "zs2_lib", "batch", str(file), "--out", str(out), *arguments]
@@ -254,13 +273,13 @@ def begin(file: Path, out: Path, *arguments, folder=ROOT, **how) -> subprocess.P
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, **how)
 
 
-def workers_of(pid: int) -> list[int]:
-    """The processes of workers that a batch has started."""
+def workers_of(pid: int, at: str = "") -> list[int]:
+    """The processes of workers that a batch has started, or those that are `at` one of their methods."""
     parents, workers = {}, []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if (process / "cmdline").read_bytes().startswith(b"ray::Worker"):
+            if (process / "cmdline").read_bytes().startswith(f"ray::Worker.{at}".encode() if at else b"ray::Worker"):
                 workers.append(int(process.name))
         except (OSError, ValueError):
             continue
@@ -324,6 +343,31 @@ def test_nothing_is_lost_and_nothing_made_twice(tmp_path, capsys, monkeypatch):
         assert cli.main([job["prompt"], *how, *ends]) == 0
     assert content(out) == content(tmp_path / "one")
     assert sorted(os.listdir(out)) == sorted([*os.listdir(tmp_path / "one"), MANIFEST])
+
+
+@needs_ray
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
+def test_a_long_clip_is_spread(tmp_path, monkeypatch):
+    """Workers that have no job decode frames and write files for one that has, and one of them is killed."""
+    clip = {**SMALL, "frames": 48, "steps": 1, "size": 128, "seed": 1, "loop": "ping-pong"}
+    formats, out = ["mp4", "webm", "apng", "gif", "png"], tmp_path / "out"
+    file = jsonl(tmp_path / "jobs.jsonl", [{**clip, "name": "long", "formats": formats}])
+    batch = begin(file, out, "--workers", "3", "--progress", "json")
+    os.kill(wait_until(lambda: workers_of(batch.pid, "decode"), batch)[0], signal.SIGKILL)
+    _, said = batch.communicate()
+    assert batch.returncode == 0, said
+    (record,) = records(out)
+    assert record["error"] is None and record["tries"] == 1
+    lines = [json.loads(line) for line in said.splitlines()]
+    at = [worker for line in lines for worker in line.get("workers", {}).values()]
+    assert {"helps": "long"} in at and {"long"} == {worker["job"] for worker in at if "job" in worker}
+    last = lines[-1]
+    assert (last["job"], last["files"], last["jobs_done"], last["jobs"]) == ("long", record["files"], 1, 1)
+
+    how = [f"--{key}={value}" for key, value in clip.items() if key != "prompt"]
+    ends = [argument for format in formats for argument in ("-o", f"{tmp_path / 'one' / 'long'}.{format}")]
+    assert cli.main([clip["prompt"], *how, *ends]) == 0
+    assert content(out) == content(tmp_path / "one")
 
 
 @pytest.fixture

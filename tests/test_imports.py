@@ -27,8 +27,8 @@ ARROWS = {
     "cli_upscale": "cli_models media settings hosts.diffusers PIL",
     "cli_input": "cli_job cli_read cli_say cli_upscale media settings hosts.diffusers torch PIL",
     "cli_control": "cli_edit hosts.diffusers media settings numpy PIL",
-    "cli_batch": "cli_help cli_say cli cli_read cli_job batch settings tqdm",
-    "batch": "cli_say cli cli_read cli_job media settings hosts.diffusers torch ray",
+    "cli_batch": "cli_help cli_say cli cli_read cli_job batch settings",
+    "batch": "cli_say cli cli_read cli_job cli_edit media settings hosts.diffusers torch numpy PIL ray tqdm",
     "__main__": "cli cli_batch",
     "scripts": "settings hosts.webui ui gradio modules",
 }

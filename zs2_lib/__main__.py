@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 
 PACKAGES = {
@@ -27,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         remedy = f"install them with: {sys.executable} -m pip install {' '.join(missing)}"
         print(f"zs2: error: missing packages; {remedy}", file=sys.stderr)
         return 2
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # read as they are imported
+        os.environ.setdefault(name, "error")
     try:
         # which import them
         if arguments[:1] == ["batch"]:

@@ -4,47 +4,53 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import os
+import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-
-from tqdm import tqdm
 
 from zs2_lib.batch.forecast import Kind, known_pace, measured_pace, time_text
 from zs2_lib.batch.jobs import Planned, check_folder, read_jobs
 from zs2_lib.batch.make import STAY_HERE, clean
 from zs2_lib.batch.manifest import Manifest
+from zs2_lib.batch.progress import GIVEN_UP, Progress
 from zs2_lib.cli_help import Parser
 from zs2_lib.cli_job import model_name
 from zs2_lib.cli_read import read_number
-from zs2_lib.cli_say import Failed, Refused, say
+from zs2_lib.cli_say import Failed, Refused, say, voice
 from zs2_lib.settings.kinds import SettingsError, WholeNumber
 
 PROGRAM = "python -m zs2_lib batch"
 WORKERS, TRIES = WholeNumber(1, 10_000), 3
-GIVEN_UP = "given up"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a batch and returns its exit status: 0, 2 for wrong values, 1 where a job was given up, 130 for Ctrl-C."""
+    """Runs a batch and returns its exit status: 0; 2 for what cannot be done, 1 where a job was given up and for other
+    failures, 130 for Ctrl-C.
+    """
+    voice.quiet = voice.json = False
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
         return run(parser().parse_args(arguments))
-    except (Refused, SettingsError) as refusal:
-        say(f"error: {refusal}")
+    except SettingsError as refusal:
+        say(refusal, error=True)
         return 2
     except KeyboardInterrupt:
         say("interrupted; what is finished is in the manifest, the same command goes on with the others")
         return 130
-    except (OSError, Failed) as error:
-        say(f"error: {error}")
+    except (Refused, Failed) as error:
+        say(error, error=True)
+        return error.status
+    except OSError as error:
+        say(error, error=True)
         return 1
 
 
@@ -87,11 +93,23 @@ def parser() -> argparse.ArgumentParser:
         "--tries", metavar="N", help=f"a job is given up when its worker has died so often; default {TRIES}"
     )
     ray.add_argument("--dashboard", action="store_true", help="starts Ray's dashboard as well, on this machine alone")
+    messages = parser.add_argument_group("messages")
+    messages.add_argument("--quiet", action="store_true", help="says on stderr what goes wrong, no more")
+    messages.add_argument(
+        "--progress",
+        default="bar",
+        metavar="bar|json",
+        help="json: lines of JSON on stderr, with jobs_done, jobs, given_up, done (0 to 1), seconds_left and what the "
+        "workers are at, by number; with a job that is finished or given up; or with one note or error. Default bar.",
+    )
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     """From the options to the files."""
+    voice.quiet, voice.json = options.quiet, options.progress == "json"
+    if options.progress not in ("bar", "json"):
+        raise Refused(f"--progress: {options.progress!r} is not allowed; give bar or json")
     folder = Path(options.out).absolute()
     workers = read_number(WORKERS, "--workers", options.workers, None)
     threads = read_number(WORKERS, "--threads", options.threads, 1)
@@ -102,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
     model = {key: value for key in ("model", "config") if (value := getattr(options, key)) is not None}
     jobs, faults = read_jobs(options.jobs, folder, model)
     for fault in faults:
-        say(fault)
+        say(fault, error=True)
     if faults and not options.skip_bad:
         count = f"{len(faults)} of {len(faults) + len(jobs)} jobs"
         raise Refused(f"{count} cannot be done; nothing was made. --skip-bad makes the others")
@@ -139,63 +157,46 @@ def make(jobs: Sequence[Planned], folder: Path, manifest: Manifest, machines) ->
     from zs2_lib.batch import workers
 
     given_up = []
-    # Ray prints what befalls its workers
-    with workers.started(machines) as count, Bars(len(jobs), count) as bars, redirect_stdout(sys.stderr):
+    with (
+        workers.started(machines) as count,
+        Progress(jobs, count) as progress,
+        redirect_stdout(Notes(progress.say)),  # Ray prints what befalls its workers
+    ):
 
         def done(job: Planned, outcome: dict) -> None:
-            kind = Kind.of(job)
-            about = {"name": job.name, "hash": job.hash, "seed": job.job.seed, "rows": job.rows}
-            about |= {"model": model_name(job.job.model), "checkpoint": kind.checkpoint, "size": kind.size}
-            record = {**about, **outcome, "finished": round(time.time(), 3)}
+            about = {"name": job.name, "hash": job.hash, "seed": job.job.seed}
+            about |= {"rows": job.cost.rows, "between": job.cost.between, "model": model_name(job.job.model)}
+            record = {**about, **asdict(Kind.of(job)), **outcome, "finished": round(time.time(), 3)}
             if outcome["error"]:
                 given_up.append(job)
-            bars.done(job, outcome)
+            progress.done(job, outcome)
             try:
                 manifest.add(record)
             except OSError as error:
-                bars.say(f"zs2: {manifest.file} cannot be written now ({error}); its lines wait")
+                progress.say(f"{manifest.file} cannot be written now ({error}); its lines wait")
 
-        workers.run(jobs, folder, machines, count, done, bars.show)
+        workers.run(jobs, folder, machines, count, done, progress.show)
     try:
         manifest.write_pending()
     except OSError as error:
         waiting = f"{len(manifest.pending)} finished clips could not be noted in {manifest.file} ({error})"
         raise Failed(f"{waiting}; make room, the same command makes them again") from None
     if given_up:
-        say(f"{len(given_up)} of {len(jobs)} jobs were {GIVEN_UP}, see {manifest.file}; the same command tries again")
+        count = f"{len(given_up)} of {len(jobs)} jobs"
+        say(f"{count} were {GIVEN_UP}, see {manifest.file}; the same command tries again", error=True)
     return 1 if given_up else 0
 
 
-class Bars:
-    """The progress: a line for each finished job, and on a terminal a bar for the whole and a line for each worker."""
+class Notes(io.TextIOBase):
+    """A stream of which each line is said, without its colours."""
 
-    def __init__(self, jobs: int, workers: int):
-        shown = min(workers, 16) if sys.stderr.isatty() else 0
-        self.jobs, self.count, self.out = jobs, 0, sys.stdout
-        self.whole = tqdm(total=jobs, unit="clip", disable=not shown)
-        self.workers = [tqdm(bar_format="{desc}", position=1 + number, leave=False) for number in range(shown)]
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
 
-    def __enter__(self) -> Bars:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for bar in (*self.workers, self.whole):
-            bar.close()
-
-    def done(self, job: Planned, outcome: dict) -> None:
-        self.count += 1
-        self.whole.update()
-        what = f"{GIVEN_UP}: {outcome['error']}" if outcome["error"] else ", ".join(outcome["files"])
-        took = "" if outcome["seconds"] is None else f" ({outcome['seconds']:.1f} s on {outcome['host']})"
-        self.say(f"{self.count}/{self.jobs} {job.name}: {what}{took}")
-
-    def say(self, text: str) -> None:
-        tqdm.write(text, file=self.out)
-        self.out.flush()
-
-    def show(self, at_work: dict[int, str]) -> None:
-        for number, bar in enumerate(self.workers):
-            bar.set_description_str(f"worker {number + 1}: {at_work.get(number, '-')}")
+    def write(self, text: str) -> int:
+        for line in filter(str.strip, re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()):
+            self.say(line)
+        return len(text)
 
 
 def forecast(jobs: Sequence[Planned], records: Sequence[dict], workers: int) -> None:
@@ -204,13 +205,13 @@ def forecast(jobs: Sequence[Planned], records: Sequence[dict], workers: int) -> 
     for job in jobs:
         kind = Kind.of(job)
         if kind not in paces:
-            say(f"measuring a step of {job.job.model or 'the tiny checkpoint'} at {kind.size}")
+            say(f"measuring two steps of {job.job.model or 'the tiny checkpoint'} at {kind.size}")
             paces[kind], loads[kind.checkpoint] = measured_pace(job)
     total = 0.0
     for job in jobs:
-        seconds = job.rows * paces[Kind.of(job)]
+        seconds = paces[Kind.of(job)].seconds(job)
         total += seconds
-        print(f"{job.name}: {', '.join(job.formats)}, {job.rows} UNet rows, about {time_text(seconds)}")
+        print(f"{job.name}: {', '.join(job.formats)}, {job.cost.rows} UNet rows, about {time_text(seconds)}")
     per_checkpoint = Counter(job.checkpoint for job in jobs)
     loading = sum(loads.get(checkpoint, 0) for checkpoint in per_checkpoint)
     about = time_text(total / workers + loading)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -146,6 +147,14 @@ def load(job: Job):
     return pipe
 
 
+def check_edit(pipe, job: Job) -> None:
+    """Refuses an edit that a loaded pipeline of its kind cannot make."""
+    try:
+        of_host(job.edit).check(pipe)
+    except ValueError as error:
+        raise ModelRefused(error) from None
+
+
 def of_host(edit: cli_edit.Edit):
     """The same as the host takes it."""
     from zs2_lib.hosts.diffusers.editing import Editing  # see `load`
@@ -166,7 +175,44 @@ def read_or_fail(pictures: Callable) -> Callable:
     return read
 
 
-def make(pipe, job: Job) -> None:
+class Hands:
+    """Who decodes a clip's frames and writes its files: this process, one after the other. A batch has others."""
+
+    def pictures(self, pipe, job: Job, segments: Iterator[torch.Tensor]) -> Iterator[Image.Image]:
+        """The pictures of the latents of each segment, in their order."""
+        for latents in segments:
+            yield from pictures_of(pipe, job, latents)
+
+    def files(self, clips: Sequence[tuple]) -> Iterator[Path]:
+        """The files of these clips, each the arguments of `write_clip`."""
+        for clip in clips:
+            yield write_clip(*clip)
+
+
+ALONE = Hands()
+
+
+def pictures_of(pipe, job: Job, latents: torch.Tensor) -> Iterator[Image.Image]:
+    """All that is made of latents (frames, channels, height / 8, width / 8) frame by frame, each by itself."""
+    from zs2_lib.hosts.diffusers import sampling as host  # see `load`
+
+    pictures = host.decode_frames(pipe, latents)
+    if job.upscale and not job.kept:  # whose pictures take the place of others first
+        return map(upscaler(pipe, job), pictures)
+    return pictures
+
+
+def upscaler(pipe, job: Job) -> Callable[[Image.Image], Image.Image]:
+    """What makes finished frames larger."""
+    return _opened(job.upscale, pipe._execution_device, pipe.unet.dtype)
+
+
+@lru_cache(maxsize=1)
+def _opened(upscale: cli_upscale.Larger, device: torch.device, dtype: torch.dtype):
+    return upscale.open(device, dtype)
+
+
+def make(pipe, job: Job, hands: Hands = ALONE) -> None:
     """Samples the clip and writes its files."""
     from zs2_lib.hosts.diffusers.hires import first_size  # see `load`
 
@@ -175,10 +221,10 @@ def make(pipe, job: Job) -> None:
         say(f"the recipe's sampler is {models.expected}, here it is the checkpoint's own, {sampler}")
     more = {**of_host(job.edit).texts(pipe), **job.edit.texts} if job.edit else {}
     more |= {"Size": "x".join(map(str, first_size(pipe, *job.size)))} if job.hires or job.upscale else {}
-    write(sample(pipe, job), job, sampler, more)
+    write(sample(pipe, job, hands), job, sampler, more, hands)
 
 
-def sample(pipe, job: Job) -> Iterator[Image.Image]:
+def sample(pipe, job: Job, hands: Hands = ALONE) -> Iterator[Image.Image]:
     """The frames, sampled segment by segment; each is decoded when it is asked for."""
     from zs2_lib.hosts.diffusers import adapters, control, samplers  # see `load`
     from zs2_lib.hosts.diffusers import sampling as host
@@ -188,7 +234,7 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
         say(f"clip skip {models.clip_skip} changes nothing with this checkpoint, as in the WebUI")
     try:
         hires = job.hires.of_host(pipe) if job.hires else None
-        larger = job.upscale.open(pipe._execution_device, pipe.unet.dtype) if job.upscale else None
+        larger = upscaler(pipe, job) if job.upscale else None
     except ValueError as error:
         raise ModelRefused(error) from None
     with (
@@ -203,7 +249,7 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
             about = {"step": progress.step, "steps": progress.steps, "frames": progress.frames}
             meter.show(progress.done, words, **about, **({"hires": progress.hires} if hires else {}))
 
-        frames = host.sample_clip(
+        segments = host.sample_segments(
             pipe,
             job.prompt,
             job.settings,
@@ -220,16 +266,18 @@ def sample(pipe, job: Job) -> Iterator[Image.Image]:
                 control.Unit(read_or_fail(unit.pictures), unit.weight, unit.start, unit.end) for unit in job.control
             ],
         )
-        for number, frame in enumerate(frames, 1):
+        for number, frame in enumerate(hands.pictures(pipe, job, segments), 1):
             meter.decoded(number, job.settings.length)
             if job.kept:
                 job.kept.take_over(number - 1, frame)
-            yield larger(frame) if larger else frame
+            yield larger(frame) if larger and job.kept else frame
     for note in job.kept.notes if job.kept else ():
         say(note)
 
 
-def write(frames: Iterable[Image.Image], job: Job, sampler: str, more: Mapping[str, object]) -> None:
+def write(
+    frames: Iterable[Image.Image], job: Job, sampler: str, more: Mapping[str, object], hands: Hands = ALONE
+) -> None:
     """Writes the files, with the generation parameters in them, `more` of them by key, and says where they are. Ctrl-C
     leaves the frames that are finished in files that say so.
     """
@@ -239,12 +287,12 @@ def write(frames: Iterable[Image.Image], job: Job, sampler: str, more: Mapping[s
         if stopped := len(kept) < job.settings.length:
             job = job.stopped
             say(f"interrupted: the {len(kept)} finished frames become the files; again, they stay as they are")
-        write_files(kept, job, sampler, {**more, STOPPED: "before the end"} if stopped else more)
+        write_files(kept, job, sampler, {**more, STOPPED: "before the end"} if stopped else more, hands)
     if stopped:
         raise KeyboardInterrupt(f"interrupted; the files have {len(kept)} of {job.settings.length} frames")
 
 
-def write_files(kept: OnDisk, job: Job, sampler: str, about: Mapping[str, object]) -> None:
+def write_files(kept: OnDisk, job: Job, sampler: str, about: Mapping[str, object], hands: Hands) -> None:
     """The files of these frames; `about` is what else their text says."""
     size, count = "x".join(map(str, kept[0].size)), job.count(len(kept))
     values = {
@@ -266,8 +314,8 @@ def write_files(kept: OnDisk, job: Job, sampler: str, about: Mapping[str, object
     with ExitStack() as scope:
         if job.faster:
             frames = in_between(scope, frames, job.faster, job.targets, count)
-        for target, format in job.targets:
-            file = write_clip(frames, target, format, job.rate, text)
+        clips = [(frames, target, format, job.rate, text) for target, format in job.targets]
+        for (_, format), file in zip(job.targets, hands.files(clips)):
             if job.settings.source_audio and FORMATS[format].sound:
                 add_sound(job.edit, file)
             print(f"{file}: {count} frames of {size}, {float(count / job.rate):.3g} s, seed {job.seed}")

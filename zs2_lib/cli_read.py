@@ -95,8 +95,7 @@ def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
         settings = read_settings(options, made, formats, speed)
         named = {name: made.chosen(options, name) for name in OF_RECIPE}
         steps = read_number(WholeNumber(1, 999), *named["steps"], STEPS)
-        if speed and speed.steps and options.steps is None:
-            steps = speed.steps
+        steps = speed.steps if speed and speed.steps and options.steps is None else steps
         edit, settings, of_edit = cli_edit.read(options, settings, read_size(*named["size"]), steps, made.values)
         control, of_control = cli_control.read(options, settings, edit.pictures if edit else None)
         settings = replace(settings, control=tuple(unit.images for unit in control))

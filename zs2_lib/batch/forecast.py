@@ -1,55 +1,126 @@
-"""How long a batch will take: from the pace of its manifest, or of a first step that is measured."""
+"""How long a batch will take: from the pace of its manifest, or of first steps that are measured."""
 
 from __future__ import annotations
 
 import io
+import json
+import math
 import time
 from collections.abc import Iterable
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from zs2_lib.cli_job import load, sample
-from zs2_lib.cli_say import Failed, Refused
+from zs2_lib.cli_job import Job, load, sample
+from zs2_lib.cli_say import Failed, Refused, voice
 
+from .cost import BETWEEN_OF_FULL, Cost, rows_of_step, strength_of
 from .jobs import Planned
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Jobs of one pace: the checkpoint, and how large the pictures are."""
+    """Jobs of one pace: the checkpoint, how large the pictures are, and which part of the UNet computes all frames."""
 
     checkpoint: str
     size: str
+    anchors: str
 
     @classmethod
     def of(cls, planned: Planned) -> Kind:
-        width, height = planned.job.size
-        return cls(planned.checkpoint, f"{width}x{height}" if width else "the model's own size")
+        (width, height), settings = planned.job.size, planned.job.settings
+        size = f"{width}x{height}" if width else "the model's own size"
+        anchors = f"{settings.anchor_stride} {settings.anchor_depth}" if settings.anchor_stride > 1 else ""
+        return cls(planned.checkpoint, size, anchors)
 
 
-def known_pace(records: Iterable[dict]) -> dict[Kind, float]:
-    """Seconds for a row of the UNet in jobs that were made before."""
+class Pace(NamedTuple):
+    """Seconds for a row of the UNet in full, for one between anchors, and for what follows with each frame."""
+
+    full: float
+    between: float
+    frame: float = 0.0
+
+    def seconds(self, planned: Planned) -> float:
+        cost = planned.cost
+        return self.full * cost.full + self.between * cost.between + self.frame * planned.job.settings.length
+
+
+def known_pace(records: Iterable[dict]) -> dict[Kind, Pace]:
+    """That of jobs that were made before, all that follows the sampling in it."""
     sums: dict[Kind, list[float]] = {}
     for record in records:
         if not record.get("error") and record.get("rows") and record.get("seconds"):
-            both = sums.setdefault(Kind(record.get("checkpoint", ""), record.get("size", "")), [0, 0])
+            kind = Kind(record.get("checkpoint", ""), record.get("size", ""), record.get("anchors", ""))
+            between = record.get("between", 0)
+            both = sums.setdefault(kind, [0, 0])
             both[0] += record["seconds"]
-            both[1] += record["rows"]
-    return {kind: seconds / rows for kind, (seconds, rows) in sums.items()}
+            both[1] += Cost(record["rows"] - between, between).work
+    return {
+        kind: Pace(seconds / work, BETWEEN_OF_FULL * seconds / work) for kind, (seconds, work) in sums.items() if work
+    }
 
 
-def measured_pace(planned: Planned) -> tuple[float, float]:
-    """(seconds for a row, seconds to load the checkpoint) by one step of the job on this machine. Raises Failed."""
-    started = time.perf_counter()
+def measured_pace(planned: Planned) -> tuple[Pace, float]:
+    """(pace, seconds to load the checkpoint) by two steps of the job on this machine, the first in full, and two frames
+    that are decoded. Raises Failed.
+    """
+    job, started = planned.job, time.perf_counter()
+    heard, json_before = _Heard(), voice.json
+    voice.json = True
     try:
-        pipe = load(planned.job)
-        loaded = time.perf_counter()
-        with redirect_stderr(io.StringIO()):
-            next(sample(pipe, replace(planned.job, steps=1)))
-        seconds = time.perf_counter() - loaded
+        with redirect_stderr(heard):
+            pipe = load(job)
+            loaded = time.perf_counter()
+            frames = sample(pipe, _shortened(job))
+            for _ in range(min(2, job.settings.length)):
+                next(frames)
+        frames.close()
     except (Refused, ValueError, RuntimeError, OSError) as error:
-        raise Failed(f"{planned.place}: its first step cannot be measured: {error}") from error
-    return seconds / (planned.rows / planned.job.steps), loaded - started
+        raise Failed(f"{planned.place}: its first steps cannot be measured: {error}") from error
+    finally:
+        voice.json = json_before
+    return heard.pace(planned), loaded - started
+
+
+def _shortened(job: Job) -> Job:
+    """The job with two steps, of which anchors leave the first in full, and no second pass."""
+    steps = math.ceil(2 / max(strength_of(job), 0.01))
+    return replace(job, steps=steps, settings=replace(job.settings, anchor_start=0.0), hires=None)
+
+
+class _Heard(io.StringIO):
+    """When the command line has said what, in lines of JSON."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines: list[tuple[float, dict]] = []
+
+    def write(self, text: str) -> int:
+        with suppress(ValueError):
+            if text.startswith("{"):
+                self.lines.append((time.perf_counter(), json.loads(text)))
+        return len(text)
+
+    def pace(self, planned: Planned) -> Pace:
+        """That of a shortened job."""
+        begins, decoded, calls, part = {}, [], 1, 1.0
+        for at, line in self.lines:
+            if "step" in line:
+                calls = line["steps"]
+                if line["step"] not in begins and line["step"] == 2:
+                    part = line["done"] * calls  # of the frames, which is sampled at once
+                begins.setdefault(line["step"], at)
+            elif "decoded" in line:
+                decoded.append(at)
+        frame = decoded[1] - decoded[0] if len(decoded) > 1 else 0.0
+        times = [*begins.values(), decoded[0] - frame]
+        full, *others = (after - before for before, after in zip(times, times[1:]))
+        between = min(others) if others else full
+        if planned.job.settings.anchor_stride == 1:
+            full = between = min(full, between)  # the first one may take longer
+        step = rows_of_step(planned.job) * part / -(-calls // 2)  # some samplers call twice in a step
+        return Pace(full / step, between / step, frame)
 
 
 def time_text(seconds: float) -> str:

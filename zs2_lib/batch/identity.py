@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -21,9 +21,10 @@ PER_CLIP = ("prompt", "negative", "settings", "targets", "size", "seed", "steps"
 PER_CLIP += ("notes", "kept", "hires", "upscale")
 """Fields of a job on which the loaded pipeline does not depend."""
 NOT_LOADED = frozenset(
-    ("pictures", "images", "weight", "start", "end", "sampler", "schedule", "clip_skip", "rng", "expected")
+    ("strength", "image_guidance", "selection", "sampler", "schedule", "clip_skip", "rng", "expected")
 )
-"""The same of what its fields consist of: of ControlNets, samplers."""
+NOT_LOADED |= {"pictures", "images", "weight", "start", "end"}
+"""The same of what its fields consist of: of edits, samplers, ControlNets."""
 SAID = ("negative", "model", "config", "seed", "steps", "cfg", "size", "speed", "sidecar")
 SAID = tuple(f"--{name.replace('_', '-')}" for name in (*SAID, *recipe.CARRIED))
 """Options of which the job says in full what they mean."""
@@ -49,6 +50,8 @@ def meaning(job: Job, arguments: Sequence[str]) -> str:
 def checkpoint(job: Job) -> str:
     """The hash of what a loaded pipeline depends on; jobs of which it is equal share one."""
     named = {field.name: getattr(job, field.name) for field in fields(job) if field.name not in PER_CLIP}
+    if job.edit:  # the pipeline of a mask is another one
+        named["edit"] = replace(job.edit, masks=job.edit.masks is not None)
     return hashlib.sha256(json.dumps(_plain(named, NOT_LOADED), sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -25,6 +25,7 @@ from zs2_lib.media.formats import clip_path
 from zs2_lib.settings.kinds import Choices, SettingsError, YesNo, nearest
 from zs2_lib.settings.table import ROWS
 
+from .cost import Cost, cost
 from .identity import checkpoint, meaning
 from .recipes import recipes_in
 
@@ -67,9 +68,8 @@ class Planned:
         return checkpoint(self.job)
 
     @property
-    def rows(self) -> int:
-        """How many rows the UNet computes for it: steps × frames × 2 with guidance."""
-        return self.job.steps * self.job.settings.length * (2 if self.job.cfg > 1 else 1)
+    def cost(self) -> Cost:
+        return cost(self.job)
 
 
 def read_jobs(source: str, folder: Path, defaults: Values) -> tuple[list[Planned], list[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,14 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from zs2_lib.cli_say import Failed, Refused
 
 from .jobs import Planned
 from .make import STAY_HERE, Maker
+from .sharing import Crew, Lost
 from .turns import Turns
 
 HERE = "127.0.0.1"
@@ -54,23 +56,65 @@ class Machines:
 
 @ray.remote(max_restarts=-1, concurrency_groups={"asked": 1})
 class Worker:
-    """Makes one clip after the other; `ready` and `progress` answer beside that."""
+    """Makes one clip after the other, or helps with another worker's; what is `asked` is answered beside that."""
 
     def __init__(self, folder: str, place: str, threads: int):
         if Path(place).is_dir():
             os.chdir(place)  # what the paths of jobs begin at
         self.maker = Maker(Path(folder), threads)
+        self.idle: dict[int, ActorHandle] = {}
+        self.crew: Crew | None = None
 
     def make(self, name: str, arguments: tuple[str, ...], formats: tuple[str, ...]) -> dict:
-        return self.maker.make(name, arguments, formats)
+        job = name, arguments, formats
+        self.crew = Crew(
+            idle=lambda: self.idle,
+            decode=lambda helper, latents: _asked(self.idle, helper, "decode", latents.cpu(), *job),
+            write=lambda helper, clip: _asked(self.idle, helper, "write", clip, name),
+            prepare=lambda helper: _asked(self.idle, helper, "prepare", *job),
+        )
+        return self.maker.make(*job, self.crew)
+
+    def prepare(self, *job) -> None:
+        self.maker.prepare(*job)
+
+    def decode(self, latents, *job) -> list:
+        return self.maker.decode(latents, *job)
+
+    def write(self, clip: tuple, name: str) -> list:
+        return [self.maker.write(clip, name)]
 
     @ray.method(concurrency_group="asked", max_task_retries=-1)
     def ready(self) -> int:
         return os.getpid()
 
     @ray.method(concurrency_group="asked")
-    def progress(self) -> str:
+    def progress(self) -> dict:
         return self.maker.said.last
+
+    @ray.method(concurrency_group="asked")
+    def helped_by(self, idle: dict[int, ActorHandle]) -> None:
+        """These workers, by number, have nothing to do."""
+        self.idle = idle
+        if self.crew is not None:
+            self.crew.look()
+
+
+def _asked(idle: Mapping[int, ActorHandle], number: int, method: str, *values) -> Callable[[], list]:
+    """Has a helper do something, waits for it, and gives a function that gives what came of it; both raise Lost."""
+
+    def answer() -> list:
+        try:
+            return ray.get(reference)
+        except RayError as error:
+            raise Lost from error
+
+    try:
+        reference = getattr(idle[number], method).remote(*values)
+    except KeyError as error:  # it has got a job since
+        raise Lost from error
+    answer()
+    return answer
 
 
 @contextmanager
@@ -104,68 +148,97 @@ def run(
     machines: Machines,
     workers: int,
     done: Callable[[Planned, dict], None],
-    show: Callable[[dict[int, str]], None],
+    show: Callable[[dict[int, dict]], None],
 ) -> None:
     """Has the jobs made, inside of `started`.
 
     done: is called with what became of a job, in words of the manifest; `tries` counts its workers.
-    show: is called now and then with what each worker is at, by number.
+    show: is called now and then with what each worker is at, by number: of a clip the `job` and its progress, or whom
+        it `helps`.
     Raises Failed where no worker is left.
     """
-    # the longest first, so that nobody waits for one at the end
-    turns = Turns((job.checkpoint, job) for job in sorted(jobs, key=lambda job: -job.rows))
-    left, tries = len(turns), Counter()
     gpu = 1 if ray.cluster_resources().get("GPU", 0) else 0
     how = Worker.options(num_cpus=machines.threads, num_gpus=gpu)
-    actors = [how.remote(str(folder), os.getcwd(), machines.threads) for _ in range(workers)]
-    waiting = {actor.ready.remote(): (number, None) for number, actor in enumerate(actors)}
-    idle, progress = [], _Progress(actors)
-    while left:
-        while idle and turns:
-            number = idle.pop()
-            job = turns.next(number)
-            waiting[actors[number].make.remote(job.name, job.arguments, job.formats)] = (number, job)
-        finished, _ = ray.wait(list(waiting), timeout=ASKED_EVERY)
+    crowd = _Crowd([how.remote(str(folder), os.getcwd(), machines.threads) for _ in range(workers)], jobs, machines)
+    while crowd.left:
+        crowd.give_out()
+        finished, _ = ray.wait(list(crowd.waiting), timeout=ASKED_EVERY)
         for reference in finished:
-            number, job = waiting.pop(reference)
-            try:
-                outcome = ray.get(reference)
-            except RayError as error:
-                if job is None:  # Ray has given up to start it
-                    if not waiting and not idle:
-                        raise Failed(f"no worker could be started: {_words(error)}") from None
-                    continue
-                turns.lost(number)
-                waiting[actors[number].ready.remote()] = (number, None)
-                tries[job.name] += 1
-                if tries[job.name] < machines.tries:
-                    turns.put_back(job.checkpoint, job)
-                    continue
-                outcome = {"files": {}, "error": f"its worker died {machines.tries} times: {_words(error)}"}
-                outcome |= {"seconds": None, "host": None, "pid": None, "notes": []}
-            else:
-                idle.append(number)
-            if job is not None:
-                left -= 1
-                done(job, {**outcome, "tries": tries[job.name] + bool(outcome["files"] or outcome["pid"])})
-        show(progress.of({number: job.name for number, job in waiting.values() if job is not None}))
+            if (outcome := crowd.outcome(reference)) is not None:
+                done(*outcome)
+        show(crowd.progress())
 
 
-class _Progress:
-    """What workers say that they are at, asked without waiting for an answer."""
+class _Crowd:
+    """The workers, what each is at, and the jobs that are left."""
 
-    def __init__(self, actors: list):
-        self.actors, self.asked, self.said = actors, {}, {}
+    def __init__(self, actors: list[ActorHandle], jobs: Iterable[Planned], machines: Machines):
+        self.actors, self.machines = actors, machines
+        # the longest first, so that nobody waits for one at the end
+        self.turns = Turns((job.checkpoint, job) for job in sorted(jobs, key=lambda job: -job.cost.work))
+        self.left, self.tries = len(self.turns), Counter()
+        self.waiting = {actor.ready.remote(): (number, None) for number, actor in enumerate(actors)}
+        self.idle: list[int] = []
+        self._told: tuple = ()
+        self._asked: dict[int, ray.ObjectRef] = {}
+        self._said: dict[int, dict] = {}
 
-    def of(self, names: dict[int, str]) -> dict[int, str]:
-        for number, reference in list(self.asked.items()):
+    def give_out(self) -> None:
+        """Gives those who are idle a job, and where none is left has them help the others."""
+        while self.idle and self.turns:
+            number = self.idle.pop()
+            job = self.turns.next(number)
+            self.waiting[self.actors[number].make.remote(job.name, job.arguments, job.formats)] = (number, job)
+        now = (sorted(self.idle), sorted(self._at_work))
+        if now != self._told:
+            self._told = now
+            for number in self._at_work:
+                self.actors[number].helped_by.remote({idle: self.actors[idle] for idle in self.idle})
+
+    @property
+    def _at_work(self) -> dict[int, str]:
+        return {number: job.name for number, job in self.waiting.values() if job is not None}
+
+    def outcome(self, reference: ray.ObjectRef) -> tuple[Planned, dict] | None:
+        """A job that is finished or given up, and what became of it. Raises Failed."""
+        number, job = self.waiting.pop(reference)
+        try:
+            outcome = ray.get(reference)
+        except RayError as error:
+            if job is None:  # Ray has given up to start it
+                if not self.waiting and not self.idle:
+                    raise Failed(f"no worker could be started: {_words(error)}") from None
+                return None
+            self.turns.lost(number)
+            self.waiting[self.actors[number].ready.remote()] = (number, None)
+            self.tries[job.name] += 1
+            if self.tries[job.name] < self.machines.tries:
+                self.turns.put_back(job.checkpoint, job)
+                return None
+            outcome = {"files": {}, "error": f"its worker died {self.machines.tries} times: {_words(error)}"}
+            outcome |= {"seconds": None, "host": None, "pid": None, "notes": []}
+        else:
+            self.idle.append(number)
+        if job is None:
+            return None
+        self.left -= 1
+        return job, {**outcome, "tries": self.tries[job.name] + bool(outcome["files"] or outcome["pid"])}
+
+    def progress(self) -> dict[int, dict]:
+        """What workers say that they are at; they are asked without waiting for an answer."""
+        for number, reference in list(self._asked.items()):
             if ray.wait([reference], timeout=0)[0]:
-                del self.asked[number]
+                del self._asked[number]
                 with suppress(RayError):
-                    self.said[number] = ray.get(reference)
-        for number in names.keys() - self.asked.keys():
-            self.asked[number] = self.actors[number].progress.remote()
-        return {number: f"{name}: {self.said.get(number, '')}" for number, name in sorted(names.items())}
+                    self._said[number] = ray.get(reference)
+        names = self._at_work
+        for number in {*names, *self.idle} - self._asked.keys():
+            self._asked[number] = self.actors[number].progress.remote()
+        said = {number: self._said.get(number, {}) for number in (*names, *self.idle)}
+        for number, name in names.items():
+            if said[number].get("job") != name:  # it has not heard of it yet
+                said[number] = {"job": name}
+        return dict(sorted(said.items()))
 
 
 def _words(error: RayError) -> str:

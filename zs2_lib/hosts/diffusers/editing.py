@@ -48,21 +48,27 @@ class Editing:
         """The pipeline that makes such frames, with the components of `pipe`, which may make images from text or be
         one for inpainting or Instruct-Pix2Pix. Raises ValueError for what that cannot do.
         """
+        self.check(pipe)
         if follows_picture(pipe):
-            for name, value in (("mask", self.masks), ("strength", self.strength)):
-                if value is not None:
-                    raise ValueError(
-                        f"{name}: an Instruct-Pix2Pix checkpoint takes none, it begins with noise alone and changes "
-                        "what the prompt says; leave it out, or choose another checkpoint"
-                    )
             return pipe
-        if self.image_guidance is not None:
-            raise ValueError(
-                "image cfg: it is for Instruct-Pix2Pix checkpoints, and this is none; leave it out, or choose one"
-            )
         if self.masks is not None or takes_masks(pipe):
             return _as_it_was(AutoPipelineForInpainting.from_pipe(pipe), pipe)
         return _as_it_was(AutoPipelineForImage2Image.from_pipe(pipe), pipe)
+
+    def check(self, pipe) -> None:
+        """Raises ValueError for a pipeline, or one that it becomes, whose checkpoint cannot do what is asked for."""
+        if not follows_picture(pipe):
+            if self.image_guidance is not None:
+                raise ValueError(
+                    "image cfg: it is for Instruct-Pix2Pix checkpoints, and this is none; leave it out, or choose one"
+                )
+            return
+        for name, value in (("mask", self.masks), ("strength", self.strength)):
+            if value is not None:
+                raise ValueError(
+                    f"{name}: an Instruct-Pix2Pix checkpoint takes none, it begins with noise alone and changes "
+                    "what the prompt says; leave it out, or choose another checkpoint"
+                )
 
     def arguments(self, pipe, frames: range) -> dict:
         """The arguments with which `pipe`, of `pipeline`, makes these frames."""
