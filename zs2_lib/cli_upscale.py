@@ -188,10 +188,6 @@ class Hires:
             scheduler,
         )
 
-    def share(self, steps: int, first: hires.Size) -> float:
-        """About which part of all work the first pass of so many steps in that size is."""
-        return hires.Hires(self.scale or 1.0, self.resize, steps=self.steps).share(steps, first)
-
     @property
     def texts(self) -> dict[str, str]:
         """What a recipe says of it, by the WebUI's keys."""
