@@ -12,6 +12,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 OFFLOADS = ("model", "sequential")
 _COMPILED = ("ResnetBlock2D", "FeedForward")
 """Classes of modules inside of which ZS² hooks nothing: most of a UNet's and a VAE's work beside self-attention."""
+_SHAPES = 4
+"""How many shapes of its rows a module is compiled for at most: passes of several sizes, with anchors, the decoding."""
 
 
 def read_device(key: str, text: str) -> str | None:
@@ -72,7 +74,14 @@ def compile_parts(pipe) -> None:
     except Exception as error:  # of whatever kind: a compiler is missing, or does not work
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ModelError(f"--compile: torch.compile does not work on this machine ({reason}); leave it out") from error
-    for model in (pipe.unet, pipe.vae):
-        for name, module in model.named_modules():
-            if type(module).__name__ in _COMPILED or (model is pipe.unet and name.endswith("attn2")):
-                module.forward = torch.compile(module.forward)
+    modules = [
+        module
+        for model in (pipe.unet, pipe.vae)
+        for name, module in model.named_modules()
+        if type(module).__name__ in _COMPILED or (model is pipe.unet and name.endswith("attn2"))
+    ]
+    for limit in ("cache_size_limit", "accumulated_cache_size_limit"):
+        # torch counts all modules of a class as one, and would leave the ninth in another shape as it is
+        setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), _SHAPES * len(modules)))
+    for module in modules:
+        module.forward = torch.compile(module.forward)
