@@ -80,8 +80,10 @@ def compile_parts(pipe) -> None:
         for name, module in model.named_modules()
         if type(module).__name__ in _COMPILED or (model is pipe.unet and name.endswith("attn2"))
     ]
-    for limit in ("cache_size_limit", "accumulated_cache_size_limit"):
+    config = torch._dynamo.config
+    for limit in ("cache_size_limit", "accumulated_cache_size_limit"):  # the latter not in torch 2.1
         # torch counts all modules of a class as one, and would leave the ninth in another shape as it is
-        setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), _SHAPES * len(modules)))
+        if hasattr(config, limit):
+            setattr(config, limit, max(getattr(config, limit), _SHAPES * len(modules)))
     for module in modules:
         module.forward = torch.compile(module.forward)
