@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 from zs2_lib import cli_control, cli_edit, cli_models, cli_upscale
@@ -9,13 +10,15 @@ from zs2_lib.cli_help import Parser
 from zs2_lib.cli_input import finish, read_input
 from zs2_lib.cli_job import load, make
 from zs2_lib.cli_read import CFG, STEPS, clip_options, flag, read_job
-from zs2_lib.cli_say import Failed, Refused, say, voice
+from zs2_lib.cli_say import Failed, Refused, listen, say, voice
 from zs2_lib.media.interpolators import MINTERPOLATE, InterpolatorError, names
-from zs2_lib.settings.kinds import Choice, Kind, OldYesNo, Prompts, YesNo
+from zs2_lib.settings.kinds import Choice, Kind, OldYesNo, Prompts, SettingsError, YesNo
 from zs2_lib.settings.row import Row
 from zs2_lib.settings.speeds import SPEEDS
 
 PROGRAM = "python -m zs2_lib"
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What torch says of a GPU, and of a CPU on Linux and Windows."""
 OF_GOING_ON = ("in_betweens", "retakes", "extended")
 """The settings that are of use with a clip that is there."""
 
@@ -24,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0; 2 for what cannot be done, 3 for a model that cannot be
     used, 4 for too little memory, 130 for Ctrl-C, 1 for other failures.
     """
-    voice.quiet = voice.json = False
+    listen(arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console that cannot show λ
@@ -33,17 +36,22 @@ def main(arguments: list[str] | None = None) -> int:
     except (Refused, Failed) as error:
         say(error, error=True)
         return error.status
+    except SettingsError as error:  # which only the checkpoint brings to light
+        say(error, error=True)
+        return 2
     except KeyboardInterrupt as stop:
         say(stop if stop.args else "interrupted; the clip was not written")
         return 130
     except (OSError, InterpolatorError) as error:
-        say(error, error=True)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        say(f"{error}{'; make room, or give another place' * full}", error=True)
         return 1
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "out of memory" not in str(error).lower():
+        text = str(error).lower()
+        if isinstance(error, RuntimeError) and not any(words in text for words in OUT_OF_MEMORY):
             raise
-        remedy = "anchor_stride" in str(error)
-        say(error if remedy else "out of memory even with 1 frame per pass; choose a smaller --size", error=True)
+        remedy = "out of memory, with as few frames at once as can be; choose a smaller --size, --hires or --upscale"
+        say(error if "anchor_stride" in text else remedy, error=True)
         return 4
     return 0
 
@@ -71,6 +79,7 @@ def parser() -> Parser:
     """The options; those about the clip come from the table of settings."""
     parser = Parser(
         prog=PROGRAM,
+        takes="PROMPT -o FILE",
         allow_abbrev=False,
         description="ZS² samples a video from an image diffusion model; without --model from a tiny one that comes "
         "with it and knows coloured shapes on coloured backgrounds.",

@@ -23,7 +23,7 @@ from zs2_lib.batch.progress import GIVEN_UP, Progress
 from zs2_lib.cli_help import Parser
 from zs2_lib.cli_job import model_name
 from zs2_lib.cli_read import read_number
-from zs2_lib.cli_say import Failed, Refused, say, voice
+from zs2_lib.cli_say import Failed, Refused, listen, say, voice
 from zs2_lib.settings.kinds import SettingsError, WholeNumber
 
 PROGRAM = "python -m zs2_lib batch"
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a batch and returns its exit status: 0; 2 for what cannot be done, 1 where a job was given up and for other
     failures, 130 for Ctrl-C.
     """
-    voice.quiet = voice.json = False
+    listen(arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -57,42 +57,32 @@ def main(arguments: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=PROGRAM,
+        takes="JOBS --out DIR",
         allow_abbrev=False,
         description="Makes many clips, on this machine or on a cluster of Ray. Started again, it goes on where it "
         "stopped.",
     )
-    parser.add_argument(
+    parser.basics.add_argument(
         "jobs",
         help='a .jsonl file with a job a line, such as {"prompt": "a red circle", "seed": 1, "frames": 16}; a '
         ".csv file, of which the first line has the keys; or a folder of clips that carry their recipes. The keys are "
         "those of the API's settings, prompt, negative_prompt, seed, name (of the files, without suffix), formats, and "
         "the other options of the command line with _ for -. Without a seed a job has one that follows from itself.",
     )
-    parser.add_argument(
+    parser.basics.add_argument(
         "--out",
         required=True,
         metavar="DIR",
         help="where the clips go, and manifest.jsonl with a line for each that is finished or given up; on a cluster a "
         "folder that all its machines have",
     )
-    parser.add_argument("--model", metavar="PATH", help="the checkpoint of jobs that name none")
-    parser.add_argument("--config", metavar="FOLDER", help="its configuration")
-    parser.add_argument("--skip-bad", action="store_true", help="goes on without the jobs that have a fault")
-    parser.add_argument("--dry-run", action="store_true", help="says what would be made and for how long, and ends")
-    ray = parser.add_argument_group("workers")
-    ray.add_argument(
-        "--workers", metavar="N", help="how many clips at once; default: one for each GPU, without a GPU one"
+    parser.basics.add_argument("--model", metavar="PATH", help="the checkpoint of jobs that name none")
+    parser.basics.add_argument("--config", metavar="FOLDER", help="its configuration")
+    parser.basics.add_argument("--skip-bad", action="store_true", help="goes on without the jobs that have a fault")
+    parser.basics.add_argument(
+        "--dry-run", action="store_true", help="says what would be made and for how long, and ends"
     )
-    ray.add_argument("--threads", metavar="N", help="threads of each worker; default 1")
-    ray.add_argument(
-        "--address",
-        metavar="HOST:PORT|auto",
-        help="a running cluster of Ray, whose machines have this package and see the same files at the same place",
-    )
-    ray.add_argument(
-        "--tries", metavar="N", help=f"a job is given up when its worker has died so often; default {TRIES}"
-    )
-    ray.add_argument("--dashboard", action="store_true", help="starts Ray's dashboard as well, on this machine alone")
+    _add_workers(parser.add_argument_group("workers"))
     messages = parser.add_argument_group("messages")
     messages.add_argument("--quiet", action="store_true", help="says on stderr what goes wrong, no more")
     messages.add_argument(
@@ -103,6 +93,22 @@ def parser() -> argparse.ArgumentParser:
         "workers are at, by number; with a job that is finished or given up; or with one note or error. Default bar.",
     )
     return parser
+
+
+def _add_workers(group) -> None:
+    group.add_argument(
+        "--workers", metavar="N", help="how many clips at once; default: one for each GPU, without a GPU one"
+    )
+    group.add_argument("--threads", metavar="N", help="threads of each worker; default 1")
+    group.add_argument(
+        "--address",
+        metavar="HOST:PORT|auto",
+        help="a running cluster of Ray, whose machines have this package and see the same files at the same place",
+    )
+    group.add_argument(
+        "--tries", metavar="N", help=f"a job is given up when its worker has died so often; default {TRIES}"
+    )
+    group.add_argument("--dashboard", action="store_true", help="starts Ray's dashboard as well, on this machine alone")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -157,10 +163,12 @@ def make(jobs: Sequence[Planned], folder: Path, manifest: Manifest, machines) ->
     from zs2_lib.batch import workers
 
     given_up = []
+    out = sys.stdout
     with (
+        redirect_stdout(Notes(say)),  # Ray prints what befalls its workers, also at the end
         workers.started(machines) as count,
-        Progress(jobs, count) as progress,
-        redirect_stdout(Notes(progress.say)),  # Ray prints what befalls its workers
+        Progress(jobs, count, out) as progress,
+        redirect_stdout(Notes(progress.say)),
     ):
 
         def done(job: Planned, outcome: dict) -> None:

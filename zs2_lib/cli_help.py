@@ -12,10 +12,11 @@ BASICS = "basics"
 
 
 class Parser(argparse.ArgumentParser):
-    """Options in groups, which --help shows one at a time by the first word of their names."""
+    """Options in groups, which --help shows one at a time by the first word of their names; `takes` has to be there."""
 
-    def __init__(self, **how):
+    def __init__(self, takes: str, **how):
         super().__init__(add_help=False, **how)
+        self.takes = takes
         self.groups: dict[str, argparse._ArgumentGroup] = {}
         self.basics = self.add_argument_group(BASICS)
         self.basics.add_argument(
@@ -42,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         return "\n".join([*lines, "", f"{self.prog} --help GROUP says more of one, --help all of all of them.", ""])
 
     def usage_line(self) -> str:
-        return f"usage: {self.prog} PROMPT -o FILE [options]"
+        return f"usage: {self.prog} {self.takes} [options]"
 
     def help_on(self, name: str) -> str:
         """What the options of one group do. Raises Refused for one that there is not."""

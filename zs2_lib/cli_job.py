@@ -20,6 +20,7 @@ from PIL import Image
 from zs2_lib import cli_control, cli_edit, cli_upscale
 from zs2_lib.cli_models import Models
 from zs2_lib.cli_say import Failed, Meter, ModelRefused, say
+from zs2_lib.hosts.diffusers.hires import first_size
 from zs2_lib.media.formats import FORMATS, clip_path, exact_rate
 from zs2_lib.media.on_disk import OnDisk
 from zs2_lib.media.resample import interpolated, interpolated_count
@@ -214,8 +215,6 @@ def _opened(upscale: cli_upscale.Larger, device: torch.device, dtype: torch.dtyp
 
 def make(pipe, job: Job, hands: Hands = ALONE) -> None:
     """Samples the clip and writes its files."""
-    from zs2_lib.hosts.diffusers.hires import first_size  # see `load`
-
     sampler, models = type(pipe.scheduler).__name__.removesuffix("Scheduler"), job.models
     if models.expected and models.expected.lower() != sampler.lower():
         say(f"the recipe's sampler is {models.expected}, here it is the checkpoint's own, {sampler}")
@@ -287,7 +286,15 @@ def write(
         if stopped := len(kept) < job.settings.length:
             job = job.stopped
             say(f"interrupted: the {len(kept)} finished frames become the files; again, they stay as they are")
-        write_files(kept, job, sampler, {**more, STOPPED: "before the end"} if stopped else more, hands)
+        more = {**more, STOPPED: "before the end"} if stopped else more
+        try:
+            write_files(kept, job, sampler, more, hands)
+        except KeyboardInterrupt:
+            if stopped or not job.faster:
+                raise
+            say("interrupted: the frames that were sampled become the files, without those between")
+            write_files(kept, replace(job.stopped, faster=None), sampler, more, hands)
+            raise KeyboardInterrupt("interrupted; the files have no frames between") from None
     if stopped:
         raise KeyboardInterrupt(f"interrupted; the files have {len(kept)} of {job.settings.length} frames")
 

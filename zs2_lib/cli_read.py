@@ -86,7 +86,7 @@ def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
     with refusals():
         targets, formats = read_targets(options.output)
         made = read_recipe(options)
-        if (step := step_of(options)) in ("extend", "retake"):
+        if (step := step_of(options)) is not None:
             check_output(targets, Path(read_clip_name(step, getattr(options, step))[0]))
         prompt = made.prompt if options.prompt is None else options.prompt
         if prompt is None:
@@ -99,6 +99,9 @@ def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
         edit, settings, of_edit = cli_edit.read(options, settings, read_size(*named["size"]), steps, made.values)
         control, of_control = cli_control.read(options, settings, edit.pictures if edit else None)
         settings = replace(settings, control=tuple(unit.images for unit in control))
+        shown = [*((edit.pictures, edit.masks) if edit else ()), *(unit.pictures for unit in control)]
+        for file in {each.source.path for each in shown if each}:
+            check_output(targets, file)
         upscale = cli_upscale.read_upscale(options)
         faster = read_faster(options, exact_rate(settings.rate), settings.loop != "off", formats)
         negative = made.negative if options.negative is None else options.negative
@@ -108,7 +111,7 @@ def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
         models, prompt, notes = cli_models.read(options, named, made.values, prompt, frames)
         check_steps(models.sampler, steps)
         hires, of_hires = cli_upscale.read_hires(options, made.values, steps, models)
-        check_texts(prompt, negative, cfg, hires, settings)
+        check_texts(prompt, negative, cfg, steps, hires, settings)
     check_packages(formats, faster)
     return Job(
         prompt=prompt,
@@ -132,12 +135,15 @@ def read_job(options: argparse.Namespace, seed: int | None = None) -> Job:
     )
 
 
-def check_texts(prompt: str, negative: str, cfg: float, hires: cli_upscale.Hires | None, settings: Settings) -> None:
+def check_texts(
+    prompt: str, negative: str, cfg: float, steps: int, hires: cli_upscale.Hires | None, settings: Settings
+) -> None:
     """Raises SettingsError for prompts, of both passes, that are not allowed together."""
-    check_prompts(prompt, settings.prompts, negative, cfg > 1)
+    check_prompts(prompt, settings.prompts, negative, cfg > 1, steps)
     if hires:
         second = cfg if hires.guidance is None else hires.guidance
-        check_prompts(hires.prompt or prompt, settings.prompts, hires.negative or negative, second > 1)
+        texts = hires.prompt or prompt, settings.prompts, hires.negative or negative
+        check_prompts(*texts, second > 1, hires.steps or steps, steps)
 
 
 def check_output(targets: list[tuple[Path, str]], clip: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -44,11 +45,28 @@ voice = Voice()
 """That of this run of the program."""
 
 
+def listen(arguments: Sequence[str] | None) -> None:
+    """Sets the voice as these arguments, by themselves those of the program, ask for, before they are parsed."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    pairs = zip(arguments, [*arguments[1:], ""])
+    voice.json = any(one == "--progress=json" or (one, next) == ("--progress", "json") for one, next in pairs)
+    voice.quiet = "--quiet" in arguments
+
+
 def say(text: object, error: bool = False) -> None:
+    if voice.quiet and not error:
+        return
     if voice.json:
-        print(json.dumps({"error" if error else "note": str(text)}, ensure_ascii=False), file=sys.stderr, flush=True)
-    elif error or not voice.quiet:
+        write_line({"error" if error else "note": str(text)})
+        return
+    with tqdm.external_write_mode(file=sys.stderr):  # a bar is on its line
         print(f"zs2: {'error: ' * error}{text}", file=sys.stderr)
+
+
+def write_line(about: Mapping) -> None:
+    """A line of JSON on stderr, in one piece, so that an interruption does not tear it."""
+    sys.stderr.write(json.dumps(about, ensure_ascii=False) + "\n")
+    sys.stderr.flush()
 
 
 class Meter:
@@ -68,10 +86,10 @@ class Meter:
     def show(self, done: float, words: str, **about) -> None:
         """`done` is from 0 to 1; `words` say what is being done, `about` the same for JSON."""
         self._done = done
-        if voice.json:
+        if voice.json and not voice.quiet:
             left = (time.monotonic() - self._begin) * (1 - done) / done if done else None
             line = {**about, "done": round(done, 4), "seconds_left": left if left is None else round(left, 1)}
-            print(json.dumps(line), file=sys.stderr, flush=True)
+            write_line(line)
         elif self._bar is not None:
             self._bar.n = done
             self._bar.set_description(words)

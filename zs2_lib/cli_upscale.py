@@ -34,7 +34,7 @@ OF_RECIPE = {
 KEYS = (SCALE, RESIZE, PROMPT, NEGATIVE, SAMPLER, SCHEDULE, *OF_RECIPE.values())
 """Keys of a recipe that are followed here."""
 SCALES = Number(1, 4)
-MOST_PIXELS = 16384
+MOST_PIXELS = 8192
 """Of a side."""
 MOST_STEPS = 999
 """As many as a checkpoint has been trained with, less one."""

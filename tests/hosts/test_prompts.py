@@ -109,13 +109,15 @@ def test_parts(prompt, parts):
     [
         ("(a:1.2.3)", None, "", True, "prompt: the emphasis ':1.2.3)' is not allowed: '1.2.3' is no number; write one"),
         ("a", None, "[a:(b:.):0]", True, "prompt: the emphasis ':.)' is not allowed"),
+        ("[(a:1..2):b:0.5]", None, "", True, "prompt: the emphasis ':1..2)' is not allowed"),
+        ("[a|(b:1..2)]", None, "", True, "prompt: the emphasis ':1..2)' is not allowed"),
         ("a AND b", None, "", False, "prompt: 'a AND b' is not allowed with a cfg of 1 or less: parts joined by AND"),
         ("a", "0: b\n4: c AND d", "", True, "prompts: 'a, c AND d' is not allowed: it has 2 part(s) joined by AND, 'a"),
     ],
 )
 def test_what_cannot_be_read(prompt, frames, negative, guided, words):
     with pytest.raises(ValueError) as refused:
-        check_prompts(prompt, frames and PromptKeyframes.parse(frames), negative, guided)
+        check_prompts(prompt, frames and PromptKeyframes.parse(frames), negative, guided, 10)
     assert str(refused.value).startswith(words)
 
 

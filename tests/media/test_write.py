@@ -248,6 +248,21 @@ def test_video_is_tagged_as_what_it_is(tmp_path, format):
         assert context.color_range == limited
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_same_frames_give_the_same_bytes(tmp_path, format):
+    """Whatever is in the memory that the writer gets, and for x264 in a width that its fast code does not fit."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    picture = Image.fromarray(pixels).resize((192, 128), Image.Resampling.BICUBIC)
+    clips = set()
+    for count in range(4):
+        kept = [os.urandom(7000 * count) for _ in range(200)]
+        clips.add(
+            clip_bytes(write_clip([picture.rotate(angle) for angle in range(0, 60, 2)], tmp_path / "a", format, 8))
+        )
+        del kept
+    assert len(clips) == 1
+
+
 def test_mp4_can_start_before_it_is_loaded(tmp_path):
     data = write_clip(moving_clip(2), tmp_path / "clip", "mp4", 8).read_bytes()
     assert 0 < data.index(b"moov") < data.index(b"mdat")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from zs2_lib.cli_edit import DEFAULT_STRENGTH
 from zs2_lib.cli_job import Job
+from zs2_lib.hosts.diffusers import hires
 from zs2_lib.settings.table import Settings
 
 BETWEEN_OF_FULL = 0.6
@@ -36,8 +37,6 @@ def cost(job: Job) -> Cost:
     steps = max(1, int(job.steps * strength))
     full, between = (part * rows for part in _parts(job.settings, steps, strength))
     if job.hires:
-        from zs2_lib.hosts.diffusers import hires  # which takes seconds
-
         size = job.size if job.size[0] else OWN_SIZE
         second = hires.Hires(job.hires.scale or 1.0, job.hires.resize, steps=job.hires.steps)
         again = steps / second.share(steps, size) - steps

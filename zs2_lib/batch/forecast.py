@@ -66,8 +66,8 @@ def measured_pace(planned: Planned) -> tuple[Pace, float]:
     that are decoded. Raises Failed.
     """
     job, started = planned.job, time.perf_counter()
-    heard, json_before = _Heard(), voice.json
-    voice.json = True
+    heard, before = _Heard(), (voice.quiet, voice.json)
+    voice.quiet, voice.json = False, True
     try:
         with redirect_stderr(heard):
             pipe = load(job)
@@ -79,7 +79,7 @@ def measured_pace(planned: Planned) -> tuple[Pace, float]:
     except (Refused, ValueError, RuntimeError, OSError) as error:
         raise Failed(f"{planned.place}: its first steps cannot be measured: {error}") from error
     finally:
-        voice.json = json_before
+        voice.quiet, voice.json = before
     return heard.pace(planned), loaded - started
 
 

@@ -99,27 +99,31 @@ class Maker:
             return [np.asarray(picture) for picture in pictures_of(pipe, job, latents)]
 
     def write(self, clip: tuple, name: str) -> Path:
-        """The file of a clip, the arguments of `write_clip`, of a job that another worker is at."""
+        """The file of a clip, the arguments of `write_clip`, of a job that another worker is at. Raises
+        FileNotFoundError where that is finished, or begun anew by another.
+        """
+        if not (folder := clip[1].parent).is_dir():
+            raise FileNotFoundError(f"{folder} is gone")
         with self._heard(helps=name):
             return write_clip(*clip)
 
     @contextmanager
     def _heard(self, **about) -> Iterator[Said]:
         """Scope in which the command line says what it does to `said`."""
-        self.said, json_before = Said(**about), voice.json
-        voice.json = True
+        self.said, before = Said(**about), (voice.quiet, voice.json)
+        voice.quiet, voice.json = False, True
         try:
             with redirect_stdout(self.said), redirect_stderr(self.said):
                 yield self.said
         finally:
-            self.said, voice.json = Said(), json_before
+            self.said, (voice.quiet, voice.json) = Said(), before
 
     def _job(self, target: Path, arguments: tuple[str, ...], formats: tuple[str, ...]) -> Job:
         return read_job(parser().parse_args([*outputs(target, formats), *arguments]))
 
     def _pipeline(self, job: Job):
         if self._loaded != checkpoint(job):
-            self._pipe = None  # before the next takes its memory
+            self._loaded = self._pipe = None  # before the next takes its memory, or fails to load
             self._pipe = load(job)
             self._loaded = checkpoint(job)
             torch.set_num_threads(self.threads)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import TextIO
 
 from tqdm import tqdm
 
-from zs2_lib.cli_say import BAR, say, voice
+from zs2_lib.cli_say import BAR, say, voice, write_line
 
 from .jobs import Planned
 
@@ -20,11 +20,11 @@ MOST_LINES = 16
 
 
 class Progress:
-    """A scope that says how much of `jobs` is done, and what each of so many workers is at."""
+    """A scope that says how much of `jobs` is done, on stderr and `out`, and what each of so many workers is at."""
 
-    def __init__(self, jobs: Sequence[Planned], workers: int):
+    def __init__(self, jobs: Sequence[Planned], workers: int, out: TextIO):
         self._work = {job.name: job.cost.work for job in jobs}
-        self._all, self._out, self._begin = sum(self._work.values()), sys.stdout, time.monotonic()
+        self._all, self._out, self._begin = sum(self._work.values()), out, time.monotonic()
         self._jobs, self._finished, self._given_up, self._before = len(jobs), 0, 0, {}
         self._whole, self._lines, self._more = None, [], None
         if sys.stderr.isatty() and not (voice.quiet or voice.json):
@@ -55,9 +55,9 @@ class Progress:
         took = "" if outcome["seconds"] is None else f" ({outcome['seconds']:.1f} s on {outcome['host']})"
         with tqdm.external_write_mode(file=sys.stderr):  # whose terminal is that of stdout, mostly
             print(f"{self._finished}/{self._jobs} {job.name}: {what}{took}", file=self._out, flush=True)
-        if voice.json:
+        if voice.json and not voice.quiet:
             about = {key: outcome[key] for key in ("files", "error", "seconds", "host", "tries")}
-            _print({"job": job.name, **about, **self._counts})
+            write_line({"job": job.name, **about, **self._counts})
 
     def say(self, text: str) -> None:
         with tqdm.external_write_mode(file=sys.stderr):
@@ -73,12 +73,12 @@ class Progress:
             self._whole.set_description_str(f"{self._finished} of {self._jobs} clips: ")
         for number, bar in enumerate(self._lines):
             bar.set_description_str(f"worker {number + 1}: {words(at_work.get(number, {}))}")
-        if voice.json and at_work != self._before:
+        if voice.json and not voice.quiet and at_work != self._before:
             self._before = at_work
             seconds = (time.monotonic() - self._begin) * (1 - done) / done if done else None
             line = {"done": round(done, 4), "seconds_left": seconds if seconds is None else round(seconds, 1)}
             workers = {str(number + 1): _without_seconds(at) for number, at in at_work.items()}
-            _print({**self._counts, **line, "workers": workers})
+            write_line({**self._counts, **line, "workers": workers})
 
     @property
     def _counts(self) -> dict[str, int]:
@@ -106,10 +106,6 @@ def words(at: Mapping) -> str:
     else:
         doing = "loading"
     return f"{doing}: {at['job']}"
-
-
-def _print(line: Mapping) -> None:
-    print(json.dumps(line, ensure_ascii=False), file=sys.stderr, flush=True)
 
 
 def _without_seconds(at: Mapping) -> dict:

@@ -23,6 +23,8 @@ LONG = 32
 """Frames of a clip that others help with: 128 pixels of the tiny checkpoint are decoded in a second then."""
 PIECE, PIXELS = 8, 8 * 512 * 512
 """How many frames are a piece, and their pixels, of which fewer frames are one."""
+HELD = 16 * PIXELS
+"""How many pixels, of 3 bytes, of pieces that helpers have made wait until their turn comes."""
 
 
 class Lost(Exception):
@@ -36,6 +38,7 @@ class Shared:
     idle: the helpers there are now.
     ask: has a helper do a piece, waits for it, and gives a function that gives the results; both raise Lost.
     prepare: makes a helper ready; raises Lost.
+    most: how many helpers there may be.
     hurry: whether a piece is begun here as well where a helper is still at it; otherwise it is waited for.
     """
 
@@ -44,10 +47,12 @@ class Shared:
         do: Callable[[object], Iterable],
         idle: Callable[[], Collection[Hashable]],
         ask: Callable[[Hashable, object], Callable[[], Sequence]],
+        most: int,
         prepare: Callable[[Hashable], object] = lambda helper: None,
         hurry: bool = False,
     ):
         self._do, self._idle, self._ask, self._prepare, self._hurry = do, idle, ask, prepare, hurry
+        self._most, self._held = most, 0
         self._pieces: list = []
         self._left: list[int] = []
         """Those that nobody does."""
@@ -61,10 +66,13 @@ class Shared:
 
     @property
     def is_helped(self) -> bool:
-        return bool(self._helping)
-
-    def add(self, pieces: Iterable) -> None:
         with self._changed:
+            return any(helper in self._idle() for helper in self._helping)
+
+    def add(self, pieces: Iterable, held: int) -> None:
+        """There are more pieces. `held`: how many that helpers have made, or are at, wait at most for their turn."""
+        with self._changed:
+            self._held = held
             first = len(self._pieces)
             self._pieces += pieces
             self._left += range(first, len(self._pieces))
@@ -74,6 +82,7 @@ class Shared:
         """Others may be idle now."""
         with self._changed:
             new = [] if self._closed else [helper for helper in self._idle() if helper not in self._helping]
+            new = new[: max(0, self._most - len(self._helping))]
             self._helping.update(new)
             self._changed.notify_all()
         for helper in new:
@@ -85,9 +94,11 @@ class Shared:
             self._closed = True
             self._changed.notify_all()
 
-    def results(self) -> Iterator:
-        """Those of the pieces that there are, from where it stopped."""
-        while self._next < len(self._pieces):
+    def results(self, only_made: bool = False) -> Iterator:
+        """Those of the pieces that there are, from where it stopped; `only_made`: up to the first that no helper has
+        made.
+        """
+        while self._next < len(self._pieces) and not (only_made and self._next not in self._made):
             number, self._next = self._next, self._next + 1
             self._claim(number)
             count = 0
@@ -98,13 +109,22 @@ class Shared:
                     if number in self._made:  # in the meantime
                         break
                 else:
+                    self._forget(number)
                     continue
             yield from self._rest(number, count)
+            self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        """A piece is done, and what it is made of of no more use; nor is what a helper makes of it yet."""
+        with self._changed:
+            self._pieces[number] = None
+            self._made.pop(number, None)
+            self._changed.notify_all()
 
     def _rest(self, number: int, count: int) -> Iterator:
         """What a helper has made of a piece, but for the first results, so many."""
         try:
-            made = self._made.pop(number)()
+            made = self._made[number]()
         except Lost:
             made = list(self._do(self._pieces[number]))
         yield from made[count:]
@@ -122,10 +142,12 @@ class Shared:
         number = None
         try:
             self._prepare(helper)
-            while (number := self._taken(helper)) is not None:
-                made = self._ask(helper, self._pieces[number])
+            while (taken := self._taken(helper)) is not None:
+                number, piece = taken
+                made = self._ask(helper, piece)
                 with self._changed:
-                    self._made[number] = made
+                    if self._pieces[number] is not None:
+                        self._made[number] = made
                     del self._with[number]
                     self._changed.notify_all()
         except Lost:
@@ -137,14 +159,16 @@ class Shared:
                 self._helping.discard(helper)
                 self._changed.notify_all()
 
-    def _taken(self, helper: Hashable) -> int | None:
-        """The last piece that nobody does, once there is one; None for a helper that is not idle any more."""
+    def _taken(self, helper: Hashable) -> tuple[int, object] | None:
+        """The last piece that nobody does, and its number, once there is one; None for a helper that is not idle any
+        more.
+        """
         with self._changed:
             while not self._closed and helper in self._idle():
-                if self._left:
+                if self._left and len(self._made) + len(self._with) < self._held:
                     number = self._left.pop()
                     self._with[number] = helper
-                    return number
+                    return number, self._pieces[number]
                 self._changed.wait()
         return None
 
@@ -177,21 +201,23 @@ class Crew(Hands):
             made = self._decode(helper, latents)
             return lambda: [Image.fromarray(picture) for picture in made()]
 
-        do = partial(pictures_of, pipe, job)
-        with self._sharing(do=do, ask=ask, prepare=self._prepare, hurry=True) as shared:
+        do, most = partial(pictures_of, pipe, job), -(-job.settings.length // PIECE)
+        larger = job.upscale.scale**2 if job.upscale else 1
+        with self._sharing(do=do, ask=ask, prepare=self._prepare, hurry=True, most=most) as shared:
             for latents in segments:
-                frames = max(1, min(PIECE, PIXELS // (64 * latents.shape[2] * latents.shape[3])))
-                shared.add(latents.split(frames))
-                if not shared.is_helped:  # else the next segment is sampled meanwhile
-                    yield from shared.results()
+                pixels = int(64 * latents.shape[2] * latents.shape[3] * larger)
+                frames = max(1, min(PIECE, PIXELS // pixels))
+                shared.add(latents.split(frames), held=max(1, HELD // (frames * pixels)))
+                # where others help, the next segment is sampled meanwhile
+                yield from shared.results(only_made=shared.is_helped)
             yield from shared.results()
 
     def files(self, clips: Sequence[tuple]) -> Iterator[Path]:
         if len(clips) == 1 or len(clips[0][0]) < LONG:
             yield from super().files(clips)
             return
-        with self._sharing(do=lambda clip: [write_clip(*clip)], ask=self._write) as shared:
-            shared.add(clips)
+        with self._sharing(do=lambda clip: [write_clip(*clip)], ask=self._write, most=len(clips) - 1) as shared:
+            shared.add(clips, held=len(clips))
             yield from shared.results()
 
     @contextmanager

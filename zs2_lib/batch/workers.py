@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +26,13 @@ from zs2_lib.cli_say import Failed, Refused
 
 from .jobs import Planned
 from .make import STAY_HERE, Maker
-from .sharing import Crew, Lost
+from .sharing import LONG, Crew, Lost
 from .turns import Turns
 
 HERE = "127.0.0.1"
 """Where Ray listens if it is started here, as nobody has to say who they are to it."""
-STORE = 100_000_000
-"""Bytes of Ray's store of objects on this machine; what workers and driver tell each other are a few kilobytes."""
+STORE = 200_000_000
+"""Bytes of Ray's store of objects on this machine, for the frames that helpers decode (see `sharing.HELD`)."""
 ASKED_EVERY = 0.5
 """Seconds between two looks at the workers."""
 
@@ -69,7 +69,7 @@ class Worker:
         job = name, arguments, formats
         self.crew = Crew(
             idle=lambda: self.idle,
-            decode=lambda helper, latents: _asked(self.idle, helper, "decode", latents.cpu(), *job),
+            decode=lambda helper, latents: _asked(self.idle, helper, "decode", latents.cpu().clone(), *job),
             write=lambda helper, clip: _asked(self.idle, helper, "write", clip, name),
             prepare=lambda helper: _asked(self.idle, helper, "prepare", *job),
         )
@@ -111,7 +111,7 @@ def _asked(idle: Mapping[int, ActorHandle], number: int, method: str, *values) -
 
     try:
         reference = getattr(idle[number], method).remote(*values)
-    except KeyError as error:  # it has got a job since
+    except (KeyError, RayError) as error:  # it has got a job since; Ray's store is full
         raise Lost from error
     answer()
     return answer
@@ -179,7 +179,11 @@ class _Crowd:
         self.left, self.tries = len(self.turns), Counter()
         self.waiting = {actor.ready.remote(): (number, None) for number, actor in enumerate(actors)}
         self.idle: list[int] = []
-        self._told: tuple = ()
+        self._helps: dict[int, int] = {}
+        """At whose clip each of them helps."""
+        self._has: dict[int, str] = {}
+        """The checkpoint that each worker has loaded."""
+        self._told: dict[int, list[int]] = {}
         self._asked: dict[int, ray.ObjectRef] = {}
         self._said: dict[int, dict] = {}
 
@@ -189,15 +193,30 @@ class _Crowd:
             number = self.idle.pop()
             job = self.turns.next(number)
             self.waiting[self.actors[number].make.remote(job.name, job.arguments, job.formats)] = (number, job)
-        now = (sorted(self.idle), sorted(self._at_work))
-        if now != self._told:
-            self._told = now
-            for number in self._at_work:
-                self.actors[number].helped_by.remote({idle: self.actors[idle] for idle in self.idle})
+            self._has[number] = job.checkpoint
+        self._deal_helpers()
+        at_work = self._at_work
+        told = {number: [idle for idle in self._helps if self._helps[idle] == number] for number in at_work}
+        for number in told.keys() | self._told.keys():
+            if (helpers := told.get(number, [])) != self._told.get(number, []):
+                self.actors[number].helped_by.remote({idle: self.actors[idle] for idle in helpers})
+        self._told = told
+
+    def _deal_helpers(self) -> None:
+        """Has each idle worker help with one clip, the same as long as it lasts, as each has a checkpoint to load: one
+        of the checkpoint that it has, or with the fewest helpers.
+        """
+        long = {number: job for number, job in self._at_work.items() if job.job.settings.length >= LONG}
+        self._helps = {idle: helped for idle, helped in self._helps.items() if idle in self.idle and helped in long}
+        for idle in sorted(set(self.idle) - self._helps.keys()) if long else ():
+            count = Counter(self._helps.values())
+            has = self._has.get(idle)
+            self._helps[idle] = min(long, key=lambda number: (long[number].checkpoint != has, count[number], number))
+            self._has[idle] = long[self._helps[idle]].checkpoint
 
     @property
-    def _at_work(self) -> dict[int, str]:
-        return {number: job.name for number, job in self.waiting.values() if job is not None}
+    def _at_work(self) -> dict[int, Planned]:
+        return {number: job for number, job in self.waiting.values() if job is not None}
 
     def outcome(self, reference: ray.ObjectRef) -> tuple[Planned, dict] | None:
         """A job that is finished or given up, and what became of it. Raises Failed."""
@@ -229,9 +248,14 @@ class _Crowd:
         for number, reference in list(self._asked.items()):
             if ray.wait([reference], timeout=0)[0]:
                 del self._asked[number]
-                with suppress(RayError):
+                try:
                     self._said[number] = ray.get(reference)
-        names = self._at_work
+                except RayError:
+                    if number in self.idle:  # it died, and gets no job before there is another in its place
+                        self.idle.remove(number)
+                        self.turns.lost(number)
+                        self.waiting[self.actors[number].ready.remote()] = (number, None)
+        names = {number: job.name for number, job in self._at_work.items()}
         for number in {*names, *self.idle} - self._asked.keys():
             self._asked[number] = self.actors[number].progress.remote()
         said = {number: self._said.get(number, {}) for number in (*names, *self.idle)}

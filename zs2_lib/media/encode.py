@@ -65,6 +65,9 @@ def write_video(
             pixels = _pad_to_even(np.asarray(picture))  # (height, width, 3)
             if number == 0:
                 stream.height, stream.width = pixels.shape[:2]
+                if encoding.encoder == "libx264" and -(-stream.width // 16) % 8:
+                    # x264's fast code for a row of blocks reads beyond its end, and another file comes of it each time
+                    stream.codec_context.options = {**options, "mbtree": "0"}
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame = frame.reformat(
                 format="yuv420p", dst_colorspace="ITU709", dst_color_range=_LIMITED_RANGE, interpolation="AREA"

@@ -38,9 +38,11 @@ def whole_prompts(prompt: str, keyframes: PromptKeyframes | None) -> dict[str, s
     return {text: join(prompt, text) for text in keyframes.texts} if keyframes else {"": prompt}
 
 
-def check_prompts(prompt: str, keyframes: PromptKeyframes | None, negative: str, guided: bool) -> None:
+def check_prompts(
+    prompt: str, keyframes: PromptKeyframes | None, negative: str, guided: bool, steps: int, passed: int = 0
+) -> None:
     """Raises SettingsError for what cannot be read, or sampled, in a clip's prompts; `guided` says whether the negative
-    one is used.
+    one is used; `steps` and `passed` are those of `at_steps`.
     """
     parts = {prompt: parts_of(prompt) for prompt in whole_prompts(prompt, keyframes).values()}
     first = next(iter(parts))
@@ -56,7 +58,7 @@ def check_prompts(prompt: str, keyframes: PromptKeyframes | None, negative: str,
                 "the negative prompt, which takes no part then; give a higher cfg, or one prompt without a weight"
             )
     for text in (negative, *(text for own in parts.values() for text, _ in own)):
-        for _, changed in at_steps(text, 1):
+        for _, changed in at_steps(text, steps, passed):
             pieces_of(changed)
 
 

@@ -86,7 +86,9 @@ class Prompts:
     def _read(self, texts: dict[str, str], given: dict) -> None:
         """Encodes the prompt of each keyframe and the negative one, of the arguments `given` to `encode_prompt`."""
         self._guided = given["do_classifier_free_guidance"]
-        check_prompts(given["prompt"], self.keyframes, given["negative_prompt"] or "", self._guided)
+        check_prompts(
+            given["prompt"], self.keyframes, given["negative_prompt"] or "", self._guided, self.calls or 1, self.before
+        )
         check_parts(self.pipe, given["prompt"], self.keyframes)
         if any(given.get(name) for name in OF_SECOND_ENCODER):
             raise ValueError(
