@@ -285,15 +285,34 @@ def test_progress_in_json(pipe, tmp_path, capsys):
     assert any("Inertia 0.5" in line.get("note", "") for line in lines)
     assert cli.main([PROMPT, "-o", str(tmp_path / "a.gif"), "--progress", "json", "--size", "3"]) == 2
     assert "size" in json.loads(capsys.readouterr().err)["error"]
+    assert cli.main([PROMPT, "--progress=json", "--unknown"]) == 2
+    assert "--output" in json.loads(capsys.readouterr().err)["error"]
 
 
-def test_quiet(pipe, tmp_path, capsys):
-    make("-o", tmp_path / "a.gif", *QUICK, "--quiet", "--loop", "--inertia", "0.5")
+def test_an_interruption_among_frames_between_leaves_those_that_were_sampled(pipe, tmp_path, monkeypatch, capsys):
+    def stops(self, frames):
+        yield next(iter(frames))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zs2_lib.cli_job.Faster.pictures", stops)
+    assert cli.main([PROMPT, "-o", str(tmp_path / "a.gif"), *QUICK, "--interpolate", "x2"]) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["a-stopped.gif"]
+    assert open_source(tmp_path / "a-stopped.gif").info.frames == 3
+    assert "interpolated" not in read_text(tmp_path / "a-stopped.gif")
+    assert "the files have no frames between" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--progress", "json"]])
+def test_quiet(pipe, tmp_path, capsys, more):
+    make("-o", tmp_path / "a.gif", *QUICK, "--quiet", "--loop", "--inertia", "0.5", *more)
     out, err = capsys.readouterr()
     assert err == "" and out.startswith(str(tmp_path / "a.gif"))
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried")])
+CPU = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried"), RuntimeError(CPU)])
 def test_out_of_memory_has_a_status(pipe, tmp_path, monkeypatch, capsys, error):
     def fails(*args, **kwargs):
         raise error

@@ -327,6 +327,8 @@ def test_a_recipe_of_a_webui(source, tmp_path, capsys):
         (["--source", "{source}", "--mask", "{wide}"], "--mask: its pictures are 128x64, those to be edited 64x64"),
         (["--image", "{small}"], "--size: the pictures are 32x32; give the size of the clip"),
         (["--source", "{source}", "--fps", "200"], "--fps: 200 is not allowed"),
+        (["--source", "{gif}", "-o", "{gif}"], "--output: {gif} is the input; choose another name"),
+        (["--image", "{image}", "--mask", "{gif}", "--frames", "3", "-o", "{gif}"], "--output: {gif} is the input"),
     ],
 )
 def test_wrong_values(source, tmp_path, capsys, arguments, words):

@@ -135,8 +135,8 @@ def test_a_stopped_second_pass(pipe, tmp_path, short_segments, monkeypatch, caps
     [
         (["--hires", "5"], "--hires: 5 is not allowed; give a number from 1 to 4, or a size such as 1024x1536, or off"),
         (["--hires", "much"], "--hires: 'much' is not allowed; give a number from 1 to 4, or a size"),
-        (["--hires", "0x0"], "--hires: '0x0' is not allowed; give WIDTHxHEIGHT of 64 to 16384 pixels, or 0 for one"),
-        (["--hires", "32x0"], "--hires: '32x0' is not allowed; give WIDTHxHEIGHT of 64 to 16384 pixels"),
+        (["--hires", "0x0"], "--hires: '0x0' is not allowed; give WIDTHxHEIGHT of 64 to 8192 pixels, or 0 for one"),
+        (["--hires", "32x0"], "--hires: '32x0' is not allowed; give WIDTHxHEIGHT of 64 to 8192 pixels"),
         (["--hires-steps", "3"], "--hires-steps: there is no second pass; give --hires SCALE as well"),
         (["--hires", "off", "--hires-cfg", "3"], "--hires-cfg: there is no second pass; give --hires SCALE as well"),
         (["--hires", "2", "--hires-steps", "1.5"], "--hires-steps: 1.5 is not allowed; give a whole number from 0 to"),

@@ -286,6 +286,7 @@ def write(
         if stopped := len(kept) < job.settings.length:
             job = job.stopped
             say(f"interrupted: the {len(kept)} finished frames become the files; again, they stay as they are")
+        lacking = f"{len(kept)} of {job.settings.length} frames" if stopped else None
         more = {**more, STOPPED: "before the end"} if stopped else more
         try:
             write_files(kept, job, sampler, more, hands)
@@ -294,9 +295,9 @@ def write(
                 raise
             say("interrupted: the frames that were sampled become the files, without those between")
             write_files(kept, replace(job.stopped, faster=None), sampler, more, hands)
-            raise KeyboardInterrupt("interrupted; the files have no frames between") from None
-    if stopped:
-        raise KeyboardInterrupt(f"interrupted; the files have {len(kept)} of {job.settings.length} frames")
+            lacking = "no frames between"
+    if lacking:
+        raise KeyboardInterrupt(f"interrupted; the files have {lacking}")
 
 
 def write_files(kept: OnDisk, job: Job, sampler: str, about: Mapping[str, object], hands: Hands) -> None:
