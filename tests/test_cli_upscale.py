@@ -221,7 +221,7 @@ def test_frames_are_made_larger(pipe, tmp_path, capsys):
     assert read_text(tmp_path / "b").endswith("ZS2 formats: png mp4, ZS2 upscaler: Lanczos, ZS2 upscaled by: 1.3")
     assert made(tmp_path, "--frames", 3, "--upscale", "2:nearest") == large(plain, 128, Image.Resampling.NEAREST)
     assert made(tmp_path, "--recipe", tmp_path / "b", name="again", prompt=(), quick=[]) == plain
-    assert "zs2: the clip was made larger 1.3, by Lanczos; --upscale does so again" in capsys.readouterr().err
+    assert "zs2: the clip was made larger 1.3 times by Lanczos; --upscale does so again" in capsys.readouterr().err
 
 
 def test_going_on_makes_all_frames_larger(pipe, tmp_path):

@@ -25,7 +25,7 @@ from zs2_lib.media.read import open_source
 from zs2_lib.media.text import read_text
 from zs2_lib.media.write import check_replaceable
 from zs2_lib.settings import going_on, postprocessing, recipe
-from zs2_lib.settings.finished import FinishedClip, Kept
+from zs2_lib.settings.finished import STOPPED, FinishedClip, Kept
 from zs2_lib.settings.kinds import Choice, Number, Prompts, SettingsError, WholeNumber
 from zs2_lib.settings.postprocessing import INTERPOLATED_TO, UPSCALED_BY, UPSCALER, check_interpolator
 from zs2_lib.settings.row import Row
@@ -52,7 +52,7 @@ LEAVES_FRAMES = (
 )
 """Options that leave those frames as they are that a clip has."""
 OF_RECIPE = {"seed": "Seed", "steps": "Steps", "cfg": "CFG scale", "size": "Size", **cli_models.OF_RECIPE}
-OF_OTHERS = ("Model", "Model hash", "Lora hashes", "Version", "ZS2 notes")
+OF_OTHERS = ("Model", "Model hash", "Lora hashes", "Version", "ZS2 notes", STOPPED)
 FOLLOWED = (*OF_RECIPE.values(), *cli_edit.KEYS, *cli_upscale.KEYS, *OF_OTHERS)
 """Keys of a recipe, beside the settings', that are followed, or ask for nothing."""
 
@@ -307,7 +307,7 @@ def notes_on(values: Mapping[str, str], options: argparse.Namespace) -> list[str
     others = [key for key in values if key not in followed and not cli_control.KEY.fullmatch(key)]
     notes = [f"not followed of the recipe: {', '.join(others)}"] if others else []
     if UPSCALED_BY in values and options.upscale is None:
-        by = f"{values[UPSCALED_BY]}, by {values.get(UPSCALER)}"
+        by = f"{values[UPSCALED_BY]} times by {values.get(UPSCALER)}"
         notes.append(f"the clip was made larger {by}; --upscale does so again")
     if INTERPOLATED_TO in values and options.interpolate is None:
         notes.append(f"the clip was interpolated to {values[INTERPOLATED_TO]}; --interpolate does so again")
