@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import sys
 
 from zs2_lib import cli_control, cli_edit, cli_models, cli_upscale
 from zs2_lib.cli_help import Parser
 from zs2_lib.cli_input import finish, read_input
 from zs2_lib.cli_job import load, make
 from zs2_lib.cli_read import CFG, STEPS, clip_options, flag, read_job
-from zs2_lib.cli_say import Failed, Refused, listen, say, voice
+from zs2_lib.cli_say import Failed, Refused, listen, say
 from zs2_lib.media.interpolators import MINTERPOLATE, InterpolatorError, names
 from zs2_lib.settings.kinds import Choice, Kind, OldYesNo, Prompts, SettingsError, YesNo
 from zs2_lib.settings.row import Row
@@ -28,9 +27,6 @@ def main(arguments: list[str] | None = None) -> int:
     used, 4 for too little memory, 130 for Ctrl-C, 1 for other failures.
     """
     listen(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a console that cannot show λ
     try:
         run(arguments)
     except (Refused, Failed) as error:
@@ -59,7 +55,6 @@ def main(arguments: list[str] | None = None) -> int:
 def run(arguments: list[str] | None) -> None:
     """From the command line's arguments to the files of the clip."""
     options = parser().parse_args(arguments)
-    voice.quiet, voice.json = options.quiet is not None, options.progress == "json"
     if options.progress not in (None, "bar", "json"):
         raise Refused(f"--progress: {options.progress!r} is not allowed; give bar or json")
     if options.input is not None:

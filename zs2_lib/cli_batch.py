@@ -23,7 +23,7 @@ from zs2_lib.batch.progress import GIVEN_UP, Progress
 from zs2_lib.cli_help import Parser
 from zs2_lib.cli_job import model_name
 from zs2_lib.cli_read import read_number
-from zs2_lib.cli_say import Failed, Refused, listen, say, voice
+from zs2_lib.cli_say import Failed, Refused, listen, say
 from zs2_lib.settings.kinds import SettingsError, WholeNumber
 
 PROGRAM = "python -m zs2_lib batch"
@@ -35,9 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
     failures, 130 for Ctrl-C.
     """
     listen(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
     try:
         return run(parser().parse_args(arguments))
     except SettingsError as refusal:
@@ -113,7 +110,6 @@ def _add_workers(group) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """From the options to the files."""
-    voice.quiet, voice.json = options.quiet, options.progress == "json"
     if options.progress not in ("bar", "json"):
         raise Refused(f"--progress: {options.progress!r} is not allowed; give bar or json")
     folder = Path(options.out).absolute()

@@ -46,7 +46,12 @@ voice = Voice()
 
 
 def listen(arguments: Sequence[str] | None) -> None:
-    """Sets the voice as these arguments, by themselves those of the program, ask for, before they are parsed."""
+    """Sets the voice as these arguments, by themselves those of the program, ask for, before they are parsed; what a
+    console cannot show, such as λ, is replaced.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     arguments = sys.argv[1:] if arguments is None else arguments
     pairs = zip(arguments, [*arguments[1:], ""])
     voice.json = any(one == "--progress=json" or (one, next) == ("--progress", "json") for one, next in pairs)
