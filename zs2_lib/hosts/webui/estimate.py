@@ -61,7 +61,7 @@ class Estimate:
         self.batch = 0
         """The batch that is made, counted from 0."""
         self.number = 0
-        """The call that runs, counted from 0, of how many."""
+        """The call that runs, counted from 0."""
         self._samplings: list[Sampling] = []
         """Those of the batch, as far as they have begun."""
         self._whole: list[Sampling] = []
